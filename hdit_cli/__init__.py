@@ -1,0 +1,40 @@
+"""hdit: whole image-diffusion experiments from one command line.
+
+The public Python API. Every name is loaded on first use, so `import hdit_cli` imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hdit_cli.diffusion.densities import noise_density
+    from hdit_cli.diffusion.samplers import sampler
+    from hdit_cli.diffusion.schedules import schedule
+    from hdit_cli.engine.checkpoint import load
+    from hdit_cli.engine.ema import ema_decay
+    from hdit_cli.engine.generate import generate
+    from hdit_cli.engine.model import Model
+
+_LAZY = {
+    "load": "hdit_cli.engine.checkpoint",
+    "Model": "hdit_cli.engine.model",
+    "schedule": "hdit_cli.diffusion.schedules",
+    "sampler": "hdit_cli.diffusion.samplers",
+    "noise_density": "hdit_cli.diffusion.densities",
+    "ema_decay": "hdit_cli.engine.ema",
+    "generate": "hdit_cli.engine.generate",
+}
+
+__all__ = ["Model", "__version__", "ema_decay", "generate", "load", "noise_density", "sampler", "schedule"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'hdit_cli' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,76 @@
+"""Every component by kind and name: strings only, imported on use. Adding one is a new file and a line here."""
+
+import difflib
+from importlib import import_module
+from typing import Any
+
+from hdit_cli.errors import UsageError
+
+CATALOG: dict[str, dict[str, str]] = {
+    "model": {
+        "hdit": "hdit_cli.models.hdit:HDiT",
+    },
+    "attention": {  # in the order of preference; "reference" is the judge, chosen only by name
+        "natten": "hdit_cli.models.attention.natten",
+        "tiled": "hdit_cli.models.attention.tiled",
+        "reference": "hdit_cli.models.attention.reference",
+    },
+    "sampler": {
+        "euler": "hdit_cli.diffusion.samplers.euler:euler",
+        "euler-ancestral": "hdit_cli.diffusion.samplers.euler:euler_ancestral",
+        "heun": "hdit_cli.diffusion.samplers.second_order:heun",
+        "dpm-2": "hdit_cli.diffusion.samplers.second_order:dpm_2",
+        "lms": "hdit_cli.diffusion.samplers.lms:lms",
+        "dpmpp-2m": "hdit_cli.diffusion.samplers.dpmpp:dpmpp_2m",
+        "dpmpp-2m-sde": "hdit_cli.diffusion.samplers.dpmpp:dpmpp_2m_sde",
+        "dpmpp-3m-sde": "hdit_cli.diffusion.samplers.dpmpp:dpmpp_3m_sde",
+    },
+    "schedule": {
+        "karras": "hdit_cli.diffusion.schedules:karras",
+        "exponential": "hdit_cli.diffusion.schedules:exponential",
+    },
+    "density": {
+        "cosine": "hdit_cli.diffusion.densities:cosine",
+        "cosine-interpolated": "hdit_cli.diffusion.densities:cosine_interpolated",
+        "lognormal": "hdit_cli.diffusion.densities:lognormal",
+        "loglogistic": "hdit_cli.diffusion.densities:loglogistic",
+        "loguniform": "hdit_cli.diffusion.densities:loguniform",
+        "split-lognormal": "hdit_cli.diffusion.densities:split_lognormal",
+    },
+    "weighting": {
+        "karras": "hdit_cli.diffusion.weightings:karras",
+        "snr": "hdit_cli.diffusion.weightings:snr",
+        "soft-min-snr": "hdit_cli.diffusion.weightings:soft_min_snr",
+        "min-snr": "hdit_cli.diffusion.weightings:min_snr",
+    },
+    "metric": {
+        "fid": "hdit_cli.metrics.frechet:FID",
+        "kid": "hdit_cli.metrics.kernel:KID",
+        "swd": "hdit_cli.metrics.sliced:SWD",
+    },
+    "export": {
+        "safetensors": "hdit_cli.engine.export:to_safetensors",
+        "torch-export": "hdit_cli.engine.export:to_torch_export",
+    },
+}
+
+
+def names(kind: str) -> list[str]:
+    """All names of a kind, in catalog order."""
+    return list(CATALOG[kind])
+
+
+def get(kind: str, name: str) -> Any:
+    """Imports and returns the component `name` of a kind.
+
+    Raises:
+        UsageError: no such name; the nearest one is in the hint.
+    """
+    table = CATALOG[kind]
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
+        best = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"unknown {kind} {name!r}", hint=f"{best}one of: {', '.join(table)}")
+    module, _, attribute = table[name].partition(":")
+    loaded = import_module(module)
+    return getattr(loaded, attribute) if attribute else loaded

@@ -1,0 +1,62 @@
+"""Errors a user can cause: one sentence, one hint, one exit code. Anything else that escapes is our bug."""
+
+
+class HditError(Exception):
+    """Base of all errors meant for the user.
+
+    Args:
+        message: what is wrong, one sentence.
+        hint: what to type or change instead.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+class UsageError(HditError):
+    """Usage, recipe, unknown class, changed recipe, locked run, existing output."""
+
+    exit_code = 2
+
+
+class DataError(HditError):
+    """Missing, empty, corrupt or too little data; missing Inception weights."""
+
+    exit_code = 3
+
+
+class CheckpointError(HditError):
+    """Not a checkpoint, damaged, or of another kind."""
+
+    exit_code = 4
+
+
+class NonFiniteError(HditError):
+    """NaN or infinity where a number was needed."""
+
+    exit_code = 5
+
+
+class OutOfMemory(HditError):
+    """The device ran out of memory."""
+
+    exit_code = 6
+
+
+class StorageError(HditError):
+    """Disk full, no permission, I/O failure."""
+
+    exit_code = 74
+
+
+class Interrupted(HditError):
+    """Stopped by a signal after saving; the same command goes on."""
+
+    exit_code = 75

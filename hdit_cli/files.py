@@ -1,0 +1,257 @@
+"""The one door for writing. A file or folder that appears under its final name is whole and on the disk.
+
+Every operation that changes the disk announces itself to `observer` first, so that a test can kill the process, raise an
+errno or record the sequence at any of them.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hdit_cli.errors import StorageError, UsageError
+
+observer: Callable[[str, str], None] | None = None  # (operation, path), called before the operation; a seam for tests
+
+_TEMPORARY = ".tmp-"
+_CHUNK = 1 << 22  # 4 MiB: large enough for the disk, small enough to be interrupted between
+
+
+def _announce(operation: str, path: str | os.PathLike[str]) -> None:
+    if observer is not None:
+        observer(operation, os.fspath(path))
+
+
+@contextlib.contextmanager
+def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns an OSError inside the block into a `StorageError` (exit 74) that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        hints = {
+            errno.ENOSPC: "free some space or choose another folder; nothing that was there before is lost",
+            errno.EDQUOT: "the disk quota is used up; nothing that was there before is lost",
+            errno.EACCES: "check the permissions of the folder, or choose another one",
+            errno.EPERM: "check the permissions of the folder, or choose another one",
+            errno.EROFS: "the file system is read-only; choose another folder",
+            errno.EFBIG: "the file size limit is reached (ulimit -f); nothing that was there before is lost",
+        }
+        code = error.errno or 0
+        hint = hints.get(code, "check the disk and the path")
+        raise StorageError(f"cannot write {path}: {os.strerror(code) if code else error}", hint=hint) from error
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder and its parents; already there is fine."""
+    if path.is_dir():
+        return
+    with storage_errors(path):
+        _announce("mkdir", path)
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names inside a folder durable. Does nothing where folders cannot be opened (Windows)."""
+    _announce("fsync-folder", path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path`, on the same file system, that `reap` recognises."""
+    return path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}")
+
+
+def _write_through(handle: BinaryIO, data: bytes | bytearray | memoryview, path: Path) -> None:
+    view = memoryview(data)
+    for start in range(0, len(view), _CHUNK):
+        _announce("write", path)
+        handle.write(view[start : start + _CHUNK])
+    handle.flush()
+    _announce("fsync", path)
+    os.fsync(handle.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file for writing that replaces `path`, whole and synced, when the block ends well."""
+    temporary = temporary_name(path)
+    with storage_errors(path):
+        try:
+            _announce("open", temporary)
+            with open(temporary, "wb") as handle:
+                yield handle
+                handle.flush()
+                _announce("fsync", temporary)
+                os.fsync(handle.fileno())
+            _announce("rename", path)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def write_bytes(path: Path, data: bytes | bytearray | memoryview) -> None:
+    """Writes a file whole: temporary name, fsync, rename, fsync of the folder."""
+    temporary = temporary_name(path)
+    with storage_errors(path):
+        try:
+            _announce("open", temporary)
+            with open(temporary, "wb") as handle:
+                _write_through(handle, data, temporary)
+            _announce("rename", path)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of JSON with stable key order as given, two spaces, and no NaN."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds one line to a log in a single write; durable only after `sync_file`."""
+    with storage_errors(path):
+        _announce("append", path)
+        with open(path, "a", encoding="utf-8") as handle:
+            handle.write(line + "\n")
+
+
+def sync_file(path: Path) -> None:
+    """Makes what was appended to a file durable."""
+    with storage_errors(path), open(path, "rb+") as handle:
+        _announce("fsync", path)
+        os.fsync(handle.fileno())
+
+
+def truncate(path: Path, size: int) -> None:
+    """Cuts a log back to `size` bytes."""
+    with storage_errors(path), open(path, "rb+") as handle:
+        _announce("truncate", path)
+        handle.truncate(size)
+        os.fsync(handle.fileno())
+
+
+@contextlib.contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `path` when the block ends well; its files must be written through this module.
+
+    `path` must not exist. On any error the temporary folder is removed and `path` does not appear.
+    """
+    stage = temporary_name(path)
+    with storage_errors(path):
+        try:
+            _announce("mkdir", stage)
+            stage.mkdir(parents=True)
+            yield stage
+            sync_folder(stage)
+            _announce("rename", path)
+            os.rename(stage, path)
+            sync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+
+
+def rename(source: Path, target: Path) -> None:
+    """Renames a file or folder within one file system and syncs the folder."""
+    with storage_errors(target):
+        _announce("rename", target)
+        os.rename(source, target)
+        sync_folder(target.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder: renamed away first, so that a half-removed one is never mistaken for a whole one."""
+    trash = temporary_name(path)
+    with storage_errors(path):
+        _announce("rename", trash)
+        os.rename(path, trash)
+        _announce("rmtree", trash)
+        shutil.rmtree(trash)
+
+
+def remove_file(path: Path) -> None:
+    """Removes one file; already gone is fine."""
+    with storage_errors(path):
+        _announce("unlink", path)
+        path.unlink(missing_ok=True)
+
+
+def reap(folder: Path) -> None:
+    """Removes what a killed process left under temporary names in `folder`. Call it under the lock of that folder."""
+    if not folder.is_dir():
+        return
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
+        _announce("reap", leftover)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, what: str) -> Iterator[None]:
+    """Holds an exclusive lock, released by the operating system however the process ends.
+
+    Args:
+        path: the lock file; it tells the holder's host, pid and start time.
+        what: what is locked, for the message.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: no flock; the README says that two runs in one folder are not told apart there
+        yield
+        return
+    with storage_errors(path):
+        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open for the life of the lock
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise UsageError(
+                f"{what} is in use by {holder}", hint="wait for it to end, stop it, or use another folder"
+            ) from error
+        except OSError as error:
+            raise StorageError(
+                f"cannot lock {path}: {error.strerror}", hint="this file system has no locks; use a local folder"
+            ) from error
+        handle.truncate(0)
+        handle.write(f"host {socket.gethostname()} pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        handle.flush()
+        yield

@@ -1,0 +1,158 @@
+"""The machine: device, dtype, ranks, and every random number as a pure function of (seed, stream, index).
+
+No generator is carried along a run, so there is no random state to save, and none that a worker or a process could share.
+"""
+
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hdit_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among all."""
+
+    rank: int
+    world: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def ranks() -> Ranks:
+    """Rank and world size as the launcher set them; a lone process is rank 0 of 1."""
+    return Ranks(rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def device(name: str | None = None) -> torch.device:
+    """The device to compute on: `name`, else CUDA (this process's own card), else Apple's MPS, else the CPU.
+
+    Raises:
+        UsageError: the named device is not there.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"no device {name!r} on this machine", hint="`hdit doctor` lists what there is") from error
+    return chosen
+
+
+def set_deterministic(on: bool) -> None:
+    """Same bits from the same inputs on the same machine, thread count and batch; slower on CUDA."""
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when its first handle is made
+    torch.use_deterministic_algorithms(on)
+    torch.backends.cudnn.benchmark = not on
+
+
+def fast_matmul() -> None:
+    """TF32 for float32 matrix products on CUDA, as HDiT was trained with; no effect elsewhere."""
+    torch.set_float32_matmul_precision("high")
+
+
+# Random numbers
+
+
+def key(seed: int, stream: str) -> int:
+    """A 64-bit key for a stream of random numbers, from the user's seed and the stream's name."""
+    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _mix(x: np.ndarray) -> np.ndarray:  # uint64 => uint64, the finaliser of SplitMix64 (Steele et al. 2014)
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def bits(seed: int, stream: str, index: Sequence[int] | np.ndarray, count: int = 1) -> np.ndarray:
+    """Random 64-bit words, a function of (seed, stream, index, column) alone.
+
+    Returns:
+        uint64 (N, count) for N indices.
+    """
+    rows = np.asarray(index, dtype=np.uint64).reshape(-1, 1)
+    columns = np.arange(1, count + 1, dtype=np.uint64)
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):
+        per_row = _mix(rows * golden + np.uint64(key(seed, stream)))
+        return _mix(per_row + columns * golden)
+
+
+def uniform(seed: int, stream: str, index: Sequence[int] | np.ndarray, count: int = 1) -> Tensor:
+    """Uniforms in the open interval (0, 1), a function of (seed, stream, index, column) alone.
+
+    Returns:
+        float64 (N, count), on the CPU.
+    """
+    words = bits(seed, stream, index, count) >> np.uint64(11)  # 53 bits
+    return torch.from_numpy((words.astype(np.float64) + 0.5) * 2.0**-53)
+
+
+def normal(seed: int, stream: str, index: Sequence[int] | np.ndarray, shape: Sequence[int], *, like: Tensor) -> Tensor:
+    """Standard normal noise, one independent draw for each index; the same on any machine of the same device kind.
+
+    Args:
+        index: N indices.
+        shape: shape of one draw.
+        like: gives dtype and device; the draw itself is float32.
+
+    Returns:
+        (N, *shape).
+    """
+    out = torch.empty((len(index), *shape), dtype=torch.float32, device=like.device)
+    generator = torch.Generator(like.device)
+    for row, word in zip(out, bits(seed, stream, index)[:, 0], strict=True):
+        generator.manual_seed(int(word >> np.uint64(1)))
+        row.normal_(generator=generator)
+    return out.to(like.dtype)
+
+
+# Facts about the machine
+
+
+def version(package: str) -> str | None:
+    """Installed version of a package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware that a number was made with."""
+    chosen = device()
+    if chosen.type == "cuda":
+        hardware = torch.cuda.get_device_name(chosen)
+    else:
+        hardware = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return {
+        "hdit": version("hdit") or "source tree",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": chosen.type,
+        "hardware": hardware,
+    }
+
+
+def interactive() -> bool:
+    """True where progress may be drawn over itself."""
+    return sys.stderr.isatty()
