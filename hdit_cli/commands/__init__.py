@@ -1,0 +1,1 @@
+"""One file per command: an option list, one call downwards, print."""

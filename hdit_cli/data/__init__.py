@@ -1,0 +1,1 @@
+"""Bytes and files of images: the shard format, prepare, reader, order, augmentation."""

@@ -1,0 +1,240 @@
+"""The data set on the disk: tars in webdataset layout, an index beside each, one manifest ("hdit-shards/1").
+
+A shard `00000.tar` holds per sample `<9-digit key>.jpg|webp|png`, `.json`, and `.cls` and `.txt` where there is a label or a
+caption. `00000.idx` has one little-endian record of 20 bytes per picture, so that a sample is one `pread` away. Headers carry
+no time, no owner: the bytes are a function of the samples alone.
+"""
+
+import contextlib
+import hashlib
+import json
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from hdit_cli import files
+from hdit_cli.errors import DataError
+
+FORMAT = "hdit-shards/1"
+MANIFEST = "manifest.json"
+NO_LABEL = -1
+
+# offset and size of the picture's bytes inside the tar, their CRC-32, and the class index (-1 = none)
+INDEX_DTYPE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("label", "<i4")])
+
+PICTURE_SUFFIXES = (".jpg", ".webp", ".png")
+
+_SHARD_NAME = re.compile(r"\d{5,9}\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MADE_BY = "make the data set again with `hdit prepare`"
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard: file name of its tar, number of samples, size of the tar in bytes, SHA-256 of the tar."""
+
+    name: str
+    count: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a data set is.
+
+    `image_size` is [H, W] in pixels; `classes` in the order of their indices; `source` and `options` tell what it was made
+    from and how.
+    """
+
+    count: int
+    classes: list[str]
+    image_size: list[int]
+    shards: list[ShardInfo]
+    source: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def shard_name(number: int) -> str:
+    """File name of the tar of shard `number`."""
+    return f"{number:05d}.tar"
+
+
+def index_path(folder: Path, shard: ShardInfo) -> Path:
+    """The index beside a shard's tar."""
+    return (folder / shard.name).with_suffix(".idx")
+
+
+# Reading
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Reads and checks `manifest.json`; the shards themselves are not touched.
+
+    Raises:
+        DataError: missing, damaged, or of another format.
+    """
+    path = folder / MANIFEST
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        what = f"no {MANIFEST} in {folder}" if folder.is_dir() else f"no data set at {folder}"
+        raise DataError(what, hint=f"hdit prepare YOUR_PICTURES --out {folder}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON", hint=_MADE_BY) from error
+    try:
+        return _validated(value)
+    except _Invalid as error:
+        raise DataError(f"{path}: {error}", hint=_MADE_BY) from error
+
+
+class _Invalid(Exception):
+    """What is wrong with a manifest, in words."""
+
+
+def _expect(condition: bool, what: str) -> None:
+    if not condition:
+        raise _Invalid(what)
+
+
+def _natural(value: Any, *, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _validated(value: Any) -> Manifest:
+    _expect(isinstance(value, dict), "not a JSON object")
+    _expect(value.get("format") == FORMAT, f"format is {value.get('format')!r}, not {FORMAT!r}")
+    classes, size, shards = (value.get(key) for key in ("classes", "image_size", "shards"))
+    _expect(
+        isinstance(classes, list) and all(isinstance(name, str) for name in classes), "classes is not a list of names"
+    )
+    _expect(len(set(classes)) == len(classes), "a class is named twice")
+    _expect(
+        isinstance(size, list) and len(size) == 2 and all(_natural(n, least=1) for n in size),
+        "image_size is not [H, W]",
+    )
+    _expect(isinstance(shards, list), "shards is not a list")
+    infos = [_validated_shard(shard) for shard in shards]
+    _expect(len({info.name for info in infos}) == len(infos), "a shard is named twice")
+    _expect(_natural(value.get("count"), least=1), "count is not a positive number")
+    _expect(value["count"] == sum(info.count for info in infos), "count is not the sum over the shards")
+    extra = {key: value.get(key, {}) for key in ("source", "options")}
+    _expect(all(isinstance(entry, dict) for entry in extra.values()), "source or options is not an object")
+    return Manifest(count=value["count"], classes=classes, image_size=size, shards=infos, **extra)
+
+
+def _validated_shard(value: Any) -> ShardInfo:
+    _expect(isinstance(value, dict), "a shard is not an object")
+    name, count, size, digest = (value.get(key) for key in ("name", "count", "bytes", "sha256"))
+    _expect(isinstance(name, str) and _SHARD_NAME.fullmatch(name) is not None, f"{name!r} is not the name of a shard")
+    _expect(_natural(count, least=1) and _natural(size, least=1), f"{name}: count or bytes is not a positive number")
+    _expect(isinstance(digest, str) and _SHA256.fullmatch(digest) is not None, f"{name}: sha256 is not a hash")
+    return ShardInfo(name=name, count=count, bytes=size, sha256=digest)
+
+
+def read_index(folder: Path, shard: ShardInfo) -> np.ndarray:
+    """The index of one shard.
+
+    Returns:
+        INDEX_DTYPE (count,), in the order of the keys.
+
+    Raises:
+        DataError: missing, or not the index of this shard.
+    """
+    path = index_path(folder, shard)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", hint=_MADE_BY) from error
+    if len(raw) != shard.count * INDEX_DTYPE.itemsize:
+        raise DataError(f"{path} is damaged: {len(raw)} bytes for {shard.count} pictures", hint=_MADE_BY)
+    index = np.frombuffer(raw, dtype=INDEX_DTYPE)
+    ends = index["offset"] + index["size"]
+    inside = (ends >= index["offset"]) & (ends <= shard.bytes) & (index["label"] >= NO_LABEL)
+    if not inside.all():
+        raise DataError(f"{path} is damaged: record {int(np.argmin(inside))} points outside its shard", hint=_MADE_BY)
+    return index
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """SHA-256 over the shards' hashes and the classes: the same where the pictures, their order and labels are the same."""
+    told = {"shards": [shard.sha256 for shard in manifest.shards], "classes": manifest.classes}
+    return hashlib.sha256(json.dumps(told, ensure_ascii=True).encode()).hexdigest()
+
+
+# Writing
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json`; the last file of a data set, its presence means that all others are whole."""
+    files.write_json(folder / MANIFEST, {"format": FORMAT, **asdict(manifest)})
+
+
+class ShardWriter:
+    """Appends samples to one tar, and keeps the index and the hash of what it wrote."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        self._hash = hashlib.sha256()
+        self._position = 0
+        self._records: list[tuple[int, int, int, int]] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._records)
+
+    def add(self, key: int, members: dict[str, bytes], *, label: int = NO_LABEL) -> None:
+        """Appends one sample.
+
+        Args:
+            key: number of the sample in the whole data set.
+            members: suffix (".jpg") => bytes, in the order to be written; the picture first.
+            label: class index, -1 = none.
+        """
+        for number, (suffix, data) in enumerate(members.items()):
+            self._write(_header(f"{key:09d}{suffix}", len(data)))
+            if number == 0:
+                self._records.append((self._position, len(data), zlib.crc32(data), label))
+            self._write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
+
+    def close(self) -> None:
+        """Writes the end of the archive: two empty blocks, filled up to a whole record of 10,240 bytes."""
+        end = 2 * tarfile.BLOCKSIZE
+        self._write(bytes(end + -(self._position + end) % tarfile.RECORDSIZE))
+
+    def info(self, name: str) -> ShardInfo:
+        return ShardInfo(name=name, count=self.count, bytes=self._position, sha256=self._hash.hexdigest())
+
+    def index(self) -> bytes:
+        return np.array(self._records, dtype=INDEX_DTYPE).tobytes()
+
+    def _write(self, data: bytes) -> None:
+        self._handle.write(data)
+        self._hash.update(data)
+        self._position += len(data)
+
+
+def _header(name: str, size: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    member.mode = 0o644  # mtime, uid and gid stay 0, the names of owner and group empty
+    return member.tobuf(format=tarfile.USTAR_FORMAT)
+
+
+@contextlib.contextmanager
+def writing_shard(folder: Path, number: int) -> Iterator[ShardWriter]:
+    """Yields a writer; tar and index appear under their names, whole, when the block ends well."""
+    path = folder / shard_name(number)
+    with files.replacing(path) as handle:
+        writer = ShardWriter(handle)
+        yield writer
+        writer.close()
+    files.write_bytes(path.with_suffix(".idx"), writer.index())
