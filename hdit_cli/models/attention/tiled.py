@@ -1,0 +1,136 @@
+"""Neighborhood attention in plain torch, forward and backward, on any device.
+
+Queries are cut into tiles. All windows of a tile lie inside one halo of (tile + kernel - 1) tokens a side, so the tile
+attends to its halo under a mask that opens to each query just its own window: dense matrix products instead of a gather
+per query. The mask depends on the map alone and is shared by batch and heads.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from hdit_cli.models.attention.request import Request
+
+TILE = 8  # 8 x 8 queries meet 14 x 14 keys at kernel 7; 4, 6 and 16 were no faster on a 2-core Xeon
+
+
+def refuse(request: Request) -> str:
+    """Runs everywhere."""
+    return ""
+
+
+class Axis(NamedTuple):
+    """Tiles along one axis. `starts`: first key of each halo; `allowed`: bool (tiles, tile, halo), the window of each query."""
+
+    tile: int
+    halo: int
+    starts: tuple[int, ...]
+    allowed: Tensor
+
+
+def plan_axis(length: int, kernel: int) -> Axis:
+    """Cuts one axis of `length` tokens into tiles and their halos; the last tile may hang over the end."""
+    tile = min(TILE, length)
+    count = -(-length // tile)
+    halo = min(tile + kernel - 1, length)
+    first = torch.arange(count) * tile
+    starts = (first - kernel // 2).clamp(0, length - halo)
+    query = (first[:, None] + torch.arange(tile)).clamp(max=length - 1)  # (tiles, tile)
+    key = starts[:, None] + torch.arange(halo)  # (tiles, halo)
+    window = (query - kernel // 2).clamp(0, length - kernel)
+    allowed = (key[:, None] >= window[..., None]) & (key[:, None] < window[..., None] + kernel)
+    return Axis(tile, halo, tuple(starts.tolist()), allowed)
+
+
+def build_plan(height: int, width: int, kernel: int, dtype: torch.dtype, device: torch.device) -> tuple[Axis, Axis, Tensor]:
+    """Both axes and the additive mask (tiles, 1, queries, keys), 0 inside a query's window and -inf outside."""
+    y, x = plan_axis(height, kernel), plan_axis(width, kernel)
+    allowed = rearrange(y.allowed, "ty q k -> ty 1 q 1 k 1") & rearrange(x.allowed, "tx q k -> 1 tx 1 q 1 k")
+    allowed = rearrange(allowed, "ty tx qy qx ky kx -> (ty tx) 1 (qy qx) (ky kx)")
+    mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+    return y, x, mask.to(device)
+
+
+cached_plan = lru_cache(maxsize=64)(build_plan)
+
+
+class HaloTiles(torch.autograd.Function):
+    """Copies the halo of every tile; backward adds the copies together in a fixed order, so it is deterministic."""
+
+    @staticmethod
+    def forward(x: Tensor, y_axis: tuple[Sequence[int], int], x_axis: tuple[Sequence[int], int]) -> Tensor:
+        (rows, tall), (columns, wide) = y_axis, x_axis
+        n, _, _, heads, d = x.shape
+        source = rearrange(x, "n h w a d -> n a h w d")
+        out = x.new_empty(len(rows), len(columns), n, heads, tall, wide, d)
+        for i, top in enumerate(rows):
+            for j, left in enumerate(columns):
+                out[i, j] = source[:, :, top : top + tall, left : left + wide]
+        return rearrange(out, "ty tx n a h w d -> (ty tx) (n a) (h w) d")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.y_axis, ctx.x_axis = inputs
+        ctx.shape = x.shape
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (rows, tall), (columns, wide) = ctx.y_axis, ctx.x_axis
+        n, heads = ctx.shape[0], ctx.shape[3]
+        pieces = rearrange(
+            grads[0], "(ty tx) (n a) (h w) d -> ty tx n a h w d", ty=len(rows), n=n, a=heads, h=tall, w=wide
+        )
+        total = grads[0].new_zeros(ctx.shape)
+        target = rearrange(total, "n h w a d -> n a h w d")
+        for i, top in enumerate(rows):
+            for j, left in enumerate(columns):
+                target[:, :, top : top + tall, left : left + wide] += pieces[i, j]
+        return total, None, None
+
+
+def gather_halo(x: Tensor, y: Axis, x_axis: Axis) -> Tensor:  # (N, H, W, heads, d) => (tiles, N * heads, halo, d)
+    """The same copies by indexing: few kernels, for GPUs and exported graphs."""
+    rows = torch.tensor(y.starts, device=x.device)[:, None] + torch.arange(y.halo, device=x.device)
+    columns = torch.tensor(x_axis.starts, device=x.device)[:, None] + torch.arange(x_axis.halo, device=x.device)
+    x = x[:, rows][:, :, :, columns]
+    return rearrange(x, "n ty h tx w a d -> (ty tx) (n a) (h w) d")
+
+
+def weigh(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, plain: bool) -> Tensor:
+    """Masked softmax attention of each tile. `plain` spells it out: on a CPU that trains 1.5x faster than SDPA's own kernel."""
+    if plain:
+        return torch.softmax(q @ k.mT + mask, dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: int) -> Tensor:
+    """Neighborhood attention with softmax scale 1, equal to `reference.attend`.
+
+    Args:
+        q, k, v: (N, H, W, heads, d).
+        kernel: side of the window in tokens, at most H and W.
+
+    Returns:
+        (N, H, W, heads, d).
+    """
+    n, height, width, _, _ = q.shape
+    tracing = torch.compiler.is_compiling()
+    y, x, mask = (build_plan if tracing else cached_plan)(height, width, kernel, q.dtype, q.device)
+    bottom, right = -height % y.tile, -width % x.tile
+    if bottom or right:
+        q = F.pad(q, (0, 0, 0, 0, 0, right, 0, bottom))
+    tiles = rearrange(q, "n (ty h) (tx w) a d -> (ty tx) (n a) (h w) d", h=y.tile, w=x.tile)
+    on_cpu = q.device.type == "cpu" and not tracing
+    if on_cpu:
+        axes = ((y.starts, y.halo), (x.starts, x.halo))
+        keys, values = HaloTiles.apply(k, *axes), HaloTiles.apply(v, *axes)
+    else:
+        keys, values = gather_halo(k, y, x), gather_halo(v, y, x)
+    out = weigh(tiles, keys, values, mask, plain=on_cpu)  # type: ignore[arg-type]
+    out = rearrange(out, "(ty tx) (n a) (h w) d -> n (ty h) (tx w) a d", ty=len(y.starts), n=n, h=y.tile)
+    return out[:, :height, :width]

@@ -1,0 +1,285 @@
+"""Hourglass Diffusion Transformer (Crowson, Baumann, Birch et al., ICML 2024, https://arxiv.org/abs/2401.11605).
+
+A transformer over pixels in an hourglass: levels of tokens, each half the side of the one outside it, cheap local
+attention outside and global attention in the middle. Images are (N, C, H, W), maps inside (N, H, W, width).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from hdit_cli.models.attention.dense import global_attention, window_attention
+from hdit_cli.models.attention.dispatch import neighborhood_attention
+from hdit_cli.models.layers import (
+    GEGLU,
+    AdaRMSNorm,
+    AxialRoPE,
+    FourierFeatures,
+    Linear,
+    Mapping,
+    Merge,
+    RMSNorm,
+    Split,
+    Unpatch,
+    axial_positions,
+    coarser_positions,
+    cosine_scale,
+    rotate,
+)
+
+AUGMENT_INPUTS = 9  # the condition of the Karras augmentation
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the hourglass; the innermost has `depth` layers, the others `depth` on either side.
+
+    Attributes:
+        attention: neighborhood, global, shifted-window or none.
+        kernel: side of the neighborhood in tokens.
+        window: side of the shifted windows in tokens.
+    """
+
+    depth: int
+    width: int
+    d_ff: int
+    dropout: float = 0.0
+    attention: str = "neighborhood"
+    head_dim: int = 64
+    kernel: int = 7
+    window: int = 8
+
+
+class SelfAttention(nn.Module):
+    """x + out(attention(norm(x))) with scaled cosine similarity and axial RoPE (HDiT section 4.2, appendix E)."""
+
+    def __init__(self, level: Level, *, index: int, condition_width: int) -> None:
+        super().__init__()
+        self.level = level
+        self.heads = level.width // level.head_dim
+        if level.attention == "neighborhood":
+            self.attend = partial(neighborhood_attention, kernel=level.kernel)
+        elif level.attention == "shifted-window":
+            self.attend = partial(window_attention, window=level.window, shift=level.window // 2 * (index % 2))
+        elif level.attention == "global":
+            self.attend = global_attention
+        else:
+            raise ValueError(f"unknown attention {level.attention!r}")
+        self.norm = AdaRMSNorm(level.width, condition_width)
+        self.qkv_proj = Linear(level.width, level.width * 3)
+        self.scale = nn.Parameter(torch.full((self.heads,), 10.0))
+        self.pos_emb = AxialRoPE(self.heads, level.head_dim)
+        self.dropout = nn.Dropout(level.dropout)
+        self.out_proj = Linear(level.width, level.width, zero=True)
+
+    def forward(self, x: Tensor, positions: Tensor, condition: Tensor) -> Tensor:
+        qkv = self.qkv_proj(self.norm(x, condition))
+        q, k, v = rearrange(qkv, "n h w (t a d) -> t n h w a d", t=3, a=self.heads)
+        angles = self.pos_emb.angles(positions)
+        cos, sin = angles.cos(), angles.sin()
+        q = rotate(cosine_scale(q, self.scale), cos, sin)
+        k = rotate(cosine_scale(k, self.scale), cos, sin)
+        out = rearrange(self.attend(q, k, v), "n h w a d -> n h w (a d)")
+        return x + self.out_proj(self.dropout(out))
+
+    def macs(self, height: int, width: int) -> int:
+        level, tokens = self.level, height * width
+        keys = {"neighborhood": level.kernel**2, "shifted-window": level.window**2, "global": tokens}[level.attention]
+        return self.qkv_proj.macs(tokens) + self.out_proj.macs(tokens) + tokens * keys * 2 * level.width
+
+
+class FeedForward(nn.Module):
+    """x + down(GEGLU(norm(x)))."""
+
+    def __init__(self, level: Level, *, condition_width: int) -> None:
+        super().__init__()
+        self.norm = AdaRMSNorm(level.width, condition_width)
+        self.up_proj = GEGLU(level.width, level.d_ff)
+        self.dropout = nn.Dropout(level.dropout)
+        self.down_proj = Linear(level.d_ff, level.width, zero=True)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return x + self.down_proj(self.dropout(self.up_proj(self.norm(x, condition))))
+
+    def macs(self, height: int, width: int) -> int:
+        return self.up_proj.macs(height * width) + self.down_proj.macs(height * width)
+
+
+class Layer(nn.Module):
+    """Attention, unless the level has none, then feed-forward."""
+
+    def __init__(self, level: Level, *, index: int, condition_width: int) -> None:
+        super().__init__()
+        if level.attention != "none":
+            self.self_attn = SelfAttention(level, index=index, condition_width=condition_width)
+        self.has_attention = level.attention != "none"
+        self.ff = FeedForward(level, condition_width=condition_width)
+
+    def forward(self, x: Tensor, positions: Tensor, condition: Tensor) -> Tensor:
+        if self.has_attention:
+            x = self.self_attn(x, positions, condition)
+        return self.ff(x, condition)
+
+    def macs(self, height: int, width: int) -> int:
+        attention = self.self_attn.macs(height, width) if self.has_attention else 0
+        return attention + self.ff.macs(height, width)
+
+
+class Stack(nn.ModuleList):
+    """The layers of one level on one side of the hourglass."""
+
+    def __init__(self, level: Level, *, first: int, condition_width: int) -> None:
+        indices = range(first, first + level.depth)
+        super().__init__(Layer(level, index=i, condition_width=condition_width) for i in indices)
+
+    def forward(self, x: Tensor, positions: Tensor, condition: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, positions, condition)
+        return x
+
+
+class HDiT(nn.Module):
+    """The bare network: predicts from a scaled noisy image and its noise level; returns exactly 0 when new.
+
+    Args:
+        levels: outermost first.
+        channels: of the image.
+        patch: pixels of a token, (rows, columns).
+        mapping_width, mapping_depth, mapping_d_ff, mapping_dropout: of the mapping network.
+        mapping_inputs: length of a free condition vector; 0 for none.
+        classes: number of classes; 0 for an unconditional network.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        *,
+        channels: int = 3,
+        patch: tuple[int, int] = (4, 4),
+        mapping_width: int = 256,
+        mapping_depth: int = 2,
+        mapping_d_ff: int = 768,
+        mapping_dropout: float = 0.0,
+        mapping_inputs: int = 0,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        outer, middle = levels[:-1], levels[-1]
+        self.patch, self.classes, self.mapping_inputs = patch, classes, mapping_inputs
+        self.patch_in = Merge(channels, levels[0].width, patch=patch)
+        self.time_emb = FourierFeatures(1, mapping_width)
+        self.time_in_proj = nn.Linear(mapping_width, mapping_width, bias=False)
+        self.aug_emb = FourierFeatures(AUGMENT_INPUTS, mapping_width)
+        self.aug_in_proj = nn.Linear(mapping_width, mapping_width, bias=False)
+        if classes:
+            self.class_emb = nn.Embedding(classes + 1, mapping_width)  # the last row: "no class"
+        if mapping_inputs:
+            self.mapping_cond_in_proj = nn.Linear(mapping_inputs, mapping_width, bias=False)
+        self.mapping = Mapping(mapping_width, depth=mapping_depth, d_ff=mapping_d_ff, dropout=mapping_dropout)
+        stack = partial(Stack, condition_width=mapping_width)
+        self.down_levels = nn.ModuleList(stack(level, first=0) for level in outer)
+        self.up_levels = nn.ModuleList(stack(level, first=level.depth) for level in outer)
+        self.mid_level = stack(middle, first=0)
+        pairs = list(zip(levels[:-1], levels[1:], strict=True))
+        self.merges = nn.ModuleList(Merge(fine.width, coarse.width) for fine, coarse in pairs)
+        self.splits = nn.ModuleList(Split(coarse.width, fine.width) for fine, coarse in pairs)
+        self.out_norm = RMSNorm(levels[0].width)
+        self.patch_out = Unpatch(levels[0].width, channels, patch=patch)
+
+    def condition(
+        self, sigma: Tensor, *, label: Tensor | None, augment: Tensor | None, mapping: Tensor | None
+    ) -> Tensor:
+        """The condition vector (N, mapping_width) of every norm; arguments as in `forward`."""
+        if augment is None:
+            augment = sigma.new_zeros(len(sigma), AUGMENT_INPUTS)
+        total = self.time_in_proj(self.time_emb(sigma.log()[:, None] / 4)) + self.aug_in_proj(self.aug_emb(augment))
+        if self.classes:
+            if label is None:
+                label = torch.full((len(sigma),), self.classes, device=sigma.device)
+            total = total + self.class_emb(label)
+        elif label is not None:
+            raise ValueError("this network has no classes: leave label out")
+        if self.mapping_inputs:
+            if mapping is None:
+                raise ValueError(f"this network needs a condition vector: mapping of shape (N, {self.mapping_inputs})")
+            total = total + self.mapping_cond_in_proj(mapping)
+        elif mapping is not None:
+            raise ValueError("this network takes no condition vector: leave mapping out")
+        return self.mapping(total)
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+        mapping: Tensor | None = None,
+    ) -> Tensor:
+        """The network's output for images at their noise levels.
+
+        Args:
+            x: (N, C, H, W), scaled by the preconditioner; H and W multiples of patch * 2^(levels - 1).
+            sigma: (N,), positive.
+            label: int64 (N,), 0 ... classes, the last meaning "no class"; None the same.
+            augment: (N, 9), condition of the Karras augmentation; None is zeros.
+            mapping: (N, mapping_inputs), free condition vector.
+
+        Returns:
+            (N, C, H, W).
+
+        Raises:
+            ValueError: a size that the levels do not divide, or a condition the network does not have.
+        """
+        self.check_size(x.shape[-2], x.shape[-1])
+        condition = self.condition(sigma, label=label, augment=augment, mapping=mapping)
+        x = self.patch_in(rearrange(x, "n c h w -> n h w c"))
+        positions = axial_positions(x.shape[1], x.shape[2], like=sigma)
+        skips = []
+        for stack, merge in zip(self.down_levels, self.merges, strict=True):
+            x = stack(x, positions, condition)
+            skips.append((x, positions))
+            x, positions = merge(x), coarser_positions(positions)
+        x = self.mid_level(x, positions, condition)
+        for stack, split in zip(reversed(self.up_levels), reversed(self.splits), strict=True):
+            skip, positions = skips.pop()
+            x = stack(split(x, skip), positions, condition)
+        return rearrange(self.patch_out(self.out_norm(x)), "n h w c -> n c h w")
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError unless the levels divide an image of this size."""
+        steps = [p * 2 ** len(self.merges) for p in self.patch]
+        if height % steps[0] or width % steps[1]:
+            raise ValueError(
+                f"images of {height} x {width} do not divide: sides must be multiples of {steps[0]} and {steps[1]}"
+            )
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of one image of height x width pixels; conditions count once."""
+        once = [m.weight.numel() for name, m in self.named_modules() if _is_condition_linear(name, m)]
+        h, w = height // self.patch[0], width // self.patch[1]
+        total = sum(once) + self.patch_in.proj.macs(h * w) + self.patch_out.proj.macs(h * w)
+        sides: list[Any] = [*zip(self.down_levels, self.up_levels, self.merges, self.splits, strict=True)]
+        for down, up, merge, split in sides:
+            total += sum(layer.macs(h, w) for layer in (*down, *up))
+            h, w = h // 2, w // 2
+            total += merge.proj.macs(h * w) + split.proj.macs(h * w)
+        return total + sum(layer.macs(h, w) for layer in self.mid_level)  # type: ignore[operator]
+
+    def roles(self) -> dict[str, tuple[bool, bool]]:
+        """For each parameter name: (is part of the mapping network or of a norm's condition, takes weight decay)."""
+        decayed = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, Linear)}
+        return {
+            name: (name.startswith("mapping.") or name.endswith(".norm.linear.weight"), name in decayed)
+            for name, _ in self.named_parameters()
+        }
+
+
+def _is_condition_linear(name: str, module: nn.Module) -> bool:
+    inside = name.startswith("mapping.") or name.endswith(".norm.linear") or name.endswith("in_proj")
+    return inside and isinstance(module, nn.Linear)
+
