@@ -220,6 +220,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def sha256_of(data: bytes) -> str:
+    """SHA-256 of bytes in memory, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
 @contextlib.contextmanager
 def lock(path: Path, *, what: str) -> Iterator[None]:
     """Holds an exclusive lock, released by the operating system however the process ends.

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -153,6 +155,50 @@ def environment() -> dict[str, str]:
     }
 
 
+def cache_folder() -> Path:
+    """Where downloaded weights and computed reference statistics are kept: $HDIT_CACHE, else ~/.cache/hdit."""
+    named = os.environ.get("HDIT_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "hdit"
+
+
 def interactive() -> bool:
     """True where progress may be drawn over itself."""
     return sys.stderr.isatty()
+
+
+# Processes
+
+
+def join_processes() -> Ranks:
+    """Connects this process to the others its launcher started; a lone process does nothing.
+
+    Raises:
+        UsageError: fewer or more processes came up than were asked for.
+    """
+    here = ranks()
+    wanted = int(os.environ.get("HDIT_PROCESSES", here.world))
+    if here.world > 1:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=not torch.cuda.is_available())
+        here = Ranks(rank=state.process_index, world=state.num_processes)
+    if here.world != wanted:
+        raise UsageError(
+            f"{wanted} processes were asked for, {here.world} came up", hint="use `--processes N`, or torchrun"
+        )
+    return here
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def gather(value: Any) -> list[Any]:
+    """One picklable value of each process, in the order of ranks, on every process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found

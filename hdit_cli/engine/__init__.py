@@ -1,0 +1,1 @@
+"""What happens over time: training, sampling, evaluation, checkpoints, run folders, export."""

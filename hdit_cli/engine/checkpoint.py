@@ -1,0 +1,295 @@
+"""Checkpoints: inference files (`*.safetensors`) and the folders a run resumes from. No pickle, every file hashed.
+
+A checkpoint folder `step-00001000/` holds `model.safetensors` (raw weights) and `ema.safetensors`, both inference files,
+`optimizer.safetensors` (state keyed by parameter name), `state.json`, and `manifest.json` with the SHA-256 of the rest.
+It appears under its name only when it is whole and on the disk.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from hdit_cli import __version__, files, runtime
+from hdit_cli.engine.model import Model, build_network, class_count, precondition
+from hdit_cli.errors import CheckpointError, UsageError
+from hdit_cli.recipe import Recipe
+
+FORMAT = "hdit-checkpoint/1"
+MANIFEST = "manifest.json"
+_STEP = re.compile(r"step-(\d{8})")
+
+
+# Inference files
+
+
+def metadata_of(model: Model) -> dict[str, str]:
+    """The header of an inference file: all that sample, eval-fid, export and info need besides the tensors."""
+    height, width = model.image_size
+    return {
+        "format": "pt",
+        "hdit.format": FORMAT,
+        "hdit.recipe": json.dumps(model.recipe, ensure_ascii=False),
+        "hdit.step": str(model.step),
+        "hdit.images_seen": str(model.images_seen),
+        "hdit.classes": json.dumps(model.classes, ensure_ascii=False),
+        "hdit.data": json.dumps(model.data, ensure_ascii=False),
+        "hdit.weights": model.weights,
+        "hdit.version": __version__,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "hourglass-diffusion-transformer-v2",
+        "modelspec.implementation": "hdit",
+        "modelspec.title": f"HDiT {height}x{width}, step {model.step}",
+        "modelspec.resolution": f"{width}x{height}",
+    }
+
+
+def serialise(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Deterministic bytes of a safetensors file: the same tensors and facts give the same bytes."""
+    host = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
+    raw = safetensors.torch.save(host, metadata)
+    # safetensors writes the metadata in the order of a hash table that differs from process to process: sort it
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + raw[8 + length :]
+
+
+def save_inference(path: Path, model: Model) -> None:
+    """Writes one inference file."""
+    files.write_bytes(path, serialise(model.network.state_dict(), metadata_of(model)))
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: not a safetensors file, or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            return handle.metadata() or {}
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint {path}", hint="give a .safetensors file or a run folder") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file: {error}", hint="it may be cut short; copy it again"
+        ) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, copied into memory (the file may be replaced later), and its metadata.
+
+    Raises:
+        CheckpointError: not a safetensors file, or damaged.
+    """
+    metadata = read_header(path)
+    try:
+        return safetensors.torch.load(path.read_bytes()), metadata
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}", hint="copy it again, or use an older checkpoint") from error
+
+
+def find(path: Path, *, weights: str) -> Path:
+    """The inference file that a CKPT argument means: a file, or a run folder's newest."""
+    if path.is_dir():
+        if weights == "ema" and (path / "ckpt.safetensors").is_file():
+            return path / "ckpt.safetensors"
+        steps = list_steps(path)
+        if steps:
+            name = "ema.safetensors" if weights == "ema" else "model.safetensors"
+            return path / "checkpoints" / step_name(steps[-1]) / name
+        raise CheckpointError(f"{path} holds no checkpoint", hint="train there first, or give a .safetensors file")
+    return path
+
+
+def load(
+    path: str | Path, *, device: str | torch.device | None = None, weights: str = "ema", dtype: torch.dtype | None = None
+) -> Model:
+    """Loads a model from an inference file or a run folder.
+
+    Args:
+        path: `*.safetensors`, or a run folder (its newest `ckpt.safetensors`).
+        device: where to; None chooses CUDA, MPS, or the CPU.
+        weights: "ema" or "raw".
+        dtype: of the parameters; None keeps the file's.
+
+    Raises:
+        CheckpointError: no file, not a checkpoint, damaged, or of another kind.
+        UsageError: the file holds the other weights.
+    """
+    file = find(Path(path), weights=weights)
+    tensors, metadata = read_tensors(file)
+    if metadata.get("hdit.format") != FORMAT:
+        hint = "`hdit convert` turns a k-diffusion checkpoint into ours" if "config" in metadata else ""
+        raise CheckpointError(f"{file} is not an hdit checkpoint", hint=hint or "give a file that hdit wrote")
+    if metadata["hdit.weights"] != weights:
+        raise UsageError(
+            f"{file} holds {metadata['hdit.weights']} weights, not {weights}",
+            hint=f"say --weights {metadata['hdit.weights']}, or give the run folder, which has both",
+        )
+    model = assemble(tensors, metadata, where=str(file))
+    chosen = torch.device(device) if device is not None else runtime.device()
+    model.denoiser.to(device=chosen, dtype=dtype)
+    return model
+
+
+def assemble(tensors: dict[str, Tensor], metadata: dict[str, str], *, where: str) -> Model:
+    """Builds the model that an inference file describes; all or nothing.
+
+    Raises:
+        CheckpointError: facts or tensors do not fit together; the first tensor at fault is named.
+    """
+    try:
+        recipe = Recipe.from_dict(json.loads(metadata["hdit.recipe"]))
+        classes = json.loads(metadata["hdit.classes"])
+        facts = {
+            "step": int(metadata["hdit.step"]),
+            "images_seen": int(metadata["hdit.images_seen"]),
+            "data": json.loads(metadata["hdit.data"]),
+            "weights": metadata["hdit.weights"],
+        }
+    except (KeyError, ValueError, UsageError) as error:
+        raise CheckpointError(f"the header of {where} cannot be read: {error}", hint="was it written by a newer hdit?") from error
+    with torch.device("meta"):
+        network = build_network(recipe, classes=class_count(recipe, classes=classes))
+    check_tensors(network.state_dict(), tensors, where=where)
+    network.load_state_dict(tensors, assign=True)
+    denoiser = precondition(network, recipe).eval().requires_grad_(False)
+    return Model(denoiser, recipe.to_dict(), classes, **facts)
+
+
+def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], *, where: str) -> None:
+    """Raises CheckpointError, naming the first difference, unless names and shapes are equal and every value finite."""
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"has an unknown tensor {extra[0]}"
+        raise CheckpointError(f"{where} {what}", hint="it does not fit the recipe in its header")
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{where}: {name} has shape {list(tensor.shape)}, the recipe wants {list(wanted[name].shape)}",
+                hint="it does not fit the recipe in its header",
+            )
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{where}: {name} holds NaN or infinity", hint="use an older checkpoint")
+
+
+# Checkpoint folders
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def list_steps(run: Path) -> list[int]:
+    """Steps that have a checkpoint folder, ascending; strictly by name."""
+    folder = run / "checkpoints"
+    found = (_STEP.fullmatch(entry.name) for entry in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(int(match[1]) for match in found if match)
+
+
+@dataclass
+class Snapshot:
+    """All that resuming needs, on the host.
+
+    Attributes:
+        raw, ema: models as inference files hold them.
+        optimizer: tensors "<state>/<parameter>".
+        state: JSON facts: step, images_seen, window of the loss log, size of metrics.jsonl.
+    """
+
+    raw: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_snapshot(run: Path, *, raw: Model, ema: Model, optimizer: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Writes a checkpoint folder and the run's `ckpt.safetensors`; both whole or not at all."""
+    step = int(state["step"])
+    target = run / "checkpoints" / step_name(step)
+    ema_bytes = serialise(ema.network.state_dict(), metadata_of(ema))
+    contents = {
+        "model.safetensors": serialise(raw.network.state_dict(), metadata_of(raw)),
+        "ema.safetensors": ema_bytes,
+        "optimizer.safetensors": serialise(optimizer, {"format": "pt"}),
+        "state.json": (json.dumps(state, indent=2) + "\n").encode(),
+    }
+    files.make_folder(target.parent)
+    with files.staged_folder(target) as stage:
+        for name, data in contents.items():
+            files.write_bytes(stage / name, data)
+        manifest = {name: {"bytes": len(data), "sha256": files.sha256_of(data)} for name, data in contents.items()}
+        files.write_json(stage / MANIFEST, {"step": step, "files": manifest})
+    files.write_bytes(run / "ckpt.safetensors", ema_bytes)
+    return target
+
+
+def verify(folder: Path) -> str:
+    """"" if a checkpoint folder is whole and unchanged, else one sentence why not."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        expected = manifest["files"]
+        if folder.name.removesuffix(".bad") != step_name(manifest["step"]):
+            return f"its manifest is of step {manifest['step']}"
+        present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
+        if present != set(expected):
+            odd = sorted(present ^ set(expected))[0]
+            return f"{odd} is {'unexpected' if odd in present else 'missing'}"
+        for name, facts in expected.items():
+            if files.sha256(folder / name) != facts["sha256"]:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({type(error).__name__})"
+    return ""
+
+
+def newest_verified(run: Path, *, warn: Any) -> Path | None:
+    """The newest checkpoint folder that verifies; bad ones are set aside as `step-….bad` and named through `warn(text)`.
+
+    Returns:
+        None where the run never saved.
+
+    Raises:
+        CheckpointError: there are checkpoints, and every one is damaged.
+    """
+    steps = list_steps(run)
+    for step in reversed(steps):
+        folder = run / "checkpoints" / step_name(step)
+        reason = verify(folder)
+        if not reason:
+            return folder
+        bad = folder.with_name(f"{folder.name}.bad")
+        if bad.exists():
+            files.remove_folder(bad)
+        files.rename(folder, bad)
+        warn(f"checkpoint {folder.name} is damaged: {reason}; set aside as {bad.name}")
+    if steps or any((run / "checkpoints").glob("step-*.bad")):
+        raise CheckpointError(
+            f"every checkpoint of {run} is damaged", hint="restore one from a copy, or start over with --fresh"
+        )
+    return None
+
+
+def load_snapshot(folder: Path) -> Snapshot:
+    """Reads a verified checkpoint folder."""
+    raw, _ = read_tensors(folder / "model.safetensors")
+    ema, _ = read_tensors(folder / "ema.safetensors")
+    optimizer, _ = read_tensors(folder / "optimizer.safetensors")
+    return Snapshot(raw, ema, optimizer, json.loads((folder / "state.json").read_text()))
+
+
+def rotate(run: Path, *, keep: int) -> None:
+    """Removes the oldest checkpoint folders beyond `keep`; call it after a newer one is safe."""
+    for step in list_steps(run)[:-keep]:
+        files.remove_folder(run / "checkpoints" / step_name(step))

@@ -1,0 +1,207 @@
+"""Images from noise. The noise of image i is a function of (seed, i) alone, whatever the batch or the number of processes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hdit_cli import runtime
+from hdit_cli.diffusion.guidance import classifier_free, conditioned
+from hdit_cli.diffusion.samplers import sampler as find_sampler
+from hdit_cli.diffusion.schedules import schedule as find_schedule
+from hdit_cli.engine.model import Model
+from hdit_cli.errors import NonFiniteError, UsageError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample.
+
+    Attributes:
+        eta: noise put back by stochastic samplers, 0 ... 1.
+        rho: of the Karras schedule.
+        cfg: strength of classifier-free guidance; 1 is off.
+        cfg_interval: (low, high) noise levels within which guidance acts; None everywhere.
+        size: (height, width) in pixels; None is the size the model was trained at.
+        batch_size: images denoised together.
+    """
+
+    seed: int = 0
+    steps: int = 50
+    sampler: str = "dpmpp-3m-sde"
+    schedule: str = "karras"
+    eta: float = 1.0
+    rho: float = 7.0
+    cfg: float = 1.0
+    cfg_interval: tuple[float, float] | None = None
+    size: tuple[int, int] | None = None
+    batch_size: int = 16
+
+
+STOCHASTIC = ("euler-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde")
+
+
+def class_index(model: Model, wanted: str) -> int:
+    """Label of a class given by name or number.
+
+    Raises:
+        UsageError: no such class; the nearest ones are named.
+    """
+    if wanted in model.classes:
+        return model.classes.index(wanted)
+    if wanted.isdigit() and int(wanted) < model.network.classes:
+        return int(wanted)
+    if not model.network.classes:
+        raise UsageError("this model has no classes", hint="leave --class out")
+    known = ", ".join(model.classes[:20]) or f"0 ... {model.network.classes - 1}"
+    more = f", … ({len(model.classes)} in all)" if len(model.classes) > 20 else ""
+    raise UsageError(f"unknown class {wanted!r}", hint=f"one of: {known}{more}; or a number; or all")
+
+
+def choose_labels(model: Model, *, n: int, wanted: str | None, seed: int) -> Tensor | None:
+    """Labels of n images: None for an unconditional model.
+
+    Args:
+        wanted: a class name or number; "all" deals the images evenly over the classes, in their order; None draws in the
+            proportions of the training data, image i as a function of (seed, i).
+
+    Returns:
+        int64 (n,), on the CPU.
+
+    Raises:
+        UsageError: no such class, or a class of a model without any.
+    """
+    classes = model.network.classes
+    if wanted == "all" and classes:
+        return torch.arange(n) * classes // n
+    if wanted is not None:
+        return torch.full((n,), class_index(model, wanted))
+    if not classes:
+        return None
+    counts = np.asarray(model.data.get("class_counts") or [1] * classes, dtype=np.float64)
+    edges = torch.from_numpy(np.cumsum(counts) / counts.sum())
+    u = runtime.uniform(seed, "sample/label", np.arange(n))[:, 0]
+    return torch.searchsorted(edges, u).clamp(max=classes - 1)
+
+
+def check(model: Model, sampling: Sampling) -> None:
+    """Raises UsageError for settings that this model cannot be sampled with."""
+    find_sampler(sampling.sampler), find_schedule(sampling.schedule)
+    if sampling.size is not None:
+        try:
+            model.network.check_size(*sampling.size)
+        except ValueError as error:
+            raise UsageError(f"--size: {error}") from None
+        levels = model.recipe["model"]["levels"]
+        patch = model.network.patch
+        for i, level in enumerate(levels):
+            smallest = min(side // (p * 2**i) for side, p in zip(sampling.size, patch, strict=True))
+            if level["attention"] == "neighborhood" and smallest < level["kernel"]:
+                raise UsageError(f"--size: level {i} has {smallest} tokens a side, fewer than its kernel {level['kernel']}")
+    if sampling.cfg != 1 and not model.network.classes:
+        raise UsageError("--cfg needs a model with classes", hint="leave --cfg out")
+    if model.network.mapping_inputs:
+        raise UsageError("this model needs a condition vector", hint="sample it through the Python API")
+
+
+def denoise_batch(
+    model: Model, indices: Sequence[int], *, label: Tensor | None, sampling: Sampling, on_step: Callable[[int], None] | None
+) -> Tensor:  # => (n, C, H, W) in [-1, 1] and a little beyond
+    """Runs the sampler for the images of these numbers."""
+    height, width = sampling.size or model.image_size
+    shape = (model.channels, height, width)
+    like = torch.empty(0, device=model.device)
+    diffusion = model.recipe["diffusion"]
+    spacing = {"rho": sampling.rho} if sampling.schedule == "karras" else {}
+    sigmas = find_schedule(sampling.schedule)(
+        sampling.steps, sigma_min=diffusion["sigma_min"], sigma_max=diffusion["sigma_max"], **spacing
+    )
+    x = runtime.normal(sampling.seed, "sample/start", indices, shape, like=like) * float(sigmas[0])
+    if label is not None:
+        label = label.to(model.device)
+
+    def precise(x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
+        """The denoiser in the weights' own dtype, the sampler in float32."""
+        return model.denoiser(x.to(model.dtype), sigma.to(model.dtype), label=label).float()
+
+    if label is not None and sampling.cfg != 1:
+        denoise = classifier_free(
+            precise, label=label, no_class=model.network.classes, scale=sampling.cfg, interval=sampling.cfg_interval
+        )
+    else:
+        denoise = conditioned(precise, label=label)
+    options: dict[str, Any] = {"eta": sampling.eta} if sampling.sampler in STOCHASTIC else {}
+    return find_sampler(sampling.sampler)(
+        denoise,
+        x,
+        sigmas,
+        noise=lambda i: runtime.normal(sampling.seed, f"sample/step-{i}", indices, shape, like=like),
+        callback=on_step,
+        **options,
+    )
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """(N, C, H, W) in [-1, 1] to uint8 (N, H, W, C), rounded, on the CPU."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
+
+
+def stream(
+    model: Model,
+    *,
+    indices: Sequence[int],
+    labels: Tensor | None,
+    sampling: Sampling,
+    on_step: Callable[[int], None] | None = None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches of finished images, in the order of `indices`.
+
+    Args:
+        indices: numbers of the images to make.
+        labels: int64, label of every image by its number; None for an unconditional model.
+        on_step: called after each sampler step with its number.
+
+    Yields:
+        (image numbers, uint8 (n, H, W, C) on the CPU).
+
+    Raises:
+        NonFiniteError: the model returned NaN or infinity.
+    """
+    for start in range(0, len(indices), sampling.batch_size):
+        batch = [int(i) for i in indices[start : start + sampling.batch_size]]
+        label = None if labels is None else labels[torch.tensor(batch)]
+        with torch.inference_mode():
+            x = denoise_batch(model, batch, label=label, sampling=sampling, on_step=on_step)
+        if not torch.isfinite(x).all():
+            raise NonFiniteError(
+                f"the model returned NaN or infinity for image {batch[0]} or one after it",
+                hint="the weights diverged, or --cfg is too large; try an older checkpoint or --cfg 1",
+            )
+        yield batch, to_uint8(x)
+
+
+def generate(
+    model: Model, *, n: int = 4, seed: int = 0, steps: int = 50, label: str | None = None, **options: Any
+) -> Tensor:
+    """n images of a model.
+
+    Args:
+        n: how many.
+        seed: image i is a function of (seed, i).
+        steps: of the sampler.
+        label: a class name, a number as text, or "all"; None draws in the proportions of the data.
+        options: the other fields of `Sampling`: sampler, schedule, eta, rho, cfg, cfg_interval, size, batch_size.
+
+    Returns:
+        uint8 (n, H, W, C) on the CPU.
+
+    Raises:
+        UsageError: unknown class, sampler, or a size the levels do not divide.
+    """
+    sampling = Sampling(seed=seed, steps=steps, **options)
+    check(model, sampling)
+    labels = choose_labels(model, n=n, wanted=label, seed=seed)
+    return torch.cat([images for _, images in stream(model, indices=range(n), labels=labels, sampling=sampling)])

@@ -1,0 +1,102 @@
+"""Starts one command line several times on this machine, one process for each device, and waits for all of them.
+
+Signals to the parent are handed on once; the children's exit code comes back. On several machines torchrun does this.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import FrameType
+
+from hdit_cli.errors import UsageError
+
+_GRACE = 60.0  # seconds the others get to end once one process has failed
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "HDIT_PROCESSES": str(processes),
+    }
+
+
+def without_processes(argv: list[str]) -> list[str]:
+    """The command line less `--processes N`."""
+    kept, skip = [], False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word == "--processes":
+            skip = True
+        elif not word.startswith("--processes="):
+            kept.append(word)
+    return kept
+
+
+def relaunch(processes: int) -> int | None:
+    """Runs this very command line in `processes` processes and returns their exit code; None where this is one of them.
+
+    Raises:
+        UsageError: fewer than one.
+    """
+    if processes < 1:
+        raise UsageError(f"--processes must be at least 1, is {processes}")
+    if processes == 1 or "RANK" in os.environ:
+        return None
+    command = [sys.executable, "-m", "hdit_cli", *without_processes(sys.argv[1:])]
+    port = _free_port()
+    # a session of their own: Ctrl-C in the terminal reaches the parent alone, which hands it on exactly once
+    children = [
+        subprocess.Popen(command, env=_environment(rank, processes, port), start_new_session=True)
+        for rank in range(processes)
+    ]
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return _wait(children)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+
+
+def _wait(children: list[subprocess.Popen[bytes]]) -> int:
+    """The first non-zero exit code, or 0. Once one process fails, the others are told to end, then made to."""
+    failed_at = None
+    code = 0
+    while any(child.poll() is None for child in children):
+        time.sleep(0.05)
+        codes = [child.poll() for child in children]
+        if failed_at is None and any(c not in (None, 0) for c in codes):
+            code = next(c for c in codes if c not in (None, 0))
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > (_GRACE if code == 75 else 5.0):
+            for child in children:
+                child.kill()
+    if not code:
+        code = next((c for c in (child.returncode for child in children) if c), 0)
+    return code if code >= 0 else 128 - code

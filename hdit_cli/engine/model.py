@@ -1,0 +1,146 @@
+"""A recipe and weights, built: what sampling, training, export and counting start from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hdit_cli import catalog
+from hdit_cli.diffusion.denoiser import Denoiser
+from hdit_cli.models.hdit import HDiT, Level
+from hdit_cli.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Model:
+    """A denoiser with what is known about it.
+
+    Attributes:
+        denoiser: the preconditioned network, in eval mode.
+        recipe: the resolved recipe, as a dict.
+        classes: names, in the order of the labels; empty for an unconditional model.
+        weights: "ema" or "raw".
+        step, images_seen: how far it was trained.
+        data: path, fingerprint and, where known, pictures per class of the data it was trained on.
+    """
+
+    denoiser: Denoiser
+    recipe: dict[str, Any]
+    classes: list[str] = field(default_factory=list)
+    weights: str = "ema"
+    step: int = 0
+    images_seen: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def network(self) -> HDiT:
+        network = self.denoiser.network
+        assert isinstance(network, HDiT)
+        return network
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        height, width = self.recipe["model"]["size"]
+        return height, width
+
+    @property
+    def channels(self) -> int:
+        return self.recipe["model"]["channels"]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.denoiser.parameters()).dtype
+
+    @property
+    def data_path(self) -> str:
+        return self.data.get("path", "")
+
+    def param_groups(
+        self, *, lr: float, weight_decay: float, mapping_lr_scale: float = 1 / 3
+    ) -> list[dict[str, Any]]:
+        """Four optimizer groups: the mapping network and the norms' conditions learn slower; only linears inside decay.
+
+        Returns:
+            dicts "decay", "no_decay", "mapping_decay", "mapping_no_decay" with name, params, lr, weight_decay.
+        """
+        return param_groups(
+            self.network, lr=lr, weight_decay=weight_decay, mapping_lr_scale=mapping_lr_scale
+        )
+
+
+def param_groups(
+    network: HDiT, *, lr: float, weight_decay: float, mapping_lr_scale: float
+) -> list[dict[str, Any]]:
+    """See `Model.param_groups`."""
+    roles = network.roles()
+    parameters = dict(network.named_parameters())
+    groups = []
+    for name, role in {
+        "decay": (False, True),
+        "no_decay": (False, False),
+        "mapping_decay": (True, True),
+        "mapping_no_decay": (True, False),
+    }.items():
+        params: list[Tensor] = [parameters[key] for key, value in roles.items() if value == role]
+        scale = mapping_lr_scale if role[0] else 1.0
+        groups.append(
+            {"name": name, "params": params, "lr": lr * scale, "weight_decay": weight_decay if role[1] else 0.0}
+        )
+    return groups
+
+
+def class_count(recipe: Recipe, *, classes: Sequence[str]) -> int:
+    """Classes of the network: as many as the data has where the recipe says "data"."""
+    return len(classes) if recipe.model.classes == "data" else int(recipe.model.classes)
+
+
+def build_network(recipe: Recipe, *, classes: int) -> HDiT:
+    """The bare network of a recipe, new, on the default device."""
+    section = recipe.model
+    fields = ("depth", "width", "d_ff", "dropout", "attention", "head_dim", "kernel", "window")
+    levels = [Level(**{name: getattr(level, name) for name in fields}) for level in section.levels]
+    return catalog.get("model", section.type)(
+        levels,
+        channels=section.channels,
+        patch=tuple(section.patch),
+        mapping_width=section.mapping_width,
+        mapping_depth=section.mapping_depth,
+        mapping_d_ff=section.mapping_d_ff,
+        mapping_dropout=section.mapping_dropout,
+        mapping_inputs=section.mapping_inputs,
+        classes=classes,
+    )
+
+
+def precondition(network: nn.Module, recipe: Recipe) -> Denoiser:
+    """The denoiser a recipe makes of its network."""
+    weighting = catalog.get("weighting", recipe.diffusion.weighting)
+    if recipe.diffusion.weighting == "min-snr":
+        weighting = partial(weighting, gamma=recipe.diffusion.gamma)
+    return Denoiser(network, sigma_data=recipe.diffusion.sigma_data, weighting=weighting)
+
+
+def count(recipe: Recipe, *, classes: int | None = None) -> dict[str, Any]:
+    """Parameters and multiply-accumulates of a recipe, without allocating it.
+
+    Args:
+        classes: number of classes where the recipe says "data".
+
+    Returns:
+        params (int) and gmacs (float, 10^9 multiply-accumulates of one image of the recipe's size).
+    """
+    wanted = recipe.model.classes
+    with torch.device("meta"):
+        network = build_network(recipe, classes=(classes or 0) if wanted == "data" else int(wanted))
+    params = sum(p.numel() for p in network.parameters())
+    return {"params": params, "gmacs": network.macs(*recipe.model.size) / 1e9}
