@@ -1,0 +1,1 @@
+"""Distances between two sets of pictures: features, streaming moments, Fréchet, kernel, sliced Wasserstein."""
