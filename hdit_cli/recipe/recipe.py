@@ -1,0 +1,124 @@
+"""A recipe: one experiment, complete and checked. From TOML to frozen sections, and back without loss."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
+
+import tomli_w
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from hdit_cli.recipe import diffusion, messages
+from hdit_cli.recipe.diffusion import Diffusion
+from hdit_cli.recipe.hdit import HDiT, Level
+from hdit_cli.recipe.lines import KeyPath
+from hdit_cli.recipe.overrides import overridden
+from hdit_cli.recipe.section import Section, stop_at
+from hdit_cli.recipe.sections import Data, Ema, Eval, Optimizer, Sample, Train
+from hdit_cli.recipe.source import Source, locate, read
+
+_BAD_IN_NAME = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
+
+
+def _file_name(value: str) -> str:
+    if _BAD_IN_NAME.search(value) or value.strip(". ") != value:
+        text = "names the run folder, so it must be a plain file name"
+        raise PydanticCustomError("sentence", "{text}", {"text": text})
+    return value
+
+
+class Recipe(Section):
+    """One experiment. Every default is filled in; `to_dict` and `to_toml` write all of it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_file_name)] = "recipe"
+    data: Data = Data()
+    model: HDiT
+    diffusion: Diffusion = Diffusion()
+    train: Train = Train()
+    optimizer: Optimizer = Optimizer()
+    ema: Ema = Ema()
+    sample: Sample = Sample()
+    eval: Eval = Eval()
+
+    @model_validator(mode="after")
+    def _resolved(self) -> Self:
+        if self.optimizer.warmup > self.train.steps:
+            text = f"must be at most train.steps {self.train.steps}, is {self.optimizer.warmup}"
+            stop_at([(("optimizer", "warmup"), text)])
+        complete = self.diffusion.resolved(image_size=max(self.model.size))
+        object.__setattr__(self, "diffusion", complete)  # the last act of construction; frozen from here on
+        return self
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
+        """A recipe from plain values, as `to_dict` gives them (the metadata of a checkpoint).
+
+        Raises:
+            UsageError: unknown keys, wrong types, impossible values; all of them, by key.
+        """
+        return _validated(Source(label="", values=values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values, resolved, as plain Python: what JSON and TOML hold."""
+        return self.model_dump(mode="json")
+
+    def to_toml(self) -> str:
+        """All values, resolved, as TOML; `load_recipe` of it gives an equal recipe."""
+        return tomli_w.dumps(self.to_dict())
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe: defaults < the recipe it extends < its own values < `overrides`.
+
+    Args:
+        name_or_path: a shipped recipe's name (`shipped()`), or a path.
+        overrides: `key=value` each, the value in TOML; bare words are text.
+
+    Raises:
+        UsageError: everything that is wrong with it, at once, with file, line and key.
+        StorageError: the file may not be read.
+    """
+    path = locate(name_or_path)
+    source = read(path)
+    source.values.setdefault("name", _BAD_IN_NAME.sub("-", path.stem)[:200].strip(". ") or "recipe")
+    return _validated(overridden(source, overrides))
+
+
+def _validated(source: Source) -> Recipe:
+    try:
+        return Recipe.model_validate(source.values)
+    except ValidationError as error:
+        raise messages.refusal(error, source, _key_tree()) from error
+
+
+def _key_tree() -> messages.KeyTree:
+    sections: dict[KeyPath, tuple[str, ...]] = {(): tuple(Recipe.model_fields)}
+    for key, info in Recipe.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            sections[(key,)] = tuple(info.annotation.model_fields)
+    sections["model", "levels"] = tuple(Level.model_fields)
+    for kind in diffusion.Density.__subclasses__():
+        sections["diffusion", "density", kind.model_fields["type"].default] = tuple(kind.model_fields)
+    return messages.KeyTree(sections)
+
+
+def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What changed between two recipes given as `to_dict`: lines like `train.batch_size: 32 -> 64`."""
+    before, after = _flat(old), _flat(new)
+    keys = dict.fromkeys([*before, *after])
+    return [
+        f"{key}: {before.get(key, 'none')} -> {after.get(key, 'none')}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(value: Any, path: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        entries = list(value.items())
+    elif isinstance(value, (list, tuple)) and any(isinstance(entry, dict) for entry in value):
+        entries = list(enumerate(value))
+    else:
+        return {path: json.dumps(value)}
+    return {key: text for name, entry in entries for key, text in _flat(entry, f"{path}.{name}".lstrip(".")).items()}

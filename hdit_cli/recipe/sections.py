@@ -1,0 +1,126 @@
+"""The sections that are not the model's or the diffusion's: data, training, optimizer, average, sampling, scores."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from hdit_cli.recipe.section import (
+    Listed,
+    MetricName,
+    PathText,
+    Probability,
+    SamplerName,
+    ScheduleName,
+    Section,
+    stop_at,
+)
+
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+Interval = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def _duration(value: str) -> str:
+    if value and not _DURATION.fullmatch(value):
+        text = 'must be a time such as "90s", "20m" or "2h", or "" for none'
+        raise PydanticCustomError("sentence", "{text}", {"text": text})
+    return value
+
+
+def _no_repeats(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) < len(value):
+        raise PydanticCustomError("sentence", "{text}", {"text": "names the same thing twice"})
+    return value
+
+
+class Data(Section):
+    """The data set and what is done to a picture on its way to the model."""
+
+    path: PathText = ""  # relative to the working folder; "" = given on the command line
+    flip: bool = True  # mirror every other picture, unknown to the model
+    augment: Probability = 0.0  # of each transform of Karras et al. 2022; the model is told which
+    workers: Annotated[int, Field(ge=0, le=64)] = 2
+
+
+class Train(Section):
+    """The loop. `batch_size` is the number of images of one step, over all processes and accumulated pieces."""
+
+    steps: Interval = 100_000
+    batch_size: Annotated[int, Field(ge=1, le=1_048_576)] = 32
+    accumulate: Annotated[int, Field(ge=1, le=65536)] = 1
+    precision: Literal["bf16", "fp32", "fp64"] = "bf16"
+    grad_clip: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0  # 0 = off
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    deterministic: bool = False
+    save_every: Interval = 5_000
+    sample_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 5_000  # 0 = never
+    log_every: Interval = 50
+    keep: Annotated[int, Field(ge=1, le=1_000_000)] = 2  # newest checkpoints kept
+    stop_after: Annotated[str, AfterValidator(_duration)] = ""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.batch_size % self.accumulate:
+            near = min(_divisors(self.batch_size), key=lambda d: abs(d - self.accumulate))
+            text = f"must divide batch_size {self.batch_size}, is {self.accumulate}; the nearest is {near}"
+            stop_at([(("accumulate",), text)])
+        return self
+
+    @property
+    def stop_after_seconds(self) -> float | None:
+        """`stop_after` in seconds, or None."""
+        found = _DURATION.fullmatch(self.stop_after)
+        return float(found[1]) * _SECONDS[found[2]] if found else None
+
+
+def _divisors(value: int) -> list[int]:
+    return [candidate for candidate in range(1, value + 1) if value % candidate == 0]
+
+
+class Optimizer(Section):
+    """AdamW. The mapping network learns at `lr` times `mapping_lr_scale`."""
+
+    type: Literal["adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0.0, le=10.0)] = 5e-4
+    betas: Annotated[tuple[Beta, Beta], Listed] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 1e-2
+    mapping_lr_scale: Annotated[float, Field(ge=0.0, le=10.0)] = 1 / 3
+    warmup: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0  # steps of linear rise
+
+
+class Ema(Section):
+    """Average of the weights: decay min(max_decay, 1 - (1 + step)^-power)."""
+
+    power: Annotated[float, Field(gt=0.0, le=10.0)] = 0.75
+    max_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9999
+
+
+class Sample(Section):
+    """Defaults of `hdit sample`, and the grids that training draws (`n` images)."""
+
+    sampler: SamplerName = "dpmpp-3m-sde"
+    schedule: ScheduleName = "karras"
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 50
+    eta: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0  # noise of a stochastic sampler
+    rho: Annotated[float, Field(gt=0.0, le=100.0)] = 7.0  # of the Karras schedule
+    cfg: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0  # classifier-free guidance; 1 = off
+    n: Annotated[int, Field(ge=1, le=4096)] = 36
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
+
+
+class Eval(Section):
+    """Defaults of `hdit eval-fid`."""
+
+    n: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
+    metrics: Annotated[
+        tuple[MetricName, ...], Listed, Field(min_length=1, max_length=64), AfterValidator(_no_repeats)
+    ] = (
+        "fid",
+        "kid",
+    )
