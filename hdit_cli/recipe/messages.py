@@ -124,7 +124,7 @@ def _described(value: Any) -> str:
 
 
 class KeyTree:
-    """The keys that each section knows, for suggestions. A density's section has its type as the last part of its path."""
+    """The keys that each section knows, for suggestions; a density's section has its type at the end of its path."""
 
     def __init__(self, sections: dict[KeyPath, tuple[str, ...]]) -> None:
         self.sections = sections

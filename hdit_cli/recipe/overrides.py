@@ -25,10 +25,12 @@ def overridden(source: Source, overrides: Sequence[str]) -> Source:
     parsed.sort(key=lambda entry: entry[1][-1] != "type")  # stable: all others keep their order
     for text, path, value in parsed:
         parent = _parent(values, path, text)
-        last = path[-1]
-        if last == "type" and isinstance(parent, dict) and parent.get("type", value) != value:
-            parent.clear()
-        parent[_index(parent, str(last), text) if isinstance(parent, list) else last] = value
+        if isinstance(parent, list):
+            parent[_index(parent, path[-1], text)] = value
+        else:
+            if path[-1] == "type" and parent.get("type", value) != value:
+                parent.clear()
+            parent[path[-1]] = value
         _replace_places(places, _as_found(path, values), f"--set {text[:200]}")
     return Source(label=source.label, values=values, places=places)
 
@@ -79,11 +81,12 @@ def _replace_places(places: dict[KeyPath, str], path: KeyPath, place: str) -> No
         places.setdefault(path[:length], place)
 
 
-def _as_found(path: tuple[str, ...], values: Any) -> KeyPath:
+def _as_found(path: tuple[str, ...], values: dict[str, Any]) -> KeyPath:
     """The path with numbers where it leads through lists."""
     out: list[str | int] = []
+    here: Any = values
     for part in path:
-        step: str | int = int(part) if isinstance(values, list) else part
+        step = int(part) if isinstance(here, list) else part
         out.append(step)
-        values = values[step]
+        here = here[step]
     return tuple(out)

@@ -92,7 +92,8 @@ def test_extends_merges_tables_and_replaces_lists(tmp_path):
         'name: "flowers256" -> "flowers256-class"',
         'model.classes: 0 -> "data"',
     ]
-    text = 'extends = "flowers256"\nmodel.levels = [{ depth = 1, width = 64 }]\ndiffusion.density = { type = "lognormal" }\n'
+    text = 'extends = "flowers256"\nmodel.levels = [{ depth = 1, width = 64 }]\n'
+    text += 'diffusion.density = { type = "lognormal" }\n'
     recipe = load_recipe(write(tmp_path, text))
     assert len(recipe.model.levels) == 1 and recipe.train.batch_size == 32
     assert recipe.diffusion.density.options() == {"loc": -1.2, "scale": 1.2}
