@@ -1,0 +1,181 @@
+"""Karras augmentation: geometric transforms of the training images, each with a small probability, told to the network as
+a 9-vector so that they do not leak into what it generates (Karras et al. 2022, "Elucidating the Design Space of
+Diffusion-Based Generative Models", appendix F.2).
+
+Every draw is a function of (seed, image number in the run), and the whole batch is warped at once.
+Points are (x, y) in pixels, pixel centres at integers; matrices act on homogeneous columns (x, y, 1).
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from hdit_cli import runtime
+
+SCALE = 2**0.2  # one standard deviation of zoom and of stretch
+TRANSLATION = 1 / 8  # one standard deviation of a shift, in image sides
+
+# Columns of the uniform draws of an image: five gates (y-flip, zoom, rotation, stretch, shift), then the values a0..a7.
+_GATES, _DRAWS = 5, 13
+_FLIP_Y, _ZOOM, _ROTATION, _STRETCH, _SHIFT = range(_GATES)
+
+
+def draw(index: np.ndarray, *, seed: int, probability: float) -> Tensor:
+    """The eight numbers a0..a7 that say what happens to each image; all zero means nothing.
+
+    a0 x-flip (0 or 1; always drawn, a fair coin), a1 y-flip (0 or 1), a2 ~ N(0, 1) zoom, a3 ~ U(-pi, pi) rotation,
+    a4 ~ U(-pi, pi) and a5 ~ N(0, 1) direction and amount of stretch, a6, a7 ~ N(0, 1) shift. Zoom, rotation, stretch,
+    shift and y-flip happen with `probability` each, independently.
+
+    Args:
+        index: int64 (N,), global image numbers in the run.
+
+    Returns:
+        float64 (N, 8).
+    """
+    u = runtime.uniform(seed, "augment", index, _DRAWS)
+    gate, value = u[:, :_GATES] < probability, u[:, _GATES:]
+    coin, angle, normal = (value < 0.5).double(), (2 * value - 1) * math.pi, torch.special.ndtri(value)  # inverse CDF
+    a = torch.zeros(len(u), 8, dtype=torch.float64)
+    a[:, 0] = coin[:, 0]
+    a[:, 1] = coin[:, 1] * gate[:, _FLIP_Y]
+    a[:, 2] = normal[:, 2] * gate[:, _ZOOM]
+    a[:, 3] = angle[:, 3] * gate[:, _ROTATION]
+    a[:, 4] = angle[:, 4] * gate[:, _STRETCH]
+    a[:, 5] = normal[:, 5] * gate[:, _STRETCH]
+    a[:, 6:] = normal[:, 6:] * gate[:, _SHIFT, None]
+    return a
+
+
+def condition(a: Tensor) -> Tensor:
+    """What the network is told: a0, a1, a2, cos a3 - 1, sin a3, a5 cos a4, a5 sin a4, a6, a7.
+
+    Args:
+        a: float64 (N, 8) from `draw`.
+
+    Returns:
+        float64 (N, 9), zero where nothing happens.
+    """
+    a0, a1, a2, a3, a4, a5, a6, a7 = a.unbind(1)
+    return torch.stack([a0, a1, a2, a3.cos() - 1, a3.sin(), a5 * a4.cos(), a5 * a4.sin(), a6, a7], dim=1)
+
+
+def _affine(xx: Tensor | float, xy: Tensor | float, yx: Tensor | float, yy: Tensor | float, *, like: Tensor) -> Tensor:
+    matrix = torch.eye(3, dtype=torch.float64).repeat(len(like), 1, 1)
+    matrix[:, 0, 0], matrix[:, 0, 1], matrix[:, 1, 0], matrix[:, 1, 1] = (torch.as_tensor(v) for v in (xx, xy, yx, yy))
+    return matrix
+
+
+def _translation(x: Tensor | float, y: Tensor | float, *, like: Tensor) -> Tensor:
+    matrix = _affine(1.0, 0.0, 0.0, 1.0, like=like)
+    matrix[:, 0, 2], matrix[:, 1, 2] = torch.as_tensor(x), torch.as_tensor(y)
+    return matrix
+
+
+def _rotation(angle: Tensor) -> Tensor:
+    return _affine(angle.cos(), -angle.sin(), angle.sin(), angle.cos(), like=angle)
+
+
+def matrices(a: Tensor, *, height: int, width: int) -> Tensor:
+    """The matrix of each image, from points of the image to points of the augmented image.
+
+    The product, in this order: to the centre, x-flip, y-flip, zoom, rotation by -a3, stretch along a4, shift, and back
+    from the centre. x is measured by the width and y by the height, in the centring as in the shift, so that an image
+    that is not square turns about its true centre and shifts by the same share of each side. (The published code reads
+    Pillow's (width, height) into variables h, w: its centring is this one, its shift crosses the sides; for square
+    images every reading agrees.)
+
+    Args:
+        a: float64 (N, 8) from `draw`.
+
+    Returns:
+        float64 (N, 3, 3).
+    """
+    a0, a1, a2, a3, a4, a5, a6, a7 = a.unbind(1)
+    x, y = (width - 1) / 2, (height - 1) / 2
+    flips = _affine(1 - 2 * a0, 0.0, 0.0, 1 - 2 * a1, like=a0)
+    zoom = _affine(SCALE**a2, 0.0, 0.0, SCALE**a2, like=a0)
+    stretch = _rotation(a4) @ _affine(SCALE**a5, 0.0, 0.0, SCALE**-a5, like=a0) @ _rotation(-a4)
+    shift = _translation(TRANSLATION * width * a6, TRANSLATION * height * a7, like=a0)
+    to_centre, from_centre = _translation(x, y, like=a0), _translation(-x, -y, like=a0)
+    return to_centre @ flips @ zoom @ _rotation(-a3) @ stretch @ shift @ from_centre
+
+
+def _bend(x: Tensor) -> Tensor:
+    """Second difference along the last axis, the image being mirrored about the centres of its edge pixels."""
+    wide = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=-1)
+    return wide[..., 2:] - 2 * x + wide[..., :-2]
+
+
+def _cubic(x: Tensor, inverse: Tensor) -> Tensor:
+    """Reads x (N, C, H, W) at inverse @ (column, row, 1), by Catmull-Rom interpolation of the mirrored image.
+
+    Cubic convolution with a = -1/2 (Keys 1981) between pixels 0 and 1 is (1 - t) p0 + t p1 - q ((1 - t) d0 + t d1),
+    with q = t (1 - t) / 2 and d the second difference: linear interpolation of p minus q times that of d. Along both
+    axes it is four bilinear interpolations, of x and of its second differences, which torch does in one vectorised
+    call. (Torch's own bicubic mode has a = -3/4, a sharper kernel.)
+    """
+    _, channels, height, width = x.shape
+    exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+    m = inverse.to(x.device, exact)
+    row, column = (torch.arange(side, device=x.device, dtype=exact) for side in (height, width))
+    grid, bend = [], []
+    for i, side in enumerate((width, height)):
+        at = m[:, i, 0, None, None] * column + m[:, i, 1, None, None] * row[:, None] + m[:, i, 2, None, None]
+        t = at - at.floor()
+        bend.append((t * (1 - t) / 2).to(x.dtype)[:, None])  # (N, 1, H, W)
+        grid.append((at * (2 / (side - 1)) - 1).to(x.dtype))
+    bent_x, bent_y = _bend(x), _bend(x.mT).mT
+    maps = torch.cat([x, bent_x, bent_y, _bend(bent_y)], dim=1)
+    seen = grid_sample(maps, torch.stack(grid, -1), mode="bilinear", padding_mode="reflection", align_corners=True)
+    plain, along_x, along_y, along_both = seen.split(channels, dim=1)
+    return plain - bend[0] * (along_x - bend[1] * along_both) - bend[1] * along_y
+
+
+def warp(x: Tensor, matrix: Tensor) -> Tensor:
+    """Moves every image by its matrix: the value of x at p comes to matrix @ p; Catmull-Rom, mirrored at the edges.
+
+    Images whose matrix is the identity or a flip are copied, bit by bit.
+
+    Args:
+        x: float (N, C, H, W), H and W at least 2.
+        matrix: float64 (N, 3, 3) on the CPU, affine, from points (x, y, 1) to points.
+
+    Returns:
+        float (N, C, H, W), a new tensor; may overshoot the range of x a little, as cubic interpolation does.
+    """
+    height, width = x.shape[2:]
+    flip_x, flip_y = matrix[:, 0, 0] == -1, matrix[:, 1, 1] == -1
+    lands = torch.stack([(width - 1) * flip_x, (height - 1) * flip_y], dim=1)  # where a flip puts the first pixel
+    straight = (matrix[:, [0, 1], [1, 0]] == 0).all(1) & (matrix[:, [0, 1], [0, 1]].abs() == 1).all(1)
+    copied = straight & (matrix[:, :2, 2] == lands).all(1)
+    out = x.clone()
+    for flipped, axes in ((flip_x & ~flip_y, [3]), (flip_y & ~flip_x, [2]), (flip_x & flip_y, [2, 3])):
+        here = (copied & flipped).nonzero()[:, 0].to(x.device)
+        out[here] = x[here].flip(axes)
+    moved = (~copied).nonzero()[:, 0]
+    if len(moved):
+        here = moved.to(x.device)
+        out[here] = _cubic(x[here], torch.linalg.inv(matrix[moved]))
+    return out
+
+
+def augment(x0: Tensor, *, index: np.ndarray, seed: int, probability: float) -> tuple[Tensor, Tensor]:
+    """Augmented images and what the network is told of it.
+
+    Args:
+        x0: float (N, C, H, W) in [-1, 1].
+        index: int64 (N,), global image numbers in the run; the draws are a function of (seed, index) alone.
+        probability: of each transform (the x-flip is a fair coin); 0 switches all of it off, the x-flip too.
+
+    Returns:
+        images like x0, and the condition (N, 9) of the same dtype and device, zeros where nothing happened.
+    """
+    if probability == 0:
+        return x0, x0.new_zeros(len(x0), 9)
+    a = draw(index, seed=seed, probability=probability)
+    height, width = x0.shape[2:]
+    return warp(x0, matrices(a, height=height, width=width)), condition(a).to(x0)

@@ -1,0 +1,137 @@
+"""Random access to a data set: one picture is one `pread` at its indexed offset, checked by its CRC-32.
+
+No tar is ever parsed here; the index beside each shard says where its pictures lie.
+"""
+
+import io
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hdit_cli.data import shards
+from hdit_cli.errors import DataError
+
+_OPEN_SHARDS = 64  # files kept open per process: far below the usual limit of 256 to 1,024
+
+
+class ShardReader:
+    """The pictures of one data set, by number.
+
+    Opening reads the manifest and the indices and compares them with the sizes on the disk; shards open on first use,
+    in each process for itself, so a reader may be pickled or forked. Not for several threads at once.
+
+    Args:
+        folder: a data set made by `hdit prepare`.
+
+    Raises:
+        DataError: missing, incomplete or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = shards.load_manifest(self.folder)
+        self.classes = self.manifest.classes
+        self.image_size = (self.manifest.image_size[0], self.manifest.image_size[1])  # (H, W)
+        self.fingerprint = shards.fingerprint(self.manifest)
+        for shard in self.manifest.shards:
+            _check_size(self.folder / shard.name, shard.bytes)
+        indices = [shards.read_index(self.folder, shard) for shard in self.manifest.shards]
+        self._index = np.concatenate(indices)
+        self._first = np.cumsum([0, *map(len, indices)])  # number of the first picture of each shard, and the end
+        self.labels: np.ndarray = self._index["label"].astype(np.int32)  # (N,), -1 = no class
+        worst = int(self.labels.max())
+        if worst >= max(1, len(self.classes)):
+            raise DataError(
+                f"{self.folder}: a picture has label {worst}, but there are {len(self.classes)} classes", hint=_MEND
+            )
+        self._open: dict[int, int] = {}  # shard => descriptor, the longest unused first
+        self._owner = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}, "_owner": None}
+
+    def read(self, index: int) -> bytes:
+        """The encoded picture (JPEG, WebP or PNG) number `index`.
+
+        Raises:
+            DataError: the shard is gone, shorter than it was, or its bytes are not those that were written.
+        """
+        shard = int(np.searchsorted(self._first, index, side="right")) - 1
+        record = self._index[index]
+        try:
+            data = _read_at(self._descriptor(shard), int(record["size"]), int(record["offset"]))
+        except OSError as error:
+            name = self.manifest.shards[shard].name
+            raise DataError(f"cannot read {self.folder / name}: {error.strerror}", hint="check the disk") from error
+        if zlib.crc32(data) != record["crc32"]:
+            raise self._damaged(index, "its checksum does not match")
+        return data
+
+    def picture(self, index: int) -> np.ndarray:
+        """The decoded picture number `index`.
+
+        Returns:
+            uint8 (H, W, 3).
+
+        Raises:
+            DataError: as `read`; or the bytes are no picture of the size that the manifest tells.
+        """
+        data = self.read(index)
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise self._damaged(index, f"it cannot be decoded ({error})") from error
+        if pixels.shape[:2] != self.image_size:
+            raise self._damaged(index, f"it is {pixels.shape[0]}x{pixels.shape[1]}, not of the size in the manifest")
+        return pixels
+
+    def close(self) -> None:
+        """Closes the shards that this process opened; the next read opens them again."""
+        if self._owner == os.getpid():
+            for descriptor in self._open.values():
+                os.close(descriptor)
+        self._open = {}
+
+    def _descriptor(self, shard: int) -> int:
+        if self._owner != os.getpid():  # after a fork or in another process: the parent's descriptors are not ours
+            self._open, self._owner = {}, os.getpid()
+        descriptor = self._open.pop(shard, None)
+        if descriptor is None:
+            if len(self._open) >= _OPEN_SHARDS:
+                os.close(self._open.pop(next(iter(self._open))))
+            path = self.folder / self.manifest.shards[shard].name
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._open[shard] = descriptor
+        return descriptor
+
+    def _damaged(self, index: int, why: str) -> DataError:
+        shard = int(np.searchsorted(self._first, index, side="right")) - 1
+        path = self.folder / self.manifest.shards[shard].name
+        return DataError(f"picture {index:09d} in {path} is damaged: {why}", hint=_MEND)
+
+
+_MEND = "copy the shard again from where it came from, or make the data set again with `hdit prepare`"
+
+
+def _check_size(path: Path, size: int) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"shard {path} is missing ({error.strerror})", hint=_MEND) from error
+    if found != size:
+        raise DataError(f"shard {path} is damaged: {found} bytes, not {size} as its manifest tells", hint=_MEND)
+
+
+def _read_at(descriptor: int, size: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)  # Windows; the descriptor is this process's own
+    return os.read(descriptor, size)
