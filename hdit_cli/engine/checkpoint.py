@@ -96,7 +96,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         return safetensors.torch.load(path.read_bytes()), metadata
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}", hint="copy it again, or use an older checkpoint") from error
+        raise CheckpointError(
+            f"{path} is damaged: {error}", hint="copy it again, or use an older checkpoint"
+        ) from error
 
 
 def find(path: Path, *, weights: str) -> Path:
@@ -113,7 +115,11 @@ def find(path: Path, *, weights: str) -> Path:
 
 
 def load(
-    path: str | Path, *, device: str | torch.device | None = None, weights: str = "ema", dtype: torch.dtype | None = None
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    weights: str = "ema",
+    dtype: torch.dtype | None = None,
 ) -> Model:
     """Loads a model from an inference file or a run folder.
 
@@ -159,7 +165,9 @@ def assemble(tensors: dict[str, Tensor], metadata: dict[str, str], *, where: str
             "weights": metadata["hdit.weights"],
         }
     except (KeyError, ValueError, UsageError) as error:
-        raise CheckpointError(f"the header of {where} cannot be read: {error}", hint="was it written by a newer hdit?") from error
+        raise CheckpointError(
+            f"the header of {where} cannot be read: {error}", hint="was it written by a newer hdit?"
+        ) from error
     with torch.device("meta"):
         network = build_network(recipe, classes=class_count(recipe, classes=classes))
     check_tensors(network.state_dict(), tensors, where=where)
@@ -236,7 +244,7 @@ def save_snapshot(run: Path, *, raw: Model, ema: Model, optimizer: dict[str, Ten
 
 
 def verify(folder: Path) -> str:
-    """"" if a checkpoint folder is whole and unchanged, else one sentence why not."""
+    """ "" if a checkpoint folder is whole and unchanged, else one sentence why not."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         expected = manifest["files"]

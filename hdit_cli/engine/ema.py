@@ -28,7 +28,8 @@ class EMA:
         Args:
             keep: 0-d tensor, 1 or 0, on the device: a refused step is masked without asking the host.
         """
-        average = list(self.network.parameters())
-        change = torch._foreach_sub(list(parameters), average)
+        average: list[Tensor] = [*self.network.parameters()]
+        current: list[Tensor] = [*parameters]
+        change = torch._foreach_sub(current, average)
         torch._foreach_mul_(change, keep * (1 - decay))
         torch._foreach_add_(average, change)

@@ -89,7 +89,8 @@ def choose_labels(model: Model, *, n: int, wanted: str | None, seed: int) -> Ten
 
 def check(model: Model, sampling: Sampling) -> None:
     """Raises UsageError for settings that this model cannot be sampled with."""
-    find_sampler(sampling.sampler), find_schedule(sampling.schedule)
+    find_sampler(sampling.sampler)
+    find_schedule(sampling.schedule)
     if sampling.size is not None:
         try:
             model.network.check_size(*sampling.size)
@@ -100,7 +101,9 @@ def check(model: Model, sampling: Sampling) -> None:
         for i, level in enumerate(levels):
             smallest = min(side // (p * 2**i) for side, p in zip(sampling.size, patch, strict=True))
             if level["attention"] == "neighborhood" and smallest < level["kernel"]:
-                raise UsageError(f"--size: level {i} has {smallest} tokens a side, fewer than its kernel {level['kernel']}")
+                raise UsageError(
+                    f"--size: level {i} has {smallest} tokens a side, fewer than its kernel {level['kernel']}"
+                )
     if sampling.cfg != 1 and not model.network.classes:
         raise UsageError("--cfg needs a model with classes", hint="leave --cfg out")
     if model.network.mapping_inputs:
@@ -108,7 +111,12 @@ def check(model: Model, sampling: Sampling) -> None:
 
 
 def denoise_batch(
-    model: Model, indices: Sequence[int], *, label: Tensor | None, sampling: Sampling, on_step: Callable[[int], None] | None
+    model: Model,
+    indices: Sequence[int],
+    *,
+    label: Tensor | None,
+    sampling: Sampling,
+    on_step: Callable[[int], None] | None,
 ) -> Tensor:  # => (n, C, H, W) in [-1, 1] and a little beyond
     """Runs the sampler for the images of these numbers."""
     height, width = sampling.size or model.image_size

@@ -37,30 +37,38 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
     }
 
 
-def without_processes(argv: list[str]) -> list[str]:
-    """The command line less `--processes N`."""
+def is_child() -> bool:
+    """Whether a launcher (this one, or torchrun) started this process as one of several."""
+    return "RANK" in os.environ
+
+
+def without_processes(argv: list[str], *, drop: tuple[str, ...] = ()) -> list[str]:
+    """The command line less `--processes N` and the flags in `drop`."""
     kept, skip = [], False
     for word in argv:
         if skip:
             skip = False
         elif word == "--processes":
             skip = True
-        elif not word.startswith("--processes="):
+        elif not word.startswith("--processes=") and word not in drop:
             kept.append(word)
     return kept
 
 
-def relaunch(processes: int) -> int | None:
+def relaunch(processes: int, *, drop: tuple[str, ...] = ()) -> int | None:
     """Runs this very command line in `processes` processes and returns their exit code; None where this is one of them.
+
+    Args:
+        drop: flags that were acted on already and must not be repeated.
 
     Raises:
         UsageError: fewer than one.
     """
     if processes < 1:
         raise UsageError(f"--processes must be at least 1, is {processes}")
-    if processes == 1 or "RANK" in os.environ:
+    if processes == 1 or is_child():
         return None
-    command = [sys.executable, "-m", "hdit_cli", *without_processes(sys.argv[1:])]
+    command = [sys.executable, "-m", "hdit_cli", *without_processes(sys.argv[1:], drop=drop)]
     port = _free_port()
     # a session of their own: Ctrl-C in the terminal reaches the parent alone, which hands it on exactly once
     children = [

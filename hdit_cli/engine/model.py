@@ -65,22 +65,16 @@ class Model:
     def data_path(self) -> str:
         return self.data.get("path", "")
 
-    def param_groups(
-        self, *, lr: float, weight_decay: float, mapping_lr_scale: float = 1 / 3
-    ) -> list[dict[str, Any]]:
+    def param_groups(self, *, lr: float, weight_decay: float, mapping_lr_scale: float = 1 / 3) -> list[dict[str, Any]]:
         """Four optimizer groups: the mapping network and the norms' conditions learn slower; only linears inside decay.
 
         Returns:
             dicts "decay", "no_decay", "mapping_decay", "mapping_no_decay" with name, params, lr, weight_decay.
         """
-        return param_groups(
-            self.network, lr=lr, weight_decay=weight_decay, mapping_lr_scale=mapping_lr_scale
-        )
+        return param_groups(self.network, lr=lr, weight_decay=weight_decay, mapping_lr_scale=mapping_lr_scale)
 
 
-def param_groups(
-    network: HDiT, *, lr: float, weight_decay: float, mapping_lr_scale: float
-) -> list[dict[str, Any]]:
+def param_groups(network: HDiT, *, lr: float, weight_decay: float, mapping_lr_scale: float) -> list[dict[str, Any]]:
     """See `Model.param_groups`."""
     roles = network.roles()
     parameters = dict(network.named_parameters())

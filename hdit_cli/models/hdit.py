@@ -4,6 +4,7 @@ A transformer over pixels in an hourglass: levels of tokens, each half the side 
 attention outside and global attention in the middle. Images are (N, C, H, W), maps inside (N, H, W, width).
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -185,7 +186,7 @@ class HDiT(nn.Module):
         self.down_levels = nn.ModuleList(stack(level, first=0) for level in outer)
         self.up_levels = nn.ModuleList(stack(level, first=level.depth) for level in outer)
         self.mid_level = stack(middle, first=0)
-        pairs = list(zip(levels[:-1], levels[1:], strict=True))
+        pairs = list(itertools.pairwise(levels))
         self.merges = nn.ModuleList(Merge(fine.width, coarse.width) for fine, coarse in pairs)
         self.splits = nn.ModuleList(Split(coarse.width, fine.width) for fine, coarse in pairs)
         self.out_norm = RMSNorm(levels[0].width)
@@ -268,7 +269,8 @@ class HDiT(nn.Module):
             total += sum(layer.macs(h, w) for layer in (*down, *up))
             h, w = h // 2, w // 2
             total += merge.proj.macs(h * w) + split.proj.macs(h * w)
-        return total + sum(layer.macs(h, w) for layer in self.mid_level)  # type: ignore[operator]
+        middle: list[Any] = [*self.mid_level]
+        return total + sum(layer.macs(h, w) for layer in middle)
 
     def roles(self) -> dict[str, tuple[bool, bool]]:
         """For each parameter name: (is part of the mapping network or of a norm's condition, takes weight decay)."""
@@ -280,6 +282,5 @@ class HDiT(nn.Module):
 
 
 def _is_condition_linear(name: str, module: nn.Module) -> bool:
-    inside = name.startswith("mapping.") or name.endswith(".norm.linear") or name.endswith("in_proj")
+    inside = name.startswith("mapping.") or name.endswith((".norm.linear", "in_proj"))
     return inside and isinstance(module, nn.Linear)
-

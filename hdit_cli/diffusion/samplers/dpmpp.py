@@ -3,6 +3,7 @@
 With eta the noise put back: 0 solves the probability-flow ODE, 1 the reverse SDE. The step to sigma 0 returns D.
 """
 
+import itertools
 import math
 
 from torch import Tensor
@@ -36,7 +37,7 @@ def dpmpp_2m_sde(
         raise ValueError(f"unknown solver {solver!r}: midpoint or heun")
     draw, steps = noise_source(noise, x), levels(sigmas)
     old, h_last = None, 0.0
-    for i, (sigma, following) in enumerate(zip(steps[:-1], steps[1:], strict=True)):
+    for i, (sigma, following) in enumerate(itertools.pairwise(steps)):
         denoised = at(denoise, x, sigma)
         if following == 0:
             x = denoised
@@ -66,7 +67,7 @@ def dpmpp_3m_sde(
     """Third-order multistep for the SDE, one call of the denoiser a step; its first steps are of first and second order."""
     draw, steps = noise_source(noise, x), levels(sigmas)
     past: list[tuple[Tensor, float]] = []  # (denoised, h), newest first
-    for i, (sigma, following) in enumerate(zip(steps[:-1], steps[1:], strict=True)):
+    for i, (sigma, following) in enumerate(itertools.pairwise(steps)):
         denoised = at(denoise, x, sigma)
         if following == 0:
             x = denoised

@@ -1,5 +1,7 @@
 """Linear multistep of Adams-Bashforth kind in sigma: Lagrange polynomials through past slopes, integrated exactly."""
 
+import itertools
+
 import numpy as np
 from torch import Tensor
 
@@ -29,7 +31,7 @@ def lms(
     """One call of the denoiser a step, up to `order` past slopes. Deterministic: `noise` is not drawn from."""
     steps = levels(sigmas)
     slopes: list[Tensor] = []  # newest first
-    for i, (sigma, following) in enumerate(zip(steps[:-1], steps[1:], strict=True)):
+    for i, (sigma, following) in enumerate(itertools.pairwise(steps)):
         slopes = [(x - at(denoise, x, sigma)) / sigma, *slopes][:order]
         nodes = [steps[i - j] for j in range(len(slopes))]
         for weight, slope in zip(coefficients(nodes, sigma, following), slopes, strict=True):

@@ -1,5 +1,7 @@
 """Two calls of the denoiser a step: Heun (Karras et al. 2022, algorithm 1) and DPM-Solver-2 (Lu et al. 2022)."""
 
+import itertools
+
 from torch import Tensor
 
 from hdit_cli.diffusion.samplers.steps import Callback, Denoise, Noise, at, levels, told
@@ -10,7 +12,7 @@ def heun(
 ) -> Tensor:
     """Trapezoidal rule in sigma; the step to 0 is Euler's. Deterministic: `noise` is not drawn from."""
     steps = levels(sigmas)
-    for i, (sigma, following) in enumerate(zip(steps[:-1], steps[1:], strict=True)):
+    for i, (sigma, following) in enumerate(itertools.pairwise(steps)):
         d = (x - at(denoise, x, sigma)) / sigma
         if following > 0:
             guess = x + d * (following - sigma)
@@ -25,7 +27,7 @@ def dpm_2(
 ) -> Tensor:
     """Midpoint rule, the midpoint at the geometric mean; the step to 0 is Euler's. Deterministic: `noise` is not drawn from."""
     steps = levels(sigmas)
-    for i, (sigma, following) in enumerate(zip(steps[:-1], steps[1:], strict=True)):
+    for i, (sigma, following) in enumerate(itertools.pairwise(steps)):
         d = (x - at(denoise, x, sigma)) / sigma
         if following > 0:
             middle = (sigma * following) ** 0.5

@@ -41,4 +41,4 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: int) -> Tensor:
     """Neighborhood attention with softmax scale 1; (N, H, W, heads, d) in and out."""
     import natten
 
-    return natten.na2d(q, k, v, kernel_size=kernel, scale=1.0)
+    return natten.na2d(q, k, v, kernel_size=kernel, scale=1.0)  # type: ignore[attr-defined]

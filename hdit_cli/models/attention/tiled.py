@@ -47,7 +47,9 @@ def plan_axis(length: int, kernel: int) -> Axis:
     return Axis(tile, halo, tuple(starts.tolist()), allowed)
 
 
-def build_plan(height: int, width: int, kernel: int, dtype: torch.dtype, device: torch.device) -> tuple[Axis, Axis, Tensor]:
+def build_plan(
+    height: int, width: int, kernel: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Axis, Axis, Tensor]:
     """Both axes and the additive mask (tiles, 1, queries, keys), 0 inside a query's window and -inf outside."""
     y, x = plan_axis(height, kernel), plan_axis(width, kernel)
     allowed = rearrange(y.allowed, "ty q k -> ty 1 q 1 k 1") & rearrange(x.allowed, "tx q k -> 1 tx 1 q 1 k")

@@ -1,0 +1,51 @@
+"""Progress on stderr: tqdm on a terminal, a plain line every few seconds where there is none."""
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+_EVERY = 10.0  # seconds between plain lines
+
+
+class Bar(tqdm):
+    """tqdm that prints whole lines where it cannot draw over itself."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.plain = not sys.stderr.isatty()
+        self._last_line = time.monotonic()
+        self.images_per_second = 0.0
+        super().__init__(*args, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
+        if not self.plain:
+            return super().display(msg, pos)
+        now = time.monotonic()
+        if now - self._last_line >= _EVERY:
+            self._last_line = now
+            print(str(self), file=sys.stderr, flush=True)
+        return True
+
+    def close(self) -> None:
+        if self.plain and not self.disable:
+            self.disable = True  # no empty line of tqdm's own
+            return
+        super().close()
+
+    def advance(self, count: int) -> None:
+        """`update` that never runs past the total: with several processes each counts for all."""
+        self.update(min(count, (self.total or 0) - self.n))
+
+    def write_line(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if self.plain:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self.write(text, file=sys.stderr)
+
+
+def bar(*, total: int, initial: int = 0, unit: str, label: str = "", quiet: bool = False) -> Bar:
+    """A progress bar with the time left; `unit` is what is counted. `quiet` prints nothing."""
+    options = {"desc": label or None, "smoothing": 0.05, "dynamic_ncols": True, "disable": quiet}
+    return Bar(total=total, initial=initial, unit=unit, **options)

@@ -1,0 +1,73 @@
+"""The sampling options that `sample` and `eval-fid` share."""
+
+from typing import Annotated
+
+import typer
+
+from hdit_cli.errors import UsageError
+
+Seed = Annotated[int, typer.Option(help="Image i is a function of (seed, i).")]
+Steps = Annotated[int | None, typer.Option(help="Steps of the sampler.", show_default="the recipe's, else 50")]
+Sampler = Annotated[
+    str | None,
+    typer.Option(help="euler, heun, dpmpp-2m, dpmpp-3m-sde, …", show_default="the recipe's, else dpmpp-3m-sde"),
+]
+ClassName = Annotated[
+    str | None,
+    typer.Option("--class", help="A class name or number, or all.", show_default="the proportions of the data"),
+]
+Cfg = Annotated[
+    float | None, typer.Option(help="Classifier-free guidance; 1 is off.", show_default="the recipe's, else 1")
+]
+CfgInterval = Annotated[
+    str | None, typer.Option(help="LO:HI, the noise levels (sigmas) within which guidance acts.", show_default="all")
+]
+Size = Annotated[str | None, typer.Option(help="HxW or one number, in pixels.", show_default="as trained")]
+Weights = Annotated[str, typer.Option(help="ema or raw.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images denoised together.", show_default="the recipe's")]
+Processes = Annotated[int, typer.Option(help="Processes on this machine: one for each GPU.")]
+
+
+def parse_interval(text: str | None) -> tuple[float, float] | None:
+    """LO:HI as two noise levels.
+
+    Raises:
+        UsageError: not two numbers, or in the wrong order.
+    """
+    if text is None:
+        return None
+    low, colon, high = text.partition(":")
+    try:
+        pair = (float(low), float(high))
+    except ValueError:
+        pair = (1.0, 0.0)
+    if not colon or not 0 <= pair[0] < pair[1]:
+        raise UsageError(f"--cfg-interval {text!r} is not LO:HI", hint="two noise levels, for example 0.3:5")
+    return pair
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """HxW, or one number for a square.
+
+    Raises:
+        UsageError: neither.
+    """
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--size {text!r} is neither HxW nor a number", hint="for example 256 or 192x256")
+    return int(parts[0]), int(parts[-1])
+
+
+def check_positive(**values: int | float | None) -> None:
+    """Raises UsageError, naming the option, for a value below 1."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, is {value}")
+
+
+def check_weights(weights: str) -> None:
+    """Raises UsageError unless `weights` is ema or raw."""
+    if weights not in ("ema", "raw"):
+        raise UsageError(f"--weights {weights!r} is neither ema nor raw")

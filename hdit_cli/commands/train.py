@@ -1,0 +1,155 @@
+"""`hdit train RECIPE`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hdit_cli.engine.events import Event, Started
+    from hdit_cli.recipe import Recipe
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe (`hdit recipe`).")],
+    data: Annotated[str, typer.Option(help="The prepared data set; overrides data.path of the recipe.")] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, e.g. train.steps=1000; repeatable.", show_default=False),
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<recipe name>")] = None,
+    processes: Annotated[int, typer.Option(help="Processes on this machine: one for each GPU.")] = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old run is moved to <run>.old-N.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Facts of the end as JSON on stdout.")] = False,
+) -> None:
+    """Train a recipe; goes on by itself where the run folder holds a checkpoint."""
+    from hdit_cli.engine.launch import relaunch
+    from hdit_cli.errors import DataError
+    from hdit_cli.recipe import load_recipe
+
+    loaded = load_recipe(recipe, [*(set_ or ()), *([f"data.path={_quoted(data)}"] if data else [])])
+    if not loaded.data.path:
+        raise DataError("no data set: the recipe names none", hint="--data DIR, a folder that `hdit prepare` made")
+    folder = run or Path("runs") / loaded.name
+    if dry_run:
+        _print_plan(loaded, as_json=json_)
+        return
+    if fresh and not _is_child():
+        from hdit_cli.engine.run import set_aside
+
+        if moved := set_aside(folder):
+            typer.echo(f"the old run is now {moved}", err=True)
+    code = relaunch(processes, drop=("--fresh",))
+    if code is not None:
+        raise typer.Exit(code)
+    _train_here(folder, loaded, as_json=json_)
+
+
+def _quoted(text: str) -> str:
+    import json
+
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _is_child() -> bool:
+    from hdit_cli.engine.launch import is_child
+
+    return is_child()
+
+
+def _print_plan(recipe: "Recipe", *, as_json: bool) -> None:
+    """What `--dry-run` says."""
+    import json
+
+    from hdit_cli.engine.train import plan
+
+    facts = plan(recipe, data=Path(recipe.data.path))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name.replace('_', ' '):>20}  {value}")
+
+
+def _train_here(folder: Path, recipe: "Recipe", *, as_json: bool) -> None:
+    import json
+
+    from hdit_cli import runtime
+    from hdit_cli.engine.train import train as run_training
+    from hdit_cli.errors import Interrupted
+
+    with Watcher(quiet=not runtime.ranks().is_main) as watcher:
+        finished = run_training(folder, recipe, data=Path(recipe.data.path), watch=watcher)
+    if not runtime.ranks().is_main:
+        if finished.stopped_by.startswith("SIG"):
+            raise typer.Exit(Interrupted.exit_code)
+        return
+    facts = {"run": str(folder), "step": finished.step, "stopped_by": finished.stopped_by, "loss": watcher.loss}
+    if finished.stopped_by.startswith("SIG"):
+        raise Interrupted(
+            f"stopped by {finished.stopped_by} at step {finished.step}, saved in {folder}",
+            hint="the same command goes on from there",
+        )
+    if as_json:
+        typer.echo(json.dumps(facts))
+    elif finished.stopped_by:
+        typer.echo(f"stopped after the time allowed, at step {finished.step}, saved; the same command goes on")
+    else:
+        typer.echo(f"done: step {finished.step}, {folder / 'ckpt.safetensors'}")
+
+
+class Watcher:
+    """Draws progress on stderr: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Any = None
+        self.loss: float | None = None
+
+    def __enter__(self) -> "Watcher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, event: "Event") -> None:
+        from hdit_cli.engine import events
+
+        if self.quiet:
+            return
+        match event:
+            case events.Started():
+                self._start(event)
+            case events.Stepped(step=step, images_per_second=rate):
+                self.bar.images_per_second = rate
+                self.bar.update(step - self.bar.n)
+            case events.Logged(loss=loss):
+                self.loss = loss
+                self.bar.set_postfix_str(f"{self.bar.images_per_second:.1f} images/s, loss {loss:.4f}", refresh=False)
+            case events.Saved(step=step, path=path):
+                self._say(f"saved step {step}: {path}")
+            case events.Drawn(path=path):
+                self._say(f"drew {path}")
+            case events.Warned(text=text):
+                self._say(f"warning: {text}")
+
+    def _start(self, started: "Started") -> None:
+        from hdit_cli.commands.progress import bar
+
+        classes = f"{started.classes} classes" if started.classes else "unconditional"
+        self._say(
+            f"{started.params:,} parameters, {started.gmacs:.3f} GMAC an image; {started.images:,} images, {classes}; "
+            f"{started.split}; {started.device}"
+        )
+        if started.step:
+            self._say(f"goes on from step {started.step}")
+        self.bar = bar(total=started.steps, initial=started.step, unit="step")
+        self.bar.images_per_second = 0.0
+
+    def _say(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.write_line(text)
+        else:
+            typer.echo(text, err=True)

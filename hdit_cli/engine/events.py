@@ -1,0 +1,69 @@
+"""What a training run tells those who watch it. The loop yields these; commands print them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Started:
+    """Before the first step. `split` says how the global batch is shared; `step` is where the run goes on from."""
+
+    params: int
+    gmacs: float
+    images: int
+    classes: int
+    split: str
+    device: str
+    step: int
+    steps: int
+    bytes_held: int
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """After each optimizer step; `images_per_second` counts training time alone, not saving or drawing."""
+
+    step: int
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A line of metrics.jsonl."""
+
+    step: int
+    loss: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A grid was written."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint is on the disk."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something the user should know and that does not stop the run."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is at its last step, or `stopped_by` says why it stopped before."""
+
+    step: int
+    stopped_by: str = ""
+
+
+Event = Started | Stepped | Logged | Drawn | Saved | Warned | Finished

@@ -1,0 +1,128 @@
+"""Sets of pictures to be scored: a data set, a folder, or what a model generates. Read by number, in batches."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from hdit_cli import runtime
+from hdit_cli.data.folder import FolderReader
+from hdit_cli.data.reader import ShardReader
+from hdit_cli.data.shards import MANIFEST
+from hdit_cli.engine.generate import Sampling, stream
+from hdit_cli.engine.model import Model
+from hdit_cli.errors import DataError
+
+Batch = tuple[list[int], list[np.ndarray]]  # numbers, and uint8 (H, W, 3) for each; sizes may differ in a folder
+_READ = 64  # pictures read at a time
+
+
+class PictureSet(Protocol):
+    """Pictures number 0 ... count - 1."""
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the first picture."""
+        ...
+
+    def batches(self, index: Sequence[int]) -> Iterator[Batch]:
+        """The pictures of these numbers."""
+        ...
+
+
+class Stored:
+    """The pictures of a data set or a plain folder, or a random part of them.
+
+    Args:
+        reader: where the pictures are.
+        name: what to call them.
+        n: how many; None is all. Which ones depends on their number alone.
+
+    Raises:
+        DataError: there are fewer than n.
+    """
+
+    def __init__(self, reader: ShardReader | FolderReader, *, name: str, n: int | None = None) -> None:
+        self.reader = reader
+        self.name = name
+        self.count = len(reader) if n is None else n
+        if self.count > len(reader):
+            raise DataError(f"{name} holds {len(reader):,} pictures, not {n:,}", hint=f"-n {len(reader)} or less")
+        self._chosen = some_of(len(reader), self.count)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.reader.image_size
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the contents of the whole data set or folder."""
+        return self.reader.fingerprint
+
+    def batches(self, index: Sequence[int]) -> Iterator[Batch]:
+        for start in range(0, len(index), _READ):
+            numbers = [int(i) for i in index[start : start + _READ]]
+            yield numbers, [self.reader.picture(int(self._chosen[i])) for i in numbers]
+
+
+@dataclass
+class Generated:
+    """The first `count` pictures of a model.
+
+    Attributes:
+        labels: int64 (count,), or None for an unconditional model.
+        keep: called with each batch, to store it.
+    """
+
+    model: Model
+    count: int
+    labels: Tensor | None
+    sampling: Sampling
+    name: str = "generated"
+    keep: Callable[[list[int], list[np.ndarray]], None] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.sampling.size or self.model.image_size
+
+    def batches(self, index: Sequence[int]) -> Iterator[Batch]:
+        for numbers, images in stream(self.model, indices=index, labels=self.labels, sampling=self.sampling):
+            pictures = list(images.numpy())
+            if self.keep is not None:
+                self.keep(numbers, pictures)
+            yield numbers, [picture.repeat(3, 2) if picture.shape[2] == 1 else picture for picture in pictures]
+
+
+def some_of(total: int, n: int) -> np.ndarray:
+    """n of the numbers 0 ... total - 1 at random, ascending, always the same ones: int64 (n,)."""
+    if n == total:
+        return np.arange(total)
+    words = runtime.bits(0, "some-of", np.arange(total))[:, 0]
+    return np.sort(np.argsort(words, kind="stable")[:n])
+
+
+def is_data_set(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def open_stored(path: Path, *, n: int | None = None) -> Stored:
+    """A data set made by `hdit prepare`, or a plain folder of pictures.
+
+    Raises:
+        DataError: missing, empty, damaged, or fewer than n pictures.
+    """
+    if is_data_set(path):
+        return Stored(ShardReader(path), name=str(path), n=n)
+    return Stored(FolderReader(path), name=str(path), n=n)

@@ -1,0 +1,90 @@
+"""The run folder: recipe, logs, and the rule what may change when a run goes on."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from hdit_cli import files
+from hdit_cli.errors import UsageError
+from hdit_cli.recipe import Recipe, diff
+
+# a resumed run may differ in these: they say when to stop and what to write down, not what is computed
+MAY_CHANGE = (
+    "name",
+    "data.path",  # the fingerprint must stay
+    "data.workers",
+    "train.steps",
+    "train.save_every",
+    "train.sample_every",
+    "train.log_every",
+    "train.keep",
+    "train.stop_after",
+    "sample.",
+    "eval.",
+)
+
+
+class RunFolder:
+    """One run's folder. Everything in it is written through `files`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe_file = path / "recipe.toml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.timing_file = path / "timing.jsonl"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raises UsageError, with the differences, if the folder's recipe computes something else than `recipe`."""
+        if not self.recipe_file.is_file():
+            return
+        try:
+            old = tomllib.loads(self.recipe_file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"{self.recipe_file} cannot be read: {error}", hint="restore it, or use --fresh"
+            ) from error
+        changed = [line for line in diff(old, recipe.to_dict()) if not line.startswith(MAY_CHANGE)]
+        if changed:
+            raise UsageError(
+                f"the recipe differs from the one {self.path} was started with:\n    " + "\n    ".join(changed),
+                hint="undo the change, choose another --run, or start over with --fresh (the old run is kept)",
+            )
+
+    def start(self, recipe: Recipe) -> None:
+        """Creates the folders and writes the resolved recipe; call it under the lock."""
+        for folder in (self.path, self.samples, self.checkpoints):
+            files.make_folder(folder)
+            files.reap(folder)
+        files.write_text(self.recipe_file, recipe.to_toml())
+
+    def metrics_size(self) -> int:
+        """Bytes of metrics.jsonl, made durable first: a checkpoint must never know more than the disk."""
+        if not self.metrics_file.is_file():
+            return 0
+        files.sync_file(self.metrics_file)
+        return self.metrics_file.stat().st_size
+
+    def cut_metrics(self, size: int) -> None:
+        """Removes lines written after the checkpoint that the run goes on from; they will be written again."""
+        if self.metrics_file.is_file() and self.metrics_file.stat().st_size > size:
+            files.truncate(self.metrics_file, size)
+
+    def log_metrics(self, values: dict[str, Any]) -> None:
+        files.append_line(self.metrics_file, json.dumps(values))
+
+    def log_timing(self, values: dict[str, Any]) -> None:
+        files.append_line(self.timing_file, json.dumps(values))
+
+
+def set_aside(path: Path) -> Path | None:
+    """Moves a run folder to `<run>.old-N`, the first N that is free; None where there was none."""
+    if not path.exists():
+        return None
+    number = 1
+    while (target := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    files.rename(path, target)
+    return target

@@ -1,0 +1,451 @@
+"""The training loop, as a generator of events. Knows steps; the maths is the denoiser's, the pictures the loader's.
+
+Every random number of step s is a function of the seed and of the image's place in the run, s * batch_size + slot: a run
+that goes on, or is shared by more processes, draws what an unbroken one would have.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hdit_cli import files, runtime
+from hdit_cli.data.augment import augment
+from hdit_cli.data.loader import Batch, Loader, flip, to_x0
+from hdit_cli.data.order import split
+from hdit_cli.data.reader import ShardReader
+from hdit_cli.diffusion.denoiser import LossOf
+from hdit_cli.diffusion.densities import noise_density
+from hdit_cli.engine import checkpoint
+from hdit_cli.engine.collect import class_name
+from hdit_cli.engine.ema import EMA, ema_decay
+from hdit_cli.engine.events import Drawn, Event, Finished, Logged, Saved, Started, Stepped, Warned
+from hdit_cli.engine.generate import Sampling, choose_labels, stream
+from hdit_cli.engine.grid import grid_png
+from hdit_cli.engine.model import Model, build_network, class_count, count, precondition
+from hdit_cli.engine.run import RunFolder
+from hdit_cli.engine.state import TrainState, Window, build_optimizer
+from hdit_cli.engine.stop import StopRequest
+from hdit_cli.errors import NonFiniteError, UsageError
+from hdit_cli.recipe import Recipe
+
+DTYPES = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}  # of the weights; bf16 is autocast
+
+
+def check_fit(recipe: Recipe, reader: ShardReader) -> None:
+    """Raises UsageError where the recipe and the data cannot go together."""
+    wanted, found = list(recipe.model.size), list(reader.image_size)
+    if wanted != found:
+        raise UsageError(
+            f"the recipe trains {wanted[0]}x{wanted[1]} images, the data set holds {found[0]}x{found[1]}",
+            hint=f"`hdit prepare SRC --size {wanted[0]}x{wanted[1]}`, or --set model.size=[{found[0]},{found[1]}]",
+        )
+    if recipe.model.channels != 3:
+        raise UsageError(f"model.channels is {recipe.model.channels}, pictures have 3", hint="--set model.channels=3")
+    if recipe.model.mapping_inputs:
+        raise UsageError(
+            "model.mapping_inputs needs a condition vector with each picture, and a data set holds none",
+            hint="train it through the Python API, or --set model.mapping_inputs=0",
+        )
+    classes, names = recipe.model.classes, reader.classes
+    if classes == "data" and not names:
+        raise UsageError("the recipe takes its classes from the data, which has none", hint="--set model.classes=0")
+    if classes not in (0, "data", len(names)):
+        raise UsageError(
+            f"model.classes is {classes}, the data has {len(names)}",
+            hint=f"--set model.classes={len(names) or 0}" if not names else "--set model.classes=data",
+        )
+
+
+def new_model(recipe: Recipe, reader: ShardReader, *, path: str) -> Model:
+    """A new model on the CPU; its weights are a function of the seed."""
+    torch.manual_seed(runtime.key(recipe.train.seed, "init") % 2**63)
+    classes = reader.classes if recipe.model.classes else []
+    network = build_network(recipe, classes=class_count(recipe, classes=classes))
+    network.to(DTYPES[recipe.train.precision])
+    data: dict[str, Any] = {"path": path, "fingerprint": reader.fingerprint}
+    if classes:
+        data["class_counts"] = np.bincount(reader.labels[reader.labels >= 0], minlength=len(classes)).tolist()
+    return Model(precondition(network, recipe), recipe.to_dict(), classes, weights="raw", data=data)
+
+
+class Trainer:
+    """One process's part of a run. `events` trains; everything else serves it.
+
+    Args:
+        folder: the run folder, locked by the caller.
+        recipe: validated and resolved.
+        data: path of the prepared data set.
+    """
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, *, data: Path) -> None:
+        self.folder, self.recipe = folder, recipe
+        self.reader = ShardReader(data)
+        check_fit(recipe, self.reader)
+        runtime.set_deterministic(recipe.train.deterministic)
+        runtime.fast_matmul()
+        precision = "bf16" if recipe.train.precision == "bf16" else "no"
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available() and not _has_mps(), mixed_precision=precision)
+        self.device = self.accelerator.device
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.slots = split(
+            recipe.train.batch_size, world=self.world, rank=self.rank, accumulate=recipe.train.accumulate
+        )
+        self.dtype = DTYPES[recipe.train.precision]
+        density = recipe.diffusion.density
+        self.density = noise_density(density.type, **density.options())
+        model = new_model(recipe, self.reader, path=str(data))
+        model.denoiser.to(self.device)
+        zero = torch.zeros((), device=self.device, dtype=self._sum_dtype())
+        self.state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), Window(zero, zero.clone()))
+        self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
+        self.loss_of = self.accelerator.prepare_model(LossOf(model.denoiser).train())
+        self.bad = torch.zeros(
+            (), device=self.device
+        )  # 1 from the first non-finite step on: all later updates are masked
+
+    def _sum_dtype(self) -> torch.dtype:
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    # One optimizer step
+
+    def draw(self, batch: Batch, *, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """x0, noise, sigma, label and augmentation condition of one micro-batch, on the device.
+
+        Args:
+            first: place in the run of the step's first image.
+        """
+        seed, index = self.recipe.train.seed, batch.index
+        x0 = to_x0(batch.pixels.to(self.device, non_blocking=True)).to(self.dtype)
+        if self.recipe.data.flip:
+            x0 = flip(x0, index=index, seed=seed)
+        condition = None
+        if self.recipe.data.augment:
+            x0, condition = augment(x0, index=index, seed=seed, probability=self.recipe.data.augment)
+            condition = condition.to(x0)
+        noise = runtime.normal(seed, "noise", index, x0.shape[1:], like=x0)
+        # stratified: slot j of the global batch draws from [j, j + 1) / batch_size
+        u = (
+            torch.from_numpy(index - first) + runtime.uniform(seed, "sigma", index)[:, 0]
+        ) / self.recipe.train.batch_size
+        sigma = self.density(u).to(x0)
+        label = None
+        if classes := self.state.model.network.classes:
+            dropped = runtime.uniform(seed, "class-dropout", index)[:, 0] < self.recipe.diffusion.class_dropout
+            label = torch.where(dropped, classes, batch.label).to(self.device, non_blocking=True)
+        return x0, noise, sigma, label, condition
+
+    def step(self, batches: list[Batch]) -> None:
+        """Forward and backward of every micro-batch, one update of the weights and of their average."""
+        state, section = self.state, self.recipe.train
+        first = state.step * section.batch_size
+        torch.manual_seed(runtime.key(section.seed, f"dropout/{state.step}/{self.rank}") % 2**63)
+        state.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros_like(state.window.loss)
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.loss_of):
+                loss = self.loss_of(*self.draw(batch, first=first)).mean() / len(batches)
+                loss.backward()
+            total += loss.detach()
+        max_norm = section.grad_clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(state.parameters, max_norm)
+        self.update(norm)
+        state.window.loss += total
+        state.window.grad_norm += norm
+        state.window.steps += 1
+        state.step += 1
+
+    def update(self, norm: Tensor) -> None:
+        """AdamW and EMA, masked on the device where the gradient's norm is not finite, and after."""
+        state, section = self.state, self.recipe.optimizer
+        torch.maximum(self.bad, (~torch.isfinite(norm)).float(), out=self.bad)
+        warm = min(1.0, (state.step + 1) / section.warmup) if section.warmup else 1.0
+        for group, lr in zip(state.optimizer.param_groups, state.base_lrs, strict=True):
+            group["lr"] = lr * warm
+        state.optimizer.grad_scale, state.optimizer.found_inf = None, self.bad  # type: ignore[attr-defined]
+        state.optimizer.step()
+        decay = ema_decay(state.step, power=self.recipe.ema.power, max_value=self.recipe.ema.max_decay)
+        state.ema.update(state.parameters, decay=decay, keep=(1 - self.bad).to(self.dtype))
+
+    # What is written down
+
+    def check_finite(self) -> None:
+        """Asks the device whether any step since the start was refused.
+
+        Raises:
+            NonFiniteError: one was; the weights on the disk are from before.
+        """
+        if self.bad:
+            raise NonFiniteError(
+                f"the loss or a gradient became NaN or infinite at or before step {self.state.step}",
+                hint="weights and average were not updated since; lower optimizer.lr, raise optimizer.warmup, or use "
+                "train.precision=fp32, and run again: it goes on from the newest checkpoint",
+            )
+
+    def log(self) -> Logged:
+        """Ends the window: one line of metrics.jsonl, the mean over processes and steps."""
+        state = self.state
+        window = state.window
+        losses = [float(v) for v in runtime.gather(float(window.loss))]
+        loss = sum(losses) / self.world / window.steps
+        norm = float(window.grad_norm) / window.steps
+        lr = state.optimizer.param_groups[0]["lr"]
+        images = state.step * self.recipe.train.batch_size
+        if self.accelerator.is_main_process:
+            self.folder.log_metrics({"step": state.step, "images": images, "loss": loss, "lr": lr, "grad_norm": norm})
+        zero = torch.zeros_like(window.loss)
+        state.window = Window(zero, zero.clone())
+        return Logged(state.step, loss, norm)
+
+    def save(self) -> Saved:
+        """A checkpoint folder, then `ckpt.safetensors`, then rotation; by the main process, the others wait."""
+        self.check_finite()
+        state = self.state
+        losses = runtime.gather(float(state.window.loss))
+        path = self.folder.checkpoints / checkpoint.step_name(state.step)
+        if self.accelerator.is_main_process:
+            state.model.step = state.step
+            state.model.images_seen = state.step * self.recipe.train.batch_size
+            facts = {
+                "step": state.step,
+                "images_seen": state.model.images_seen,
+                "window": {"loss": losses, "grad_norm": float(state.window.grad_norm), "steps": state.window.steps},
+                "metrics_bytes": self.folder.metrics_size(),
+                "environment": runtime.environment(),
+            }
+            if not path.exists():
+                checkpoint.save_snapshot(
+                    self.folder.path,
+                    raw=state.model,
+                    ema=state.ema_model(),
+                    optimizer=state.optimizer_tensors(),
+                    state=facts,
+                )
+                checkpoint.rotate(self.folder.path, keep=self.recipe.train.keep)
+        runtime.wait_for_all()
+        return Saved(state.step, path)
+
+    def draw_grids(self) -> list[Drawn]:
+        """One grid with the raw weights and one with the average: the same noise and classes at every step of the run."""
+        section = self.recipe.sample
+        sampling = Sampling(
+            seed=self.recipe.train.seed,
+            batch_size=section.batch_size,
+            **{name: getattr(section, name) for name in ("steps", "sampler", "schedule", "eta", "rho", "cfg")},
+        )
+        drawn = []
+        for name, model in (("raw", self.state.model), ("ema", self.state.ema_model())):
+            training = model.denoiser.training
+            model.denoiser.eval()
+            wanted = "all" if model.network.classes else None
+            labels = choose_labels(model, n=section.n, wanted=wanted, seed=sampling.seed)
+            mine = range(self.rank, section.n, self.world)
+            parts = {
+                i: image
+                for batch, images in stream(model, indices=mine, labels=labels, sampling=sampling)
+                for i, image in zip(batch, images.numpy(), strict=True)
+            }
+            model.denoiser.train(training)
+            found = {i: image for part in runtime.gather(parts) for i, image in part.items()}
+            path = self.folder.samples / f"{checkpoint.step_name(self.state.step)}-{name}.png"
+            if self.accelerator.is_main_process:
+                images = np.stack([found[i] for i in range(section.n)])
+                names = None if labels is None else [class_name(model, int(label)) for label in labels]
+                files.write_bytes(path, grid_png(images, labels=names, caption=f"step {self.state.step} · {name}"))
+            drawn.append(Drawn(path))
+        return drawn
+
+    # The run
+
+    def resume(self) -> Iterator[Event]:
+        """Takes over the newest checkpoint that verifies, if there is one."""
+        warnings: list[str] = []
+        found: list[str] = [""]
+        if self.accelerator.is_main_process:
+            newest = checkpoint.newest_verified(self.folder.path, warn=warnings.append)
+            found = [str(newest) if newest else ""]
+        name = runtime.gather(found[0])[0]
+        yield from (Warned(text) for text in warnings)
+        if name:
+            snapshot = checkpoint.load_snapshot(Path(name))
+            self.state.restore(snapshot, rank=self.rank, world=self.world)
+            if self.accelerator.is_main_process:
+                self.folder.cut_metrics(snapshot.state["metrics_bytes"])
+        elif self.accelerator.is_main_process:
+            self.folder.cut_metrics(0)
+
+    def started(self) -> Started:
+        section = self.recipe.train
+        local = len(self.slots[0])
+        words = [
+            f"{self.world} processes" if self.world > 1 else "",
+            str(local),
+            f"accumulate {section.accumulate}" if section.accumulate > 1 else "",
+        ]
+        held = sum(p.numel() * p.element_size() for p in self.state.parameters)
+        facts = count(self.recipe, classes=len(self.reader.classes))
+        return Started(
+            params=facts["params"],
+            gmacs=facts["gmacs"],
+            images=len(self.reader),
+            classes=self.state.model.network.classes,
+            split=f"batch {section.batch_size} = {' x '.join(word for word in words if word)}",
+            device=str(self.device),
+            step=self.state.step,
+            steps=section.steps,
+            bytes_held=held * 5,  # weights, gradients, two moments, average
+        )
+
+    def events(self) -> Iterator[Event]:
+        """Trains from where the folder stands to the recipe's last step, or until it is asked to stop."""
+        section = self.recipe.train
+        yield from self.resume()
+        yield self.started()
+        if self.state.step >= section.steps:
+            yield Finished(self.state.step)
+            return
+        if section.sample_every and self.state.step == 0:
+            yield from self.draw_grids()
+        stop = StopRequest(seconds=section.stop_after_seconds)
+        loader = Loader(
+            self.reader,
+            batch_size=section.batch_size,
+            seed=section.seed,
+            position=self.state.step * section.batch_size,
+            steps=section.steps - self.state.step,
+            slots=self.slots,
+            workers=self.recipe.data.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        with stop, loader:
+            yield from self._loop(iter(loader), stop)
+
+    def _loop(self, batches: Iterator[list[Batch]], stop: StopRequest) -> Iterator[Event]:
+        section, state = self.recipe.train, self.state
+        clock = Clock(images=section.batch_size)
+        reason = ""
+        while state.step < section.steps and not reason:
+            with clock:
+                self.step(next(batches))
+            yield Stepped(state.step, clock.rate)
+            due = partial(_due, state.step, last=section.steps)
+            if due(section.log_every):
+                self.check_finite()
+                yield self.log()
+                if self.accelerator.is_main_process:
+                    self.folder.log_timing(clock.line(state.step, self.device))
+            reason = stop.agreed()
+            if section.sample_every and due(section.sample_every):
+                yield from self.draw_grids()
+            if reason or due(section.save_every):
+                yield self.save()
+        yield Finished(state.step, stopped_by=reason)
+
+
+class Clock:
+    """Images per second of training, over a sliding window of steps; what happens outside `with` is not counted."""
+
+    def __init__(self, *, images: int) -> None:
+        self.images = images
+        self.recent: list[float] = []
+        self.trained = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = time.perf_counter() - self._start
+        self.trained += seconds
+        self.recent = [*self.recent[-49:], seconds]
+
+    @property
+    def rate(self) -> float:
+        return self.images * len(self.recent) / max(sum(self.recent), 1e-9)
+
+    def line(self, step: int, device: torch.device) -> dict[str, Any]:
+        """A line of timing.jsonl."""
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        return {
+            "step": step,
+            "time": round(time.time(), 3),
+            "trained_seconds": round(self.trained, 3),
+            "images_per_second": round(self.rate, 3),
+            "peak_bytes": peak,
+        }
+
+
+def _due(step: int, every: int, *, last: int) -> bool:
+    return step % every == 0 or step == last
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def plan(recipe: Recipe, *, data: Path) -> dict[str, Any]:
+    """What a run would do, after the checks that a run makes; nothing is allocated and nothing written.
+
+    Raises:
+        UsageError: recipe and data do not fit.
+        DataError: the data cannot be read.
+    """
+    reader = ShardReader(data)
+    check_fit(recipe, reader)
+    reader.picture(0)
+    section, here = recipe.train, runtime.ranks()
+    slots = split(section.batch_size, world=here.world, rank=here.rank, accumulate=section.accumulate)
+    facts = count(recipe, classes=len(reader.classes))
+    return {
+        **facts,
+        "images": len(reader),
+        "classes": len(reader.classes) if recipe.model.classes else 0,
+        "batch": section.batch_size,
+        "micro_batch": len(slots[0]),
+        "steps": section.steps,
+        "steps_per_epoch": len(reader) / section.batch_size,
+        "epochs": section.steps * section.batch_size / len(reader),
+        "bytes_of_weights_gradients_moments_average": facts["params"] * DTYPES[section.precision].itemsize * 5,
+        "device": str(runtime.device()),
+    }
+
+
+Watch = Callable[[Event], None]
+
+
+def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch) -> Finished:
+    """Runs a recipe in a folder, telling `watch` of every event; goes on where the folder stands.
+
+    Args:
+        folder: the run folder; created where it is missing, locked while this runs.
+        data: a prepared data set.
+
+    Raises:
+        UsageError: recipe and data, or recipe and run, do not fit; the folder is in use.
+        DataError: the data cannot be read.
+        CheckpointError: every checkpoint is damaged.
+        NonFiniteError: loss or gradient became NaN or infinite.
+    """
+    here = runtime.join_processes()
+    run = RunFolder(folder)
+    run.check_recipe(recipe)
+    trainer = Trainer(run, recipe, data=data)  # fails on bad input before the folder exists
+    if here.is_main:
+        files.make_folder(folder)
+    with files.lock(folder / ".lock", what=f"run {folder}") if here.is_main else nullcontext():
+        if here.is_main:
+            run.start(recipe)
+        runtime.wait_for_all()
+        finished = Finished(0)
+        for event in trainer.events():
+            watch(event)
+            if isinstance(event, Finished):
+                finished = event
+    return finished
