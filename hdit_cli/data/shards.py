@@ -1,8 +1,8 @@
 """The data set on the disk: tars in webdataset layout, an index beside each, one manifest ("hdit-shards/1").
 
-A shard `00000.tar` holds per sample `<9-digit key>.jpg|webp|png`, `.json`, and `.cls` and `.txt` where there is a label or a
-caption. `00000.idx` has one little-endian record of 20 bytes per picture, so that a sample is one `pread` away. Headers carry
-no time, no owner: the bytes are a function of the samples alone.
+A shard `00000.tar` holds per sample `<9-digit key>.jpg|webp|png`, `.json`, and `.cls` and `.txt` where there is a label
+or a caption. `00000.idx` has one little-endian record of 20 bytes per picture, so that a sample is one `pread` away.
+Headers carry no time, no owner: the bytes are a function of the samples alone.
 """
 
 import contextlib
@@ -49,8 +49,8 @@ class ShardInfo:
 class Manifest:
     """What a data set is.
 
-    `image_size` is [H, W] in pixels; `classes` in the order of their indices; `source` and `options` tell what it was made
-    from and how.
+    `image_size` is [H, W] in pixels; `classes` in the order of their indices; `source` and `options` tell what it was
+    made from and how.
     """
 
     count: int
@@ -165,7 +165,7 @@ def read_index(folder: Path, shard: ShardInfo) -> np.ndarray:
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """SHA-256 over the shards' hashes and the classes: the same where the pictures, their order and labels are the same."""
+    """SHA-256 over the shards' hashes and the classes: the same where pictures, order and labels are the same."""
     told = {"shards": [shard.sha256 for shard in manifest.shards], "classes": manifest.classes}
     return hashlib.sha256(json.dumps(told, ensure_ascii=True).encode()).hexdigest()
 

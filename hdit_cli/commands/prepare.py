@@ -1,0 +1,133 @@
+"""`hdit prepare SRC`: pictures as people have them to a checked, resized, sharded data set."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from hdit_cli.data.prepare import Progress, Report
+
+_LINE_EVERY = 5.0  # seconds between plain lines, where stderr is no terminal
+
+
+def prepare(
+    src: Annotated[Path, typer.Argument(help="Folder (its sub-folders are classes), .zip, .tar, or folder of tars.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to be made.  [default: data/<src name><size>]")] = None,
+    size: Annotated[str, typer.Option(help="Pixels: 256, or height x width as 256x384.")] = "256",
+    fit: Annotated[str, typer.Option(help="crop (centred), pad, or squash.")] = "crop",
+    format: Annotated[str, typer.Option(help="jpeg (quality 95, 4:4:4), webp, or png (lossless).")] = "jpeg",
+    shard_size: Annotated[int, typer.Option(help="Pictures in one shard.")] = 1000,
+    workers: Annotated[int | None, typer.Option(help="Processes.  [default: one per core]")] = None,
+    max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures, by their header.")] = 150_000_000,
+    background: Annotated[str, typer.Option(help="Colour under transparency and around padded pictures.")] = "white",
+    strict: Annotated[bool, typer.Option("--strict", help="End with an error if any file was refused.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
+    """Make a checked, resized, sharded data set from pictures; the same command goes on after an interruption."""
+    from hdit_cli.data.prepare import PrepareOptions, parse_size, source_name
+    from hdit_cli.data.prepare import prepare as make
+
+    options = PrepareOptions(
+        size=parse_size(size),
+        fit=fit,
+        format=format,
+        shard_size=shard_size,
+        max_pixels=max_pixels,
+        background=background,
+    )
+    target = out or Path("data") / f"{source_name(src)}{size.strip().lower()}"
+    with _shown() as progress:
+        report = make(src, out=target, options=options, workers=workers or _cores(), strict=strict, progress=progress)
+    _print(report, as_json=json)
+
+
+def _cores() -> int:
+    """Cores this process may use, which in a container are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _shown() -> "Iterator[Callable[[Progress], None]]":
+    """Progress on stderr: a bar on a terminal, else a line every few seconds."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(unit=" images", dynamic_ncols=True, smoothing=0.1) as bar:
+
+            def draw(progress: "Progress") -> None:
+                if bar.total is None:
+                    bar.reset(total=progress.total)
+                    bar.initial = bar.n = progress.done - 1
+                bar.update(progress.done - bar.n)
+                bar.set_postfix(kept=progress.kept, refused=progress.refused, refresh=False)
+
+            yield draw
+        return
+    lines = _Lines()
+    yield lines
+    lines.last()
+
+
+class _Lines:
+    """Plain lines: images, images/s, time left."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None  # when, and how many were done before
+        self._told = 0.0
+        self._newest: Progress | None = None
+
+    def __call__(self, progress: "Progress") -> None:
+        now = time.monotonic()
+        self._start = self._start or (now, progress.done - 1)
+        self._newest = progress
+        if now - max(self._told, self._start[0]) >= _LINE_EVERY:
+            self._tell(progress, now)
+
+    def last(self) -> None:
+        if self._newest is not None:
+            self._tell(self._newest, time.monotonic())
+
+    def _tell(self, progress: "Progress", now: float) -> None:
+        assert self._start is not None, "there was progress"
+        self._told = now
+        rate = (progress.done - self._start[1]) / max(now - self._start[0], 1e-6)
+        left = (progress.total - progress.done) / max(rate, 1e-6)
+        refused = f", {progress.refused} refused" if progress.refused else ""
+        minutes, seconds = divmod(round(left), 60)
+        told = f"{progress.done}/{progress.total} images, {rate:.0f} images/s, {minutes}:{seconds:02d} left{refused}"
+        print(told, file=sys.stderr, flush=True)
+
+
+def _print(report: "Report", *, as_json: bool) -> None:
+    import json
+    from dataclasses import asdict
+
+    if as_json:
+        print(json.dumps(asdict(report), indent=2, ensure_ascii=False))
+        return
+    height, width = report.image_size
+    told = "complete already" if report.complete_before else "made"
+    print(f"{report.out}: {told}, {report.kept} pictures of {height}x{width} in {report.shards} shard(s)")
+    rows: list[tuple[str, object]] = [
+        ("seen", report.seen),
+        ("kept", report.kept),
+        ("refused", report.refused),
+        ("side files", report.side),
+    ]
+    rows += [(f"class {name}", count) for name, count in list(report.classes.items())[:20]]
+    if len(report.classes) > 20:
+        rows.append(("more classes", len(report.classes) - 20))
+    if report.unlabelled:
+        rows.append(("no class", report.unlabelled))
+    rows += [(f"  {code}", count) for code, count in report.codes.items()]
+    rows.append(("megabytes", f"{report.bytes / 1e6:.1f}"))
+    wide = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"  {name:<{wide}}  {value:>9}")
+    print(f"  each file's verdict: {report.out}/report.json, a look at them: {report.out}/preview.png")

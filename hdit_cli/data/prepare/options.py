@@ -1,0 +1,86 @@
+"""What a user may choose about a data set, checked before anything is read."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import ImageColor
+
+from hdit_cli.errors import UsageError
+
+FITS = ("crop", "pad", "squash")
+SUFFIXES = {"jpeg": ".jpg", "webp": ".webp", "png": ".png"}  # format => suffix of the member
+
+_LARGEST_SIDE = 16_383  # of a WebP picture; the smallest limit of the three formats
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Everything but the source that the bytes of a data set depend on.
+
+    Args:
+        size: [H, W] in pixels of the pictures written.
+        fit: crop (fill the size, cut what is over, centred), pad (whole picture, background around it), squash.
+        format: jpeg (quality 95, 4:4:4), webp (quality 95) or png.
+        shard_size: pictures in one tar.
+        max_pixels: pictures with more are refused by their header alone.
+        background: colour under transparency and around padded pictures, as CSS writes colours.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+
+    size: tuple[int, int] = (256, 256)
+    fit: str = "crop"
+    format: str = "jpeg"
+    shard_size: int = 1000
+    max_pixels: int = 150_000_000
+    background: str = "white"
+
+    def __post_init__(self) -> None:
+        if not all(1 <= side <= _LARGEST_SIDE for side in self.size):
+            raise UsageError(
+                f"a size of {self.size[0]}x{self.size[1]} cannot be written",
+                hint=f"each side: 1 to {_LARGEST_SIDE} pixels",
+            )
+        for name, value, known in (("fit", self.fit, FITS), ("format", self.format, tuple(SUFFIXES))):
+            if value not in known:
+                raise UsageError(f"unknown {name} {value!r}", hint=f"one of: {', '.join(known)}")
+        for name, number in (("--shard-size", self.shard_size), ("--max-pixels", self.max_pixels)):
+            if number < 1:
+                raise UsageError(f"{name} is {number}", hint=f"{name} 1 or more")
+        _ = self.colour
+
+    @property
+    def colour(self) -> tuple[int, int, int]:
+        """The background as (R, G, B) in 0..255."""
+        try:
+            red, green, blue = ImageColor.getrgb(self.background)[:3]
+        except ValueError as error:
+            hint = "a name such as white or black, or #rrggbb"
+            raise UsageError(f"unknown colour {self.background!r}", hint=hint) from error
+        return red, green, blue
+
+    def told(self) -> dict[str, Any]:
+        """The options as the manifest keeps them."""
+        return {
+            "size": list(self.size),
+            "fit": self.fit,
+            "format": self.format,
+            "shard_size": self.shard_size,
+            "max_pixels": self.max_pixels,
+            "background": list(self.colour),
+        }
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(H, W) from "256" or "HxW".
+
+    Raises:
+        UsageError: neither of the two.
+    """
+    match = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text.strip())
+    if match is None:
+        raise UsageError(f"--size {text!r} is not a size", hint="--size 256, or height x width: --size 256x384")
+    height = int(match[1])
+    return height, int(match[2] or height)

@@ -1,0 +1,53 @@
+"""A grid of what a model will see: pictures spread over the whole data set, decoded from its shards."""
+
+import io
+import math
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from hdit_cli import files
+from hdit_cli.data.shards import Manifest, ShardInfo, read_index
+
+PREVIEW = "preview.png"
+
+_MOST = 64  # pictures
+_SIDE = 256  # pixels at most of each
+_GAP = 2
+
+
+def write_preview(folder: Path, manifest: Manifest) -> None:
+    """Writes preview.png, up to 8 x 8 pictures in the order of the data set."""
+    shown = min(_MOST, manifest.count)
+    chosen = [index * manifest.count // shown for index in range(shown)]
+    columns = math.ceil(math.sqrt(shown))
+    rows = math.ceil(shown / columns)
+    height, width = manifest.image_size
+    shrink = max(1.0, max(height, width) / _SIDE)
+    cell = max(1, round(width / shrink)), max(1, round(height / shrink))
+    step = cell[0] + _GAP, cell[1] + _GAP
+    grid = Image.new("RGB", (columns * step[0] + _GAP, rows * step[1] + _GAP), "white")
+    for number, data in enumerate(_pictures(folder, manifest.shards, chosen)):
+        with Image.open(io.BytesIO(data)) as image:
+            picture = image.convert("RGB").resize(cell, Image.Resampling.LANCZOS)
+        row, column = divmod(number, columns)
+        grid.paste(picture, (_GAP + column * step[0], _GAP + row * step[1]))
+    buffer = io.BytesIO()
+    grid.save(buffer, "PNG")
+    files.write_bytes(folder / PREVIEW, buffer.getvalue())
+
+
+def _pictures(folder: Path, shards: list[ShardInfo], chosen: list[int]) -> list[bytes]:
+    """The encoded pictures with these numbers (ascending) in the whole data set."""
+    found, first = [], 0
+    for shard in shards:
+        wanted = [number - first for number in chosen if first <= number < first + shard.count]
+        if wanted:
+            index = read_index(folder, shard)
+            with open(folder / shard.name, "rb") as handle:
+                for record in index[wanted]:
+                    handle.seek(int(record["offset"]), os.SEEK_SET)
+                    found.append(handle.read(int(record["size"])))
+        first += shard.count
+    return found

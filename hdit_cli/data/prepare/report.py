@@ -1,0 +1,100 @@
+"""The account of a preparation: seen = kept + refused + side files, a line for each file that was not plainly kept."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hdit_cli import files
+from hdit_cli.data.prepare.listing import Entry
+from hdit_cli.data.prepare.workers import Outcome
+from hdit_cli.errors import DataError
+
+FORMAT = "hdit-prepare-report/1"
+REPORT = "report.json"
+
+
+@dataclass
+class Tally:
+    """Counts over the files told so far: `codes` of every code and note, `labels` of the kept pictures of a class."""
+
+    kept: int = 0
+    refused: int = 0
+    side: int = 0
+    first_refused: list[str] = field(default_factory=list)  # path and code
+    codes: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> int:
+        return self.kept + self.refused + self.side
+
+    def add(self, entry: Entry, outcome: Outcome) -> None:
+        setattr(self, outcome.verdict, getattr(self, outcome.verdict) + 1)
+        self.codes = dict(Counter(self.codes) + Counter(outcome.codes))
+        if outcome.verdict == "refused" and not self.first_refused:
+            self.first_refused = [entry.path, outcome.codes[0]]
+        if outcome.verdict == "kept" and entry.group is not None:
+            self.labels[entry.group] = self.labels.get(entry.group, 0) + 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a preparation came to. `classes` maps each class, in the order of the indices, to its pictures."""
+
+    out: str
+    seen: int
+    kept: int
+    refused: int
+    side: int
+    unlabelled: int
+    classes: dict[str, int]
+    codes: dict[str, int]
+    first_refused: list[str]
+    image_size: list[int]
+    shards: int
+    bytes: int
+    complete_before: bool = False  # nothing was left to do
+
+
+def line_of(entry: Entry, outcome: Outcome) -> dict[str, Any] | None:
+    """The line of one file in the report; None for a picture that was plainly kept."""
+    if not outcome.codes:
+        return None
+    line: dict[str, Any] = {"path": entry.path, "verdict": outcome.verdict, "code": outcome.codes[0]}
+    if len(outcome.codes) > 1:
+        line["codes"] = list(outcome.codes)
+    if outcome.detail:
+        line["detail"] = outcome.detail
+    return line
+
+
+def write_report(folder: Path, report: Report, lines: Iterable[dict[str, Any]]) -> None:
+    """Writes report.json: the counts, then one line per file; streamed, since there may be a million."""
+    facts = asdict(report)
+    for key in ("out", "complete_before"):  # facts of this run, not of the data set
+        del facts[key]
+    head = json.dumps({"format": FORMAT, **facts}, indent=2, ensure_ascii=False)
+    with files.replacing(folder / REPORT) as handle:
+        handle.write(head.removesuffix("\n}").encode() + b',\n  "files": [')
+        for number, line in enumerate(lines):
+            handle.write((",\n    " if number else "\n    ").encode() + json.dumps(line, ensure_ascii=False).encode())
+        handle.write(b"\n  ]\n}\n")
+
+
+def read_report(folder: Path) -> Report:
+    """The counts of a finished data set.
+
+    Raises:
+        DataError: missing or damaged.
+    """
+    path = folder / REPORT
+    try:
+        facts = json.loads(path.read_bytes())
+        del facts["format"], facts["files"]
+        return Report(out=str(folder), complete_before=True, **facts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = f"remove {folder} and run prepare again"
+        raise DataError(f"{path} is missing or damaged", hint=hint) from error

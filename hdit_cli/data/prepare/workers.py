@@ -1,0 +1,170 @@
+"""Pictures to samples in several processes, in the order of the source, whatever the number of processes.
+
+A process that dies on a picture (killed for its memory, a crash in a decoder) costs that picture alone. A process whose
+parent dies ends itself.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+
+from hdit_cli.data.prepare.fit import encode, fit
+from hdit_cli.data.prepare.listing import SIDE_CODES, Entry
+from hdit_cli.data.prepare.options import SUFFIXES, PrepareOptions
+from hdit_cli.data.prepare.pictures import read_picture
+from hdit_cli.data.prepare.places import open_place, read_small
+from hdit_cli.data.prepare.refused import Refused
+from hdit_cli.errors import UsageError
+
+_CHUNK = 4  # pictures sent to a process at once
+_AHEAD = 4  # chunks in flight per process; with _CHUNK it bounds the memory
+_CAPTION_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The verdict on one file.
+
+    Args:
+        verdict: kept, refused or side.
+        codes: why it was refused, what kind of side file it is, or the notes of a kept picture (none = plainly kept).
+        detail: in words.
+        members: suffix => bytes of a kept sample, but for the label.
+    """
+
+    verdict: str
+    codes: tuple[str, ...] = ()
+    detail: str = ""
+    members: dict[str, bytes] = field(default_factory=dict)
+
+
+def at_sight(entry: Entry) -> Outcome | None:
+    """The verdict that the listing has given already, if any."""
+    if entry.code in SIDE_CODES:
+        return Outcome("side", (entry.code,))
+    return Outcome("refused", (entry.code,), entry.detail) if entry.code else None
+
+
+def process(entry: Entry, options: PrepareOptions) -> Outcome:
+    """Reads, checks, resizes and encodes one picture; never raises for what is in it."""
+    try:
+        assert entry.place is not None, "a candidate has a place"
+        with open_place(entry.place) as stream:
+            picture = read_picture(stream, options)
+        image, notes = fit(picture, options)
+        members = {SUFFIXES[options.format]: encode(image, options.format)}
+    except Refused as refused:
+        return Outcome("refused", (refused.code,), refused.detail)
+    except MemoryError:
+        return Outcome("refused", ("too-large",), "not enough memory")
+    caption, bad = _caption(entry)
+    notes = sorted({*notes, *bad})
+    size = [picture.size[1], picture.size[0]]
+    about = {"path": entry.path, "size": size, "notes": notes}
+    members[".json"] = (json.dumps(about, ensure_ascii=False) + "\n").encode()
+    if caption is not None:
+        members[".txt"] = caption.encode()
+    return Outcome("kept", tuple(notes), picture.remarks, members)
+
+
+def _caption(entry: Entry) -> tuple[str | None, list[str]]:
+    """The caption as text, and a note where it could not be read as it is."""
+    if entry.caption is None:
+        return None, []
+    try:
+        raw = read_small(entry.caption, limit=_CAPTION_BYTES + 1)
+    except Refused:
+        return None, ["bad-caption"]
+    text = raw[:_CAPTION_BYTES].decode("utf-8", "replace")
+    return text.strip(), ["bad-caption"] if len(raw) > _CAPTION_BYTES or "\ufffd" in text else []
+
+
+# Processes
+
+
+def _start() -> None:
+    """What a worker does first: interrupts are the parent's business, and it must not outlive the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # else warnings of plugins reach stderr
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker was started by someone"
+    parent.join()
+    os._exit(1)
+
+
+def _process_chunk(entries: list[Entry], options: PrepareOptions) -> list[Outcome]:
+    return [at_sight(entry) or process(entry, options) for entry in entries]
+
+
+class Workers:
+    """A pool that survives the death of its processes. Use it as a context."""
+
+    def __init__(self, count: int, options: PrepareOptions) -> None:
+        self._count = count
+        self._options = options
+        self._pool = self._new_pool()
+
+    def __enter__(self) -> "Workers":
+        try:
+            self._pool.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            hint = "in a script of your own, call prepare under `if __name__ == '__main__':`"
+            raise UsageError("the worker processes cannot start", hint=hint) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")  # no thread or lock of the parent is copied
+        return ProcessPoolExecutor(self._count, mp_context=context, initializer=_start)
+
+    def outcomes(self, entries: Sequence[Entry], start: int) -> Iterator[tuple[Entry, Outcome]]:
+        """Yields every entry from `start` on with its verdict, in order."""
+        waiting: deque[tuple[list[Entry], Future[list[Outcome]] | None]] = deque()
+        position = start
+        while position < len(entries) or waiting:
+            while position < len(entries) and len(waiting) < self._count * _AHEAD:
+                chunk = list(entries[position : position + _CHUNK])
+                position += len(chunk)
+                waiting.append((chunk, self._submit(chunk)))
+            chunk, future = waiting.popleft()
+            yield from zip(chunk, self._result(chunk, future), strict=True)
+
+    def _submit(self, chunk: list[Entry]) -> "Future[list[Outcome]] | None":
+        try:
+            return self._pool.submit(_process_chunk, chunk, self._options)
+        except BrokenProcessPool:
+            return None
+
+    def _result(self, chunk: list[Entry], future: "Future[list[Outcome]] | None") -> list[Outcome]:
+        try:
+            if future is not None:
+                return future.result()
+        except BrokenProcessPool:
+            pass  # a process died: whose picture it was is found by trying them one by one
+        return [self._alone(entry) for entry in chunk]
+
+    def _alone(self, entry: Entry) -> Outcome:
+        for _ in range(2):  # the first time the pool may have been broken by another picture
+            future = self._submit([entry])
+            try:
+                if future is not None:
+                    return future.result()[0]
+            except BrokenProcessPool:
+                pass
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = self._new_pool()
+        return Outcome("refused", ("crashed",), "the process that decoded it died")
