@@ -1,168 +1,223 @@
-"""Scores a set of pictures against a reference, in one pass over each, on any number of processes.
+"""What `hdit eval-fid` does: finds the two sets of pictures, checks what can be checked at once, then scores."""
 
-Process r takes the pictures r, r + world, r + 2 world, ...: each exactly once. The states of all are merged on the first
-one, which alone gets the scores.
-"""
-
-import contextlib
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError
-from torch import distributed
+import torch
 
 from hdit_cli import catalog, files, runtime
-from hdit_cli.engine.picture_sets import PictureSet, Stored, some_of
-from hdit_cli.errors import DataError, Interrupted
+from hdit_cli.engine.checkpoint import list_steps, load
+from hdit_cli.engine.collect import sampling_of
+from hdit_cli.engine.generate import check, choose_labels
+from hdit_cli.engine.grid import picture_png
+from hdit_cli.engine.model import Model
+from hdit_cli.engine.picture_sets import Generated, PictureSet, Stored, is_data_set, open_stored
+from hdit_cli.engine.scores import OnProgress, Score, check_counts, check_sizes, needs_inception, score
+from hdit_cli.errors import DataError, UsageError
+from hdit_cli.metrics import inception
 from hdit_cli.metrics.inception import RESIZE, Inception
-from hdit_cli.metrics.metric import Arrays, Metric
 
-OnProgress = Callable[[str, int, int], None]  # what is read, pictures done, pictures in all
-_CACHE_FORMAT = "hdit-reference/1"
-_FEW = 10_000  # below, scores at different n differ by more than models do
+FORMAT = "hdit-scores/1"
 
 
 @dataclass(frozen=True)
-class Score:
-    """One metric's verdict; `value` means nothing without the two numbers of pictures."""
+class Request:
+    """What is to be scored, against what, and how.
 
-    metric: str
-    value: float
-    n: int
-    n_reference: int
-    details: dict[str, Any] = field(default_factory=dict)
+    Attributes:
+        source: checkpoint file, run folder, folder of pictures, or prepared data set.
+        n: number of pictures; None is the recipe's `eval.n`, or all pictures of a folder.
+        metrics: names; None is the recipe's `eval.metrics`, or fid and kid.
+        inception: weights file; None looks in the cache and downloads.
+        reference: data set or folder; None is the data that the checkpoint names.
+        allow_small: score even where there are too few pictures for it to mean much.
+        label: class name, number, "all", or None for the proportions of the data.
+        sampling: fields of `Sampling` that differ from the recipe's.
+        save: folder for the generated pictures.
+    """
+
+    source: Path
+    n: int | None = None
+    metrics: tuple[str, ...] | None = None
+    inception: Path | None = None
+    reference: Path | None = None
+    allow_small: bool = False
+    label: str | None = None
+    weights: str = "ema"
+    sampling: dict[str, Any] = field(default_factory=dict)
+    save: Path | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores, what they were made with, and what to know when reading them."""
+    """Scores with all that they depend on.
+
+    Attributes:
+        facts: what was scored, against what, with which features, sampler, seed, software.
+        notes: what to know when reading the scores.
+    """
 
     scores: list[Score]
-    features: dict[str, Any] | None
+    facts: dict[str, Any]
     notes: list[str]
 
-    def facts(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """All of it as JSON values."""
-        return asdict(self)
+        return {
+            "format": FORMAT,
+            "scores": [asdict(score) for score in self.scores],
+            "notes": self.notes,
+            **self.facts,
+        }
 
 
-def kinds(names: Sequence[str]) -> list[type[Metric]]:
-    """The metrics of these names.
-
-    Raises:
-        UsageError: no such metric.
-    """
-    return [catalog.get("metric", name) for name in names]
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a training run."""
+    return (path / "ckpt.safetensors").is_file() or (path / "recipe.toml").is_file() or bool(list_steps(path))
 
 
-def needs_inception(metrics: Sequence[type[Metric]]) -> bool:
-    return any(kind.needs == "inception" for kind in metrics)
-
-
-def check_counts(metrics: Sequence[type[Metric]], *, counts: Mapping[str, int], allow_small: bool) -> list[str]:
-    """Whether there are enough pictures, before any work is done.
+def evaluate(
+    request: Request, *, on_progress: OnProgress, on_download: Callable[[int, int], None] = lambda done, total: None
+) -> Evaluation | None:
+    """Scores what was asked for; several processes share the work.
 
     Args:
-        counts: number of pictures by what they are called.
+        on_progress: called with (what, pictures done, pictures in all).
+        on_download: called with (bytes done, bytes in all) while the Inception weights arrive.
 
     Returns:
-        what to know about a score of few pictures.
+        the evaluation on the first process, None on the others.
 
     Raises:
-        DataError: too few for the definition of a metric, or for a score that means something.
+        UsageError: an option that does not fit what is scored.
+        DataError: pictures or weights are missing, damaged or too few.
+        CheckpointError: not a checkpoint.
+        NonFiniteError: the model or the feature net gave NaN or infinity.
     """
-    notes = []
-    for kind in metrics:
-        for what, count in counts.items():
-            name = kind.name.upper()
-            if count < kind.fewest:
-                raise DataError(f"{name} needs at least {kind.fewest} pictures, {what}: {count}")
-            if count < kind.trusted and not allow_small:
-                raise DataError(
-                    f"{name} of fewer than {kind.trusted:,} pictures means little, {what}: {count:,}",
-                    hint=f"more pictures (-n), another metric (--metrics {_unbiased(metrics)}), or --allow-small",
-                )
-            if kind.trusted > 2 and count < _FEW:
-                notes.append(
-                    f"{name} is biased upwards by few pictures ({what}: {count:,}); "
-                    "compare it only with scores at the same numbers"
-                )
-    return notes
+    model = _model(request)
+    names = request.metrics or (tuple(model.recipe["eval"]["metrics"]) if model else ("fid", "kid"))
+    metrics = [catalog.get("metric", name) for name in dict.fromkeys(names)]
+    reference, notes = _reference(request, model)
+    pictures = _generated(request, model) if model else open_stored(request.source, n=request.n)
+    counts = {"pictures": pictures.count, "reference": reference.count}
+    notes += check_counts(metrics, counts=counts, allow_small=request.allow_small)
+    check_sizes(metrics, pictures, reference)
+    net = _feature_net(request.inception, on_download=on_download) if needs_inception(metrics) else None
+    if net is not None and not net.published:
+        notes.append(
+            f"{net.path} is not the published Inception file: compare only with scores made with the same file"
+        )
+    _prepare_folder(request.save)
+    scores = score(pictures, reference, metrics, net=net, on_progress=on_progress)
+    if not runtime.ranks().is_main:
+        return None
+    return Evaluation(scores, _facts(request, pictures, reference, net), notes)
 
 
-def _unbiased(metrics: Sequence[type[Metric]]) -> str:
-    return ",".join(kind.name for kind in metrics if kind.trusted <= 2) or "kid,swd"
+def _model(request: Request) -> Model | None:
+    """The model to sample from; None where the source is pictures."""
+    source = request.source
+    if source.is_dir() and (is_data_set(source) or not is_run(source)):
+        _refuse_sampling(request)
+        if request.reference is None:
+            raise UsageError(f"{source} names no data to compare with", hint="--reference DIR: a data set, or a folder")
+        return None
+    return load(source, weights=request.weights)
 
 
-def check_sizes(metrics: Sequence[type[Metric]], pictures: PictureSet, reference: PictureSet) -> None:
-    """Raises DataError where a metric compares pixels of sets of different sizes."""
-    if any(kind.needs is None for kind in metrics) and pictures.size != reference.size:
-        (h, w), (height, width) = pictures.size, reference.size
-        raise DataError(
-            f"{pictures.name} is {h}x{w}, {reference.name} {height}x{width} (height x width): swd compares equal sizes",
-            hint=f"hdit prepare REFERENCE --size {h}x{w}, or --metrics fid,kid",
+def _refuse_sampling(request: Request) -> None:
+    """Pictures that are there already are not sampled: options that say how would do nothing."""
+    wanted = {"class": request.label, "save": request.save, "weights": request.weights, **request.sampling}
+    unset = {"weights": "ema", "seed": 0}
+    given = [f"--{name.replace('_', '-')}" for name, value in wanted.items() if value not in (None, unset.get(name))]
+    if given:
+        raise UsageError(
+            f"{request.source} is a folder of pictures: nothing is sampled there", hint=f"leave out {', '.join(given)}"
         )
 
 
-# One set, in one pass
+def _reference(request: Request, model: Model | None) -> tuple[Stored, list[str]]:
+    """The pictures to compare with, and what is odd about them."""
+    if request.reference is not None:
+        return open_stored(request.reference), []
+    assert model is not None
+    if not model.data_path:
+        raise DataError("the checkpoint names no data to compare with", hint="--reference DIR: a data set, or a folder")
+    path = Path(model.data_path)
+    if not is_data_set(path):
+        raise DataError(
+            f"the data set that the checkpoint was trained on is not at {path}",
+            hint="go to the folder where it was trained, or --reference DIR",
+        )
+    stored = open_stored(path)
+    trained_on = model.data.get("fingerprint")
+    if trained_on and trained_on != stored.fingerprint:
+        return stored, [f"{path} has changed since the checkpoint was trained on it"]
+    return stored, []
 
 
-def _feed(metric: Metric, numbers: Sequence[int], pictures: Sequence[np.ndarray]) -> None:
-    """Pictures of one size together, of several sizes one by one."""
-    if len({picture.shape for picture in pictures}) == 1:
-        metric.update(numbers, np.stack(pictures))
+def _generated(request: Request, model: Model) -> Generated:
+    """The pictures that the model will make."""
+    section = model.recipe["eval"]
+    sampling = sampling_of(model, **{"batch_size": section["batch_size"], **request.sampling})
+    check(model, sampling)
+    if model.channels not in (1, 3):
+        raise UsageError(f"the model makes pictures of {model.channels} channels", hint="scores need 1 or 3")
+    n = request.n or section["n"]
+    labels = choose_labels(model, n=n, wanted=request.label, seed=sampling.seed)
+    keep = None if request.save is None else _writer(request.save)
+    return Generated(model, n, labels, sampling, keep=keep)
+
+
+def _prepare_folder(save: Path | None) -> None:
+    if save is None:
         return
-    for number, picture in zip(numbers, pictures, strict=True):
-        metric.update([number], picture[None])
+    if runtime.ranks().is_main:
+        if save.exists() and (not save.is_dir() or any(save.iterdir())):
+            raise UsageError(f"{save} exists and is not an empty folder", hint="--save elsewhere")
+        files.make_folder(save)
+    runtime.wait_for_all()
 
 
-def collect(
-    pictures: PictureSet, metrics: Sequence[type[Metric]], *, net: Inception | None, on_progress: OnProgress
-) -> dict[str, Metric]:
-    """Every metric's state of a set. With several processes, the states of the whole set on the first, nothing elsewhere.
+def _writer(folder: Path) -> Callable[[list[int], list[np.ndarray]], None]:
+    def keep(numbers: list[int], pictures: list[np.ndarray]) -> None:
+        for number, picture in zip(numbers, pictures, strict=True):
+            files.write_bytes(folder / f"{number:06d}.png", picture_png(picture))
 
-    Raises:
-        DataError: a picture cannot be read, or does not fit a metric.
-    """
-    place = runtime.ranks()
-    states: dict[str, Metric] = {kind.name: kind() for kind in metrics}
-    chosen = {
-        kind.name: set(some_of(pictures.count, min(pictures.count, kind.limit or pictures.count)).tolist())
-        for kind in metrics
+    return keep
+
+
+def _feature_net(path: Path | None, *, on_download: Callable[[int, int], None]) -> Inception:
+    """The net, its weights downloaded by the first process where nobody named a file and none is in the cache."""
+    if path is None and runtime.ranks().is_main and inception.locate() is None:
+        inception.download(progress=on_download)
+    runtime.wait_for_all()
+    device = runtime.device()
+    # TorchScript on MPS lacks operators of this net; the CPU takes it there
+    return Inception(path, device=device if device.type == "cuda" else torch.device("cpu"))
+
+
+def _facts(request: Request, pictures: PictureSet, reference: Stored, net: Inception | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "source": str(request.source),
+        "size": list(pictures.size),
+        "reference": {
+            "path": reference.name,
+            "fingerprint": reference.fingerprint,
+            "count": reference.count,
+            "size": list(reference.size),
+        },
+        "features": None
+        if net is None
+        else {"file": str(net.path), "sha256": net.sha256, "published": net.published, "resize": RESIZE},
     }
-    done = 0
-    for numbers, batch in pictures.batches(range(place.rank, pictures.count, place.world)):
-        features = net(batch) if net is not None and needs_inception(metrics) else None
-        for name, metric in states.items():
-            rows = [row for row, number in enumerate(numbers) if number in chosen[name]]
-            taken = [numbers[row] for row in rows]
-            if not taken:
-                continue
-            if metric.needs == "inception":
-                assert features is not None
-                metric.update(taken, features[rows])
-            else:
-                _feed(metric, taken, [batch[row] for row in rows])
-        done += len(numbers)
-        on_progress(pictures.name, min(done * place.world, pictures.count), pictures.count)
-    merged = {kind.name: _merged_over_processes(kind, states[kind.name]) for kind in metrics}
-    return {name: metric for name, metric in merged.items() if metric is not None}
-
-
-def _merged_over_processes(kind: type[Metric], mine: Metric) -> Metric | None:
-    if not distributed.is_initialized():
-        return mine
-    parts: list[Arrays] | None = [] if runtime.ranks().is_main else None
-    for name, array in mine.arrays().items():
-        gathered: list[Any] | None = [None] * runtime.ranks().world if parts is not None else None
-        distributed.gather_object((name, array), gathered)
-        for rank, (found, value) in enumerate(gathered or ()):
-            assert parts is not None and found == name
-            parts.extend([{}] * 0 if rank < len(parts) else [{}])
-            parts[rank][found] = value
-    return None if parts is None else kind.merged(parts)
+    if isinstance(pictures, Generated):
+        model = pictures.model
+        facts["sampling"] = {**asdict(pictures.sampling), "label": request.label}
+        facts["model"] = {"step": model.step, "images_seen": model.images_seen, "weights": model.weights}
+    elif isinstance(pictures, Stored):
+        facts["fingerprint"] = pictures.fingerprint
+    return {**facts, "processes": runtime.ranks().world, "environment": runtime.environment()}

@@ -1,0 +1,176 @@
+"""`hdit eval-fid CKPT_OR_DIR`."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hdit_cli.commands import sampling as shared
+
+if TYPE_CHECKING:
+    from hdit_cli.engine.evaluate import Evaluation
+    from hdit_cli.engine.scores import Score
+
+
+def eval_fid(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CKPT_OR_DIR", help="A checkpoint file, a run folder, a folder of pictures, or a prepared data set."
+        ),
+    ],
+    n: Annotated[
+        int | None, typer.Option("-n", help="Number of pictures.", show_default="eval.n of the recipe; all of a folder")
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Of fid, kid, swd, with commas; swd needs no weights.", show_default="the recipe's: fid,kid"),
+    ] = None,
+    inception: Annotated[
+        Path | None,
+        typer.Option(
+            help="Inception weights; another net than the published one is marked as such. A TorchScript file is a "
+            "program: name only files you trust.",
+            show_default="the cache, else downloaded",
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Data set or folder to compare with.", show_default="the data the checkpoint names"),
+    ] = None,
+    allow_small: Annotated[
+        bool, typer.Option("--allow-small", help="FID of fewer than 2,048 pictures; it is biased upwards.")
+    ] = False,
+    seed: shared.Seed = 0,
+    steps: shared.Steps = None,
+    sampler: shared.Sampler = None,
+    class_: shared.ClassName = None,
+    cfg: shared.Cfg = None,
+    cfg_interval: shared.CfgInterval = None,
+    size: shared.Size = None,
+    weights: shared.Weights = "ema",
+    batch_size: shared.BatchSize = None,
+    processes: shared.Processes = 1,
+    save: Annotated[
+        Path | None, typer.Option(help="Keep the generated pictures in this folder, as PNG.", show_default=False)
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="The scores and all they depend on, on stdout.")] = False,
+) -> None:
+    """Score samples, or a folder of pictures: FID, KID, sliced Wasserstein distance."""
+    import json
+
+    from hdit_cli import runtime
+    from hdit_cli.engine.evaluate import Request, evaluate
+    from hdit_cli.engine.launch import relaunch
+
+    shared.check_positive(n=n, steps=steps, batch_size=batch_size)
+    shared.check_weights(weights)
+    sampling = {
+        "seed": seed,
+        "steps": steps,
+        "sampler": sampler,
+        "cfg": cfg,
+        "cfg_interval": shared.parse_interval(cfg_interval),
+        "size": shared.parse_size(size),
+        "batch_size": batch_size,
+    }
+    names = _names(metrics)
+    code = relaunch(processes)
+    if code is not None:
+        raise typer.Exit(code)
+    runtime.join_processes()
+    request = Request(source, n, names, inception, reference, allow_small, class_, weights, sampling, save)
+    with Bars(quiet=not runtime.ranks().is_main) as bars:
+        evaluation = evaluate(request, on_progress=bars.pictures, on_download=bars.download)
+    if evaluation is None:
+        return
+    typer.echo(json.dumps(evaluation.record(), indent=2) if json_ else _page(evaluation))
+
+
+def _names(metrics: str | None) -> tuple[str, ...] | None:
+    """The metrics of a list with commas.
+
+    Raises:
+        UsageError: an unknown one, or none.
+    """
+    from hdit_cli import catalog
+    from hdit_cli.errors import UsageError
+
+    if metrics is None:
+        return None
+    names = tuple(name.strip().lower() for name in metrics.split(",") if name.strip())
+    known = ",".join(catalog.names("metric"))
+    if not names or not set(names) <= set(catalog.names("metric")):
+        raise UsageError(f"--metrics {metrics!r} names an unknown metric, or none", hint=f"of {known}, with commas")
+    return names
+
+
+class Bars:
+    """One bar for each thing that takes long: reading the reference, generating, downloading."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._open: dict[str, Any] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def pictures(self, what: str, done: int, total: int) -> None:
+        self._show(what, done, total, unit="image")
+
+    def download(self, done: int, total: int) -> None:
+        self._show("Inception weights", done // 2**20, total // 2**20, unit="MiB")
+
+    def _show(self, what: str, done: int, total: int, *, unit: str) -> None:
+        from hdit_cli.commands.progress import bar
+
+        if what not in self._open:
+            self._open[what] = self._stack.enter_context(bar(total=total, unit=unit, label=what, quiet=self._quiet))
+        shown = self._open[what]
+        shown.update(done - shown.n)
+        if done >= total:
+            shown.refresh()
+
+
+def _page(evaluation: "Evaluation") -> str:
+    """The scores, each with its numbers of pictures, then what they depend on."""
+    facts = evaluation.facts
+    lines = [_line(score) for score in evaluation.scores]
+    reference, size, features = facts["reference"], facts["size"], facts["features"]
+    lines.append(f"pictures   {facts['source']}, {size[0]}x{size[1]}{_how(facts)}")
+    fingerprint = reference["fingerprint"][:12]
+    lines.append(f"reference  {reference['path']}, {reference['size'][0]}x{reference['size'][1]}, {fingerprint}")
+    if features:
+        mark = "" if features["published"] else ", not the published file"
+        lines.append(f"features   Inception, {features['resize']}, sha256 {features['sha256'][:12]}{mark}")
+    return "\n".join(lines + [f"note: {note}" for note in evaluation.notes])
+
+
+def _line(score: "Score") -> str:
+    details = dict(score.details)
+    levels = details.pop("levels", {})
+    deviation = details.pop("standard_deviation", None)
+    value = f"{score.value:.4g}" if deviation is None else f"{score.value:.4g} ± {deviation:.2g}"
+    extra = [f"{name} {value:.4g}" for name, value in levels.items()]
+    extra += [f"{name.replace('_', ' ')} {value:,}" for name, value in details.items()]
+    told = f"   ({', '.join(extra)})" if extra else ""
+    return f"{score.metric.upper():<5}{value}   n = {score.n:,} against {score.n_reference:,}{told}"
+
+
+def _how(facts: dict[str, Any]) -> str:
+    """How the pictures were sampled; nothing where they were there already."""
+    if "sampling" not in facts:
+        return ""
+    how, model = facts["sampling"], facts["model"]
+    words = [f"step {model['step']:,}", f"{model['weights']} weights", f"{how['sampler']} {how['steps']} steps"]
+    words += [f"cfg {how['cfg']:g}", f"seed {how['seed']}"]
+    if how["cfg_interval"]:
+        words.append(f"cfg within sigma {how['cfg_interval'][0]:g}:{how['cfg_interval'][1]:g}")
+    if how["label"] is not None:
+        words.append(f"class {how['label']}")
+    return "; " + ", ".join(words)

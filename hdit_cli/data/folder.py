@@ -1,0 +1,91 @@
+"""A plain folder of pictures, read like a data set: by number, at the size each one has."""
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from hdit_cli import files
+from hdit_cli.data.prepare.fit import fit
+from hdit_cli.data.prepare.listing import is_side_name
+from hdit_cli.data.prepare.options import PrepareOptions
+from hdit_cli.data.prepare.pictures import read_picture
+from hdit_cli.data.prepare.refused import Refused
+from hdit_cli.errors import DataError
+
+_WHOLE = PrepareOptions(size=(16_383, 16_383))  # larger than any picture: nothing is decoded at less than its own size
+
+
+class FolderReader:
+    """The pictures below a folder, in the order of their paths; hidden and side files are passed over.
+
+    Args:
+        folder: any folder; what is neither hidden nor a side file must be a picture.
+        skip: names of files directly in the folder that are no pictures of the set, such as an overview.
+
+    Raises:
+        DataError: no such folder, or nothing in it.
+    """
+
+    def __init__(self, folder: Path, *, skip: frozenset[str] = frozenset()) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise DataError(f"no folder {folder}", hint="check the path")
+        self.paths = sorted(self._listed(skip))
+        if not self.paths:
+            raise DataError(f"{folder} holds no pictures", hint="check the path")
+
+    def _listed(self, skip: frozenset[str]) -> list[str]:
+        found = []
+        for parent, folders, names in os.walk(self.folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            relative = os.path.relpath(parent, self.folder)
+            wanted = [name for name in names if not name.startswith(".") and not is_side_name(name)]
+            found += [
+                os.path.normpath(os.path.join(relative, name)) for name in wanted if relative != "." or name not in skip
+            ]
+        return found
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the first picture; the others may differ."""
+        height, width = self.picture(0).shape[:2]
+        return height, width
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and contents of the files."""
+        told = hashlib.sha256()
+        for path in self.paths:
+            told.update(f"{path}\0{files.sha256(self.folder / path)}\n".encode("utf-8", "surrogateescape"))
+        return told.hexdigest()
+
+    def picture(self, index: int) -> np.ndarray:
+        """Picture number `index`, decoded and turned by the rules of `hdit prepare`, not resized.
+
+        Returns:
+            uint8 (H, W, 3).
+
+        Raises:
+            DataError: it cannot be read, or is no picture.
+        """
+        path = self.folder / self.paths[index]
+        if not path.is_file():
+            raise DataError(f"{path} is not a regular file", hint="take it out of the folder")
+        try:
+            with open(path, "rb") as stream:
+                picture = read_picture(stream, _WHOLE)
+        except Refused as refused:
+            raise DataError(
+                f"{path}: {refused.code} {refused.detail}".rstrip(), hint="take it out of the folder"
+            ) from None
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}", hint="check the file's permissions") from error
+        width, height = picture.size
+        size = (width, height) if picture.orientation >= 5 else (height, width)  # quarter turns swap the sides
+        return np.asarray(fit(picture, PrepareOptions(size=size, fit="squash"))[0])
