@@ -18,12 +18,12 @@ _LINE_EVERY = 5.0  # seconds between plain lines, where stderr is no terminal
 
 def prepare(
     src: Annotated[Path, typer.Argument(help="Folder (its sub-folders are classes), .zip, .tar, or folder of tars.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to be made.  [default: data/<src name><size>]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to be made (default: data/<src name><size>).")] = None,
     size: Annotated[str, typer.Option(help="Pixels: 256, or height x width as 256x384.")] = "256",
     fit: Annotated[str, typer.Option(help="crop (centred), pad, or squash.")] = "crop",
     format: Annotated[str, typer.Option(help="jpeg (quality 95, 4:4:4), webp, or png (lossless).")] = "jpeg",
     shard_size: Annotated[int, typer.Option(help="Pictures in one shard.")] = 1000,
-    workers: Annotated[int | None, typer.Option(help="Processes.  [default: one per core]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one per core).")] = None,
     max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures, by their header.")] = 150_000_000,
     background: Annotated[str, typer.Option(help="Colour under transparency and around padded pictures.")] = "white",
     strict: Annotated[bool, typer.Option("--strict", help="End with an error if any file was refused.")] = False,

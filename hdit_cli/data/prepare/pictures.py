@@ -35,7 +35,7 @@ from hdit_cli.data.prepare.refused import Refused
 _PLUGINS = {"JPEG": ("JPEG", "MPO")}  # all other formats are opened by the plugin of their own name, and by no other
 
 DRAFT_GAP = 2.0  # a JPEG is decoded to at least this many times the size wanted
-REDUCE_GAP = 3.0  # and boxes are averaged down to at least this many times; LANCZOS does the rest
+REDUCE_GAP = 4.0  # and boxes are averaged down to at least this many times; LANCZOS does the rest
 
 _BAND_PIXELS = 1 << 22
 _ORIENTATION = 0x0112  # EXIF tag
@@ -81,7 +81,7 @@ def read_picture(stream: BinaryIO, options: PrepareOptions) -> Picture:
         except Refused:
             raise
         except Exception as error:  # any error of a decoder on foreign bytes is a verdict on that file
-            raise _verdict(error) from error
+            raise (_cut_webp(stream, kind) or _verdict(error)) from error
     remarks = _remarks(caught, notes)
     return Picture(**picture, notes=tuple(sorted(notes)), remarks=remarks)
 
@@ -145,6 +145,10 @@ def _open(stream: BinaryIO, kind: str) -> Image.Image:
         return Image.open(stream, formats=_PLUGINS.get(kind, (kind,)))
     except UnidentifiedImageError as error:
         raise _unidentified(stream, kind) from error
+    except (ValueError, SyntaxError, OSError) as error:
+        if kind in _WEAK:
+            raise _unidentified(stream, kind) from error
+        raise
 
 
 def _unidentified(stream: BinaryIO, kind: str) -> Refused:
@@ -158,9 +162,15 @@ def _unidentified(stream: BinaryIO, kind: str) -> Refused:
     }.get(kind, ())
     if any(side and not any(side) for side in sides):
         return Refused("zero-size", "width or height is 0")
-    if kind == "WEBP" and int.from_bytes(head[4:8], "little") + 8 > stream.seek(0, io.SEEK_END):
-        return Refused("truncated", "the file is shorter than it says")
-    return Refused("damaged", f"begins like {kind}, but cannot be opened")
+    return _cut_webp(stream, kind) or Refused("damaged", f"begins like {kind}, but cannot be opened")
+
+
+def _cut_webp(stream: BinaryIO, kind: str) -> Refused | None:
+    """Truncation, which the WebP decoder does not tell from other damage: the file is shorter than it says."""
+    stream.seek(4)
+    told = int.from_bytes(stream.read(4), "little") + 8
+    cut = kind == "WEBP" and told > stream.seek(0, io.SEEK_END)
+    return Refused("truncated", "the file is shorter than it says") if cut else None
 
 
 def _verdict(error: Exception) -> Refused:
