@@ -42,7 +42,7 @@ class Level(Section):
     dropout: Dropout = 0.0
     attention: Literal["neighborhood", "global", "shifted-window", "none"] = "neighborhood"
     head_dim: Annotated[int, Field(ge=8, le=1024)] = 64
-    kernel: Annotated[int, Field(ge=2, le=255)] = 7
+    kernel: Annotated[int, Field(ge=1, le=255)] = 7
     window: Annotated[int, Field(ge=2, le=255)] = 8
 
     def problems(self) -> Iterator[Problem]:
@@ -120,12 +120,8 @@ class HDiT(Section):
         level, sides = self.levels[index], self.map_size(index)
         tokens = f"the level's map of {sides[0]}x{sides[1]} tokens"
         if level.attention == "neighborhood" and level.kernel > min(sides):
-            best = (
-                f'the largest is {min(sides)}, or attention = "global"'
-                if min(sides) > 1
-                else 'use attention = "global"'
-            )
-            yield ("levels", index, "kernel"), f"must fit in {tokens}, is {level.kernel}; {best}"
+            advice = f'the largest is {min(sides)}, or attention = "global"'
+            yield ("levels", index, "kernel"), f"must fit in {tokens}, is {level.kernel}; {advice}"
         if level.attention == "shifted-window" and any(side % level.window for side in sides):
             legal = [w for w in range(2, min(sides) + 1) if not sides[0] % w and not sides[1] % w]
             best = min(legal, key=lambda w: (abs(w - level.window), w), default=None)

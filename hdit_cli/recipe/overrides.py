@@ -81,12 +81,11 @@ def _replace_places(places: dict[KeyPath, str], path: KeyPath, place: str) -> No
         places.setdefault(path[:length], place)
 
 
-def _as_found(path: tuple[str, ...], values: dict[str, Any]) -> KeyPath:
+def _as_found(path: tuple[str, ...], values: Any) -> KeyPath:
     """The path with numbers where it leads through lists."""
     out: list[str | int] = []
-    here: Any = values
     for part in path:
-        step = int(part) if isinstance(here, list) else part
+        step: Any = int(part) if isinstance(values, list) else part
         out.append(step)
-        here = here[step]
+        values = values[step]
     return tuple(out)

@@ -1,0 +1,150 @@
+"""The command `hdit`: names the commands, and turns every error into one sentence and an exit code."""
+
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, NoReturn
+
+import typer
+
+from hdit_cli import __version__
+from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError
+
+COMMANDS = {
+    "prepare": "Pictures to a checked, resized, sharded data set.",
+    "train": "Train a recipe; goes on by itself after a stop.",
+    "sample": "Make images with a checkpoint.",
+    "eval-fid": "Score a checkpoint or a folder of pictures.",
+    "export": "A file that other software loads.",
+    "convert": "A foreign checkpoint to one of ours.",
+    "info": "What a recipe, data set, run or checkpoint is.",
+    "doctor": "What this machine has, and what is missing.",
+    "recipe": "Print a shipped recipe, to be edited.",
+}
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG}
+_CLICK_INTERRUPTED = 130  # what typer exits with after Ctrl-C
+
+# what helps against a full memory, by command: three switches with values that usually do
+_SMALLER = {
+    "train": "--set train.accumulate=4 (the same batch in four pieces), --set train.precision=bf16, "
+    "or --set train.batch_size=8",
+    "sample": "--batch-size 1, a smaller --size, or --cfg 1 (guidance doubles the batch)",
+    "eval-fid": "--batch-size 1, --metrics swd (no Inception net), or --cfg 1 (guidance doubles the batch)",
+    "prepare": "--workers 1, a smaller --max-pixels, or a smaller --size",
+    "export": "--dtype bf16, --to safetensors, or closing other programs",
+}
+_SMALLER_ELSEWHERE = "closing other programs, a smaller model, or a machine with more memory"
+
+app = typer.Typer(
+    name="hdit",
+    help="Whole image-diffusion experiments from one command line: prepare, train, sample, measure, export.",
+    epilog="Start with `hdit prepare PICTURES`, then `hdit train RECIPE --data DIR`; `hdit recipe` lists the recipes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hdit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere.")] = False,
+) -> None:
+    """Whole image-diffusion experiments from one command line: prepare, train, sample, measure, export."""
+
+
+for _name, _summary in COMMANDS.items():
+    _module = _name.replace("-", "_")
+    with contextlib.suppress(ModuleNotFoundError):
+        app.command(_name, short_help=_summary)(getattr(import_module(f"hdit_cli.commands.{_module}"), _module))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs one command and exits with its code.
+
+    Args:
+        arguments: as typed after `hdit`; None takes those of the process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug, given = _without_debug(given)
+    code = _run(given, debug=debug)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader is gone (`| head`); keep Python from complaining about it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = StorageError.exit_code
+    sys.exit(code)
+
+
+def _without_debug(arguments: list[str]) -> tuple[bool, list[str]]:
+    """`--debug` may stand anywhere before a `--`: people add it to the end of the line that failed."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    kept = [argument for argument in arguments[:end] if argument != "--debug"]
+    return len(kept) < end, kept + arguments[end:]
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
+    """Exit code of one command; errors are told on stderr."""
+    try:
+        app(args=arguments, prog_name="hdit")
+        return 0
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):
+            return StorageError.exit_code
+        if stop.code == _CLICK_INTERRUPTED:
+            return _tell(Interrupted("interrupted", hint="the same command goes on, or starts again"))
+        return stop.code if isinstance(stop.code, int) else 1
+    except BrokenPipeError:
+        return StorageError.exit_code
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exception(error)
+        return _tell(_as_told(error, arguments))
+
+
+def _as_told(error: BaseException, arguments: list[str]) -> HditError:
+    """The error for the user that an exception stands for."""
+    if isinstance(error, HditError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted", hint="the same command goes on, or starts again")
+    if _is_out_of_memory(error):
+        command = next((argument for argument in arguments if argument in COMMANDS), "")
+        return OutOfMemory("out of memory", hint=f"what helps: {_SMALLER.get(command, _SMALLER_ELSEWHERE)}")
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        where = f" ({error.filename})" if error.filename else ""
+        return StorageError(f"{os.strerror(error.errno or 0)}{where}", hint="check the disk, the path, its permissions")
+    sentence = " ".join(str(error).split())[:300]
+    told = f"unexpected {type(error).__name__}{': ' if sentence else ''}{sentence}"
+    return HditError(told, hint="this is a bug; run again with --debug for the traceback")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python's own, torch's for CUDA, and the plain RuntimeErrors of torch for CPU and MPS; without importing torch."""
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    text = str(error)
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
+
+
+def _tell(error: HditError) -> int:
+    lines = f"error: {error.message}\n" + (f"  hint: {error.hint}\n" if error.hint else "")
+    with contextlib.suppress(OSError, ValueError):  # stderr may be closed
+        sys.stderr.write(lines)
+        sys.stderr.flush()
+    return error.exit_code

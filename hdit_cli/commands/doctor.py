@@ -1,0 +1,111 @@
+"""`hdit doctor`: what this machine has, what will run, and the command that mends what is missing."""
+
+from typing import Annotated, Any
+
+import typer
+
+_PACKAGES = (
+    "torch", "numpy", "pillow", "typer", "pydantic", "accelerate", "webdataset", "safetensors", "tqdm", "einops",
+    "tomli-w", "natten", "clean-fid",
+)  # fmt: skip
+
+
+def doctor(
+    json_: Annotated[bool, typer.Option("--json", help="The same facts as JSON.")] = False,
+) -> None:
+    """Say what this machine has, which attention backend will run and why the others will not, and what is missing."""
+    import json
+
+    facts = _facts()
+    typer.echo(json.dumps(facts, indent=2) if json_ else _page(facts))
+
+
+def _facts() -> dict[str, Any]:
+    from hdit_cli import runtime
+
+    chosen = runtime.device()
+    environment = runtime.environment()
+    attention, inception = _attention(chosen.type), _inception()
+    return {
+        "hdit": environment["hdit"],
+        "python": environment["python"],
+        "system": environment["system"],
+        "packages": {name: runtime.version(name) for name in _PACKAGES},
+        "device": environment["device"],
+        "hardware": environment["hardware"],
+        "devices": _devices(),
+        "attention": attention,
+        "inception": inception,
+        "mend": _remedies(chosen.type, attention, inception),
+    }
+
+
+def _devices() -> list[str]:
+    """Every device that `runtime.device` accepts, with its memory where it is known."""
+    import torch
+
+    out = ["cpu"]
+    for number in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(number)
+        out.append(f"cuda:{number} {facts.name}, {facts.total_memory / 2**30:.0f} GiB")
+    return out + (["mps"] if torch.backends.mps.is_available() else [])
+
+
+def _attention(device: str) -> dict[str, Any]:
+    """The backend that serves a training step of a published model (heads of 64, kernel 7), and why not the others."""
+    import torch
+
+    from hdit_cli.models.attention.dispatch import choose, explain
+    from hdit_cli.models.attention.request import Request
+
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    request = Request(device=device, dtype=dtype, head_dim=64, kernel=7)
+    used = choose(request)
+    unused = {name: reason or f"{used} is preferred" for name, reason in explain(request).items() if name != used}
+    return {"used": used, "not_used": unused}
+
+
+def _inception() -> dict[str, Any]:
+    """Whether the weights behind FID and KID are at hand, and the published ones."""
+    from hdit_cli import files
+    from hdit_cli.metrics import inception
+
+    found = inception.locate()
+    if found is None:
+        return {"at_hand": False, "path": str(inception.published_path()), "url": inception.URL, "published": False}
+    published = files.sha256(found) == inception.SHA256
+    return {"at_hand": True, "path": str(found), "url": inception.URL, "published": published}
+
+
+def _remedies(device: str, attention: dict[str, Any], inception: dict[str, Any]) -> list[str]:
+    """Commands that mend what is missing, each with what it brings."""
+    out = []
+    fetch = f"curl --create-dirs -o '{inception['path']}' {inception['url']}"
+    if not inception["at_hand"]:
+        out.append(f"{fetch}  (96 MB: FID and KID; `hdit eval-fid` downloads it by itself where there is a network)")
+    elif not inception["published"]:
+        out.append(f"{fetch}  (the file there is damaged, or not the published one)")
+    if device == "cuda" and attention["used"] != "natten":
+        out.append(
+            "pip install 'hdit[natten]'  (fused attention on CUDA; libnatten wheels: https://natten.org/install)"
+        )
+    return out
+
+
+def _page(facts: dict[str, Any]) -> str:
+    attention, inception = facts["attention"], facts["inception"]
+    installed = [f"{name} {version}" for name, version in facts["packages"].items() if version]
+    absent = [name for name, version in facts["packages"].items() if not version]
+    weights = "at hand" if inception["published"] else "not the published file" if inception["at_hand"] else "missing"
+    rows = [
+        ("hdit", f"{facts['hdit']}, python {facts['python']}, {facts['system']}"),
+        ("packages", ", ".join(installed)),
+        ("not installed", ", ".join(absent) or "none"),
+        ("device", f"{facts['device']} ({facts['hardware']})"),
+        ("devices", "; ".join(facts["devices"])),
+        ("attention", f"{attention['used']} will run"),
+        *((f"  {name}", f"not used: {reason}") for name, reason in attention["not_used"].items()),
+        ("Inception", f"weights {weights}: {inception['path']}"),
+        *(("to mend", remedy) for remedy in facts["mend"] or ["nothing"]),
+    ]
+    return "\n".join(f"{name:<14} {text}" for name, text in rows)

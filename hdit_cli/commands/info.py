@@ -1,0 +1,179 @@
+"""`hdit info PATH`: what a recipe, data set, run or checkpoint is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hdit_cli.recipe import Recipe
+
+
+def info(
+    path: Annotated[str, typer.Argument(help="A recipe (file or shipped name), data set, run folder or checkpoint.")],
+    json_: Annotated[bool, typer.Option("--json", help="The same facts as JSON.")] = False,
+) -> None:
+    """Say what a recipe, data set, run or checkpoint is."""
+    import json
+
+    facts = _facts(path)
+    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if json_ else _page(facts))
+
+
+def _facts(name: str) -> dict[str, Any]:
+    from hdit_cli.errors import UsageError
+    from hdit_cli.recipe import load_recipe, shipped
+
+    path = Path(name)
+    if name in shipped() or path.suffix == ".toml":
+        return {"kind": "recipe", **_recipe_facts(load_recipe(name), classes=None)}
+    if (path / "manifest.json").is_file() and not (path / "state.json").is_file():  # a checkpoint folder has both
+        return _data_facts(path)
+    if (path / "recipe.toml").is_file() or (path / "ckpt.safetensors").is_file():
+        return _run_facts(path)
+    if path.is_file():
+        return _checkpoint_facts(path)
+    if path.is_dir():
+        text = f"{path} is neither a data set (no manifest.json) nor a run (no recipe.toml)"
+        raise UsageError(text, hint="a folder of pictures becomes a data set by `hdit prepare`")
+    return {"kind": "recipe", **_recipe_facts(load_recipe(name), classes=None)}  # refuses it, with the nearest name
+
+
+def _recipe_facts(recipe: "Recipe", *, classes: list[str] | None) -> dict[str, Any]:
+    """Size and shape of the model; `classes` as a checkpoint knows them, None where only the recipe speaks."""
+    from hdit_cli.engine.model import count
+
+    model, diffusion = recipe.model, recipe.diffusion
+    known = _class_names(recipe) if classes is None else classes
+    wanted = "data" if model.classes == "data" and known is None else len(known or ()) or model.classes
+    counted = count(recipe, classes=len(known or ()))
+    return {
+        "name": recipe.name,
+        "params": counted["params"],
+        "gmacs": round(counted["gmacs"], 9),
+        "image_size": list(model.size),
+        "channels": model.channels,
+        "patch": list(model.patch),
+        "classes": wanted,
+        "levels": [
+            {"tokens": list(model.map_size(number)), **level.model_dump()} for number, level in enumerate(model.levels)
+        ],
+        "mapping": {"width": model.mapping_width, "depth": model.mapping_depth, "inputs": model.mapping_inputs},
+        "sigma_data": diffusion.sigma_data,
+        "sigma_min": diffusion.sigma_min,
+        "sigma_max": diffusion.sigma_max,
+        "weighting": diffusion.weighting,
+        "density": diffusion.density.model_dump(),
+        "steps": recipe.train.steps,
+        "batch_size": recipe.train.batch_size,
+    }
+
+
+def _class_names(recipe: "Recipe") -> list[str] | None:
+    """The classes of the data that the recipe names; None where it leaves them to data that is not there."""
+    from hdit_cli.data import shards
+
+    if recipe.model.classes != "data":
+        return []
+    path = Path(recipe.data.path)
+    return shards.load_manifest(path).classes if recipe.data.path and (path / shards.MANIFEST).is_file() else None
+
+
+def _data_facts(path: Path) -> dict[str, Any]:
+    from collections import Counter
+
+    from hdit_cli.data.reader import ShardReader
+
+    reader = ShardReader(path)
+    manifest, labels = reader.manifest, Counter(reader.labels.tolist())
+    return {
+        "kind": "data set",
+        "count": manifest.count,
+        "classes": {name: labels.get(number, 0) for number, name in enumerate(manifest.classes)},
+        "without_class": labels.get(-1, 0),
+        "image_size": manifest.image_size,
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "fingerprint": reader.fingerprint,
+        "source": manifest.source,
+        "options": manifest.options,
+    }
+
+
+def _run_facts(path: Path) -> dict[str, Any]:
+    from hdit_cli.engine.checkpoint import list_steps
+    from hdit_cli.recipe import load_recipe
+
+    newest = path / "ckpt.safetensors"
+    if newest.is_file():
+        facts = _checkpoint_facts(newest)
+    else:
+        facts = _recipe_facts(load_recipe(str(path / "recipe.toml")), classes=None)
+    return {**facts, "kind": "run", "checkpoints": list_steps(path)}
+
+
+def _checkpoint_facts(path: Path) -> dict[str, Any]:
+    import json
+
+    from hdit_cli.engine.checkpoint import FORMAT, read_header
+    from hdit_cli.errors import CheckpointError, UsageError
+    from hdit_cli.recipe import Recipe
+
+    header = read_header(path)
+    if header.get("hdit.format") != FORMAT:
+        hint = "`hdit convert` turns a k-diffusion checkpoint into ours" if "config" in header else ""
+        raise CheckpointError(f"{path} is not an hdit checkpoint", hint=hint or "give a file that hdit wrote")
+    try:
+        recipe, classes = Recipe.from_dict(json.loads(header["hdit.recipe"])), json.loads(header["hdit.classes"])
+        facts = {
+            "step": int(header["hdit.step"]),
+            "images_seen": int(header["hdit.images_seen"]),
+            "weights": header["hdit.weights"],
+            "class_names": classes,
+            "data": json.loads(header["hdit.data"]),
+            "version": header["hdit.version"],
+            "bytes": path.stat().st_size,
+        }
+    except (KeyError, ValueError, UsageError) as error:
+        raise CheckpointError(
+            f"the header of {path} cannot be read: {error}", hint="was it written by a newer hdit?"
+        ) from error
+    return {"kind": "checkpoint", **_recipe_facts(recipe, classes=classes), **facts}
+
+
+# Printing
+
+
+def _page(facts: dict[str, Any]) -> str:
+    """One fact a line; lists of tables as tables."""
+    lines = []
+    for name, value in facts.items():
+        label = f"{name.replace('_', ' '):<14}"
+        if name == "levels":
+            lines += [f"{'level':<14} tokens     depth  width   d_ff  attention"]
+            lines += [f"{number:<14} {_level(level)}" for number, level in enumerate(value)]
+        elif name == "classes" and isinstance(value, dict):
+            lines += [f"{label} {len(value)}", *(f"  {count:>10}   {each}" for each, count in value.items())]
+        else:
+            lines.append(f"{label} {value:,.3f}" if name == "gmacs" else f"{label} {_text(value)}")
+    return "\n".join(lines)
+
+
+def _level(level: dict[str, Any]) -> str:
+    attention = level["attention"]
+    extra = {"neighborhood": f" {level['kernel']}x{level['kernel']}", "shifted-window": f" {level['window']}"}
+    heads = "" if attention == "none" else f", {level['width'] // level['head_dim']} heads of {level['head_dim']}"
+    dropout = f", dropout {level['dropout']:g}" if level["dropout"] else ""
+    tokens = "x".join(map(str, level["tokens"]))
+    shape = f"{tokens:<10} {level['depth']:>5} {level['width']:>6} {level['d_ff']:>6}"
+    return f"{shape}  {attention}{extra.get(attention, '')}{heads}{dropout}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, dict, list)):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(entry)}" for key, entry in value.items()) or "none"
+    return ", ".join(map(str, value)) or "none"

@@ -1,0 +1,31 @@
+"""`hdit recipe NAME`: prints a shipped recipe, to be edited."""
+
+from typing import Annotated
+
+import typer
+
+
+def recipe(
+    name: Annotated[
+        str, typer.Argument(help="A shipped recipe; left out, all of them are listed.", show_default=False)
+    ] = "",
+    json_: Annotated[bool, typer.Option("--json", help="The resolved recipe, or the list of names, as JSON.")] = False,
+) -> None:
+    """Print a shipped recipe, to be edited: hdit recipe flowers256 > mine.toml."""
+    import json
+
+    from hdit_cli.recipe import load_recipe, recipe_text, shipped
+
+    if not name:
+        typer.echo(json.dumps(shipped()) if json_ else _listing(shipped()))
+        return
+    text = recipe_text(name)
+    typer.echo(json.dumps(load_recipe(name).to_dict(), indent=2) if json_ else text, nl=json_)
+
+
+def _listing(names: list[str]) -> str:
+    """Each name with the first line of its header."""
+    from hdit_cli.recipe import recipe_text
+
+    width = max(map(len, names))
+    return "\n".join(f"{name:<{width}}  {recipe_text(name).partition(chr(10))[0].lstrip('# ')}" for name in names)
