@@ -1,5 +1,5 @@
-"""Karras augmentation: geometric transforms of the training images, each with a small probability, told to the network as
-a 9-vector so that they do not leak into what it generates (Karras et al. 2022, "Elucidating the Design Space of
+"""Karras augmentation: geometric transforms of the training images, each with a small probability, told to the network
+as a 9-vector so that they do not leak into what it generates (Karras et al. 2022, "Elucidating the Design Space of
 Diffusion-Based Generative Models", appendix F.2).
 
 Every draw is a function of (seed, image number in the run), and the whole batch is warped at once.

@@ -1,0 +1,124 @@
+"""Training batches from any position of a run, the same for any number of worker processes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hdit_cli import runtime
+from hdit_cli.data.decoders import Decoder, InProcess, WorkerProcesses
+from hdit_cli.data.order import sample_at
+from hdit_cli.data.reader import ShardReader
+
+_CHUNK = (
+    32  # pictures a worker decodes at once: a batch is shared by the workers, and a chunk is well above its overhead
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch of one process.
+
+    Attributes:
+        pixels: uint8 (N, 3, H, W).
+        label: int64 (N,), the number of classes where there is no class.
+        index: int64 (N,), numbers of the images in the run: every random draw for an image is a function of it.
+    """
+
+    pixels: Tensor
+    label: Tensor
+    index: np.ndarray
+
+
+class Loader:
+    """Batches of consecutive optimizer steps. Use it as a context; leaving it ends the workers.
+
+    Args:
+        batch_size: images of one step, over all processes and micro-batches.
+        seed: of the permutation.
+        position: images seen before the first step.
+        steps: how many steps to yield.
+        slots: this process's slots of the global batch, one array per micro-batch, as `order.split` gives them.
+        workers: processes that decode ahead; 0 decodes in this process and keeps small data sets in memory.
+        pin_memory: page-locked pixels, for asynchronous copies to CUDA.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        *,
+        batch_size: int,
+        seed: int,
+        position: int,
+        steps: int,
+        slots: Sequence[np.ndarray],
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self._reader = reader
+        self._firsts = range(position, position + steps * batch_size, batch_size)
+        self._seed, self._slots, self._pin_memory = seed, slots, pin_memory
+        self._decoder: Decoder = InProcess(reader)
+        if workers:
+            per_step = sum(len(_chunks(micro)) for micro in slots)
+            self._decoder = WorkerProcesses(reader, count=workers, ahead=2 * max(per_step, workers))
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        """Yields, for each step, this process's micro-batches.
+
+        Raises:
+            DataError: a picture is damaged.
+            OutOfMemory: a worker was killed.
+            UsageError: the workers cannot start.
+        """
+        pictures = self._decoder.decoded(
+            chunk for first in self._firsts for micro in self._slots for chunk in _chunks(self._samples(first + micro))
+        )
+        for first in self._firsts:
+            yield [self._batch(first + micro, pictures) for micro in self._slots]
+
+    def close(self) -> None:
+        """Ends the workers; each finishes the pictures it has begun."""
+        self._decoder.close()
+
+    def _samples(self, index: np.ndarray) -> np.ndarray:
+        return sample_at(index, count=len(self._reader), seed=self._seed)
+
+    def _batch(self, index: np.ndarray, pictures: Iterator[np.ndarray]) -> Batch:
+        pixels = torch.empty((len(index), 3, *self._reader.image_size), dtype=torch.uint8, pin_memory=self._pin_memory)
+        for part in pixels.split(_CHUNK):
+            part.copy_(torch.from_numpy(next(pictures)))
+        label = self._reader.labels[self._samples(index)].astype(np.int64)
+        label[label < 0] = len(self._reader.classes)
+        return Batch(pixels=pixels, label=torch.from_numpy(label), index=index)
+
+
+def _chunks(samples: np.ndarray) -> list[np.ndarray]:
+    return [samples[start : start + _CHUNK] for start in range(0, len(samples), _CHUNK)]
+
+
+def to_x0(pixels: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) => float32 (N, C, H, W) in [-1, 1]: x / 127.5 - 1."""
+    return pixels.float() / 127.5 - 1
+
+
+def flip(x0: Tensor, *, index: np.ndarray, seed: int) -> Tensor:
+    """Mirrors half of the images left to right; which ones is a function of (seed, index) alone.
+
+    Args:
+        x0: (N, C, H, W).
+        index: int64 (N,), numbers of the images in the run.
+    """
+    turned = (runtime.uniform(seed, "flip", index)[:, 0] < 0.5).to(x0.device)
+    return torch.where(turned[:, None, None, None], x0.flip(3), x0)

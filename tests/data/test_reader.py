@@ -1,0 +1,165 @@
+import json
+import multiprocessing
+import os
+import pickle
+import zlib
+
+import numpy as np
+import pytest
+from tiny_set import damage, make_set, pixels_of
+
+from hdit_cli.data import reader as module
+from hdit_cli.data import shards
+from hdit_cli.data.reader import ShardReader
+from hdit_cli.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_set(tmp_path / "set", count=25)
+
+
+def test_every_picture_by_number(folder):
+    reader = ShardReader(folder)
+    assert len(reader) == 25
+    assert reader.image_size == (8, 12)
+    assert reader.classes == ["class 0", "class 1", "class 2"]
+    assert reader.labels.dtype == np.int32
+    assert reader.labels.tolist() == [n % 3 if n % 7 else -1 for n in range(25)]
+    assert reader.fingerprint == shards.fingerprint(reader.manifest)
+    for number in (24, 0, 9, 10, 13):
+        picture = reader.picture(number)
+        assert picture.dtype == np.uint8
+        assert np.array_equal(picture, pixels_of(number))
+
+
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="this system has no pread: the other branch is the only one")
+def test_without_pread_the_same_bytes(folder, monkeypatch):
+    expected = [ShardReader(folder).read(n) for n in range(25)]
+    monkeypatch.delattr(os, "pread")
+    assert [ShardReader(folder).read(n) for n in range(25)] == expected
+
+
+def test_few_shards_stay_open(folder, monkeypatch):
+    monkeypatch.setattr(module, "_OPEN_SHARDS", 1)
+    reader = ShardReader(folder)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    for number in (0, 10, 20, 1, 11, 21):
+        assert np.array_equal(reader.picture(number), pixels_of(number))
+    if before is not None:
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    reader.close()
+    if before is not None:
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert np.array_equal(reader.picture(3), pixels_of(3))  # opens again
+
+
+def test_a_pickled_reader_opens_its_own_files(folder):
+    reader = ShardReader(folder)
+    reader.read(0)
+    copy = pickle.loads(pickle.dumps(reader))
+    reader.close()
+    assert copy.read(0) == reader.read(0)
+
+
+def _read_and_close(reader, send):
+    reader.read(3)
+    reader.close()
+    send.send(zlib.crc32(reader.read(12)))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_leaves_the_parents_files_alone(folder):
+    reader = ShardReader(folder)
+    expected = zlib.crc32(reader.read(12))
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=_read_and_close, args=(reader, send))
+    child.start()
+    assert receive.poll(20)
+    assert receive.recv() == expected
+    child.join()
+    assert zlib.crc32(reader.read(12)) == expected
+
+
+def test_a_flipped_bit_is_noticed_and_named(folder):
+    path = damage(folder, 13)
+    reader = ShardReader(folder)
+    with pytest.raises(DataError, match=r"picture 000000013 in .*00001\.tar is damaged: its checksum") as caught:
+        reader.picture(13)
+    assert caught.value.exit_code == 3
+    assert "hdit prepare" in caught.value.hint
+    assert str(path) in caught.value.message
+    assert np.array_equal(reader.picture(12), pixels_of(12))
+
+
+def _rewrite_index(folder, change):
+    path = folder / "00000.idx"
+    index = np.frombuffer(path.read_bytes(), shards.INDEX_DTYPE).copy()
+    change(index)
+    path.write_bytes(index.tobytes())
+
+
+def test_bytes_that_are_no_picture(folder):
+    header = (folder / "00000.tar").read_bytes()[:100]
+
+    def change(index):
+        index["offset"][0], index["size"][0], index["crc32"][0] = 0, 100, zlib.crc32(header)
+
+    _rewrite_index(folder, change)
+    with pytest.raises(DataError, match=r"picture 000000000 .*cannot be decoded"):
+        ShardReader(folder).picture(0)
+
+
+def test_a_picture_of_another_size(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["image_size"] = [8, 8]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="8x12, not of the size in the manifest"):
+        ShardReader(folder).picture(0)
+
+
+def test_missing_shard(folder):
+    (folder / "00001.tar").unlink()
+    with pytest.raises(DataError, match=r"00001\.tar is missing"):
+        ShardReader(folder)
+
+
+def test_shard_that_goes_away_later(folder):
+    reader = ShardReader(folder)
+    (folder / "00001.tar").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*00001\.tar"):
+        reader.read(11)
+
+
+def test_cut_shard(folder):
+    path = folder / "00002.tar"
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(DataError, match=r"00002\.tar is damaged: \d+ bytes, not \d+"):
+        ShardReader(folder)
+
+
+def test_cut_index(folder):
+    path = folder / "00002.idx"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"00002\.idx"):
+        ShardReader(folder)
+
+
+def test_an_offset_outside_the_shard(folder):
+    _rewrite_index(folder, lambda index: index["offset"].__setitem__(4, 1 << 40))
+    with pytest.raises(DataError, match=r"00000\.idx is damaged"):
+        ShardReader(folder)
+
+
+def test_a_label_beyond_the_classes(folder):
+    _rewrite_index(folder, lambda index: index["label"].__setitem__(4, 3))
+    with pytest.raises(DataError, match="label 3, but there are 3 classes"):
+        ShardReader(folder)
+
+
+def test_no_data_set(tmp_path):
+    with pytest.raises(DataError, match="no data set"):
+        ShardReader(tmp_path / "nowhere")
