@@ -159,7 +159,10 @@ def warp(x: Tensor, matrix: Tensor) -> Tensor:
     moved = (~copied).nonzero()[:, 0]
     if len(moved):
         here = moved.to(x.device)
-        out[here] = _cubic(x[here], torch.linalg.inv(matrix[moved]))
+        wide = x[here].to(
+            torch.promote_types(x.dtype, torch.float32)
+        )  # places in bfloat16 would be off by whole pixels
+        out[here] = _cubic(wide, torch.linalg.inv(matrix[moved])).to(x.dtype)
     return out
 
 

@@ -82,6 +82,14 @@ def test_flips_are_copied_bit_by_bit():
         assert torch.equal(got, expected)
 
 
+def test_bfloat16_rounds_values_only_never_places():
+    x = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    matrix = matrices(draw(np.arange(4), seed=2, probability=1.0), height=64, width=64)
+    out = warp(x, matrix)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, warp(x.float(), matrix).bfloat16())
+
+
 def test_whole_shifts_are_exact_within_the_picture():
     out = warp(PICTURE, _square([[1, 0, 3], [0, 1, -2]]))
     assert torch.allclose(out[..., :7, 3:], PICTURE[..., 2:, :8], atol=1e-6)
