@@ -6,24 +6,24 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Annotated, NoReturn
 
 import typer
 
 from hdit_cli import __version__
+from hdit_cli.commands import convert, doctor, eval_fid, export, info, prepare, recipe, sample, train
 from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError
 
 COMMANDS = {
-    "prepare": "Pictures to a checked, resized, sharded data set.",
-    "train": "Train a recipe; goes on by itself after a stop.",
-    "sample": "Make images with a checkpoint.",
-    "eval-fid": "Score a checkpoint or a folder of pictures.",
-    "export": "A file that other software loads.",
-    "convert": "A foreign checkpoint to one of ours.",
-    "info": "What a recipe, data set, run or checkpoint is.",
-    "doctor": "What this machine has, and what is missing.",
-    "recipe": "Print a shipped recipe, to be edited.",
+    "prepare": (prepare.prepare, "Pictures to a checked, resized, sharded data set."),
+    "train": (train.train, "Train a recipe; goes on by itself after a stop."),
+    "sample": (sample.sample, "Make images with a checkpoint."),
+    "eval-fid": (eval_fid.eval_fid, "Score a checkpoint or a folder of pictures."),
+    "export": (export.export, "A file that other software loads."),
+    "convert": (convert.convert, "A foreign checkpoint to one of ours."),
+    "info": (info.info, "What a recipe, data set, run or checkpoint is."),
+    "doctor": (doctor.doctor, "What this machine has, and what is missing."),
+    "recipe": (recipe.recipe, "Print a shipped recipe, to be edited."),
 }
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG}
@@ -64,13 +64,11 @@ def options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere.")] = False,
 ) -> None:
-    """Whole image-diffusion experiments from one command line: prepare, train, sample, measure, export."""
+    """Options before the command. `main` takes `--debug` out before; here it is named for the help."""
 
 
-for _name, _summary in COMMANDS.items():
-    _module = _name.replace("-", "_")
-    with contextlib.suppress(ModuleNotFoundError):
-        app.command(_name, short_help=_summary)(getattr(import_module(f"hdit_cli.commands.{_module}"), _module))
+for _name, (_function, _summary) in COMMANDS.items():
+    app.command(_name, short_help=_summary)(_function)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -1,0 +1,308 @@
+"""The rules of the house, read from the source: who may import whom, and who may write files.
+
+Each rule is a function from a source tree to its violations. It must find none in the package, and it must find the one
+that is planted in a copy, so that no rule can pass by looking away.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import hdit_cli
+
+PACKAGE = Path(hdit_cli.__file__).parent
+
+FLOORS = {
+    "cli": 5, "__main__": 5, "commands": 4, "engine": 3, "diffusion": 2, "models": 2, "data": 2, "metrics": 2, "runtime": 1,
+    "files": 0, "recipe": 0, "catalog": 0, "errors": 0,
+}  # fmt: skip
+ROOMS_APART = {"diffusion", "models", "data", "metrics"}
+HEAVY = {"torch", "numpy", "PIL"}
+WITHOUT_TORCH = ("commands", "recipe", "cli", "catalog", "errors", "files", "__init__", "__main__")
+
+# calls that look like writing to the disk, and why each may stand outside `files`
+WRITERS_EXCUSED = {
+    ("cli.py", "os.open for writing"): "the null device, in the place of a stdout whose reader is gone",
+}
+
+Tree = dict[str, ast.Module]  # path relative to the package => its syntax
+
+
+def read_tree(package: Path) -> Tree:
+    return {path.relative_to(package).as_posix(): ast.parse(path.read_text()) for path in sorted(package.rglob("*.py"))}
+
+
+def module_name(path: str) -> str:
+    """`models/attention/__init__.py` => `models.attention`; the package's own `__init__.py` => `__init__`."""
+    dotted = path.removesuffix(".py").replace("/", ".")
+    return dotted.removesuffix(".__init__")
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def named_imports(path: str, node: ast.AST) -> list[str]:
+    """Dotted names from `hdit_cli` on that one import statement asks for; none for any other node."""
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        here = ["hdit_cli", *path.split("/")[:-1]]
+        base = ".".join(here[: len(here) - node.level + 1]) if node.level else ""
+        origin = ".".join(part for part in (base, node.module or "") if part)
+        names = [f"{origin}.{alias.name}" for alias in node.names]
+    else:
+        return []
+    return [name for name in names if room(name) == "hdit_cli"]
+
+
+def module_of(name: str, modules: set[str]) -> str:
+    """The module of the package that a dotted name lies in."""
+    inside = name.removeprefix("hdit_cli").lstrip(".")
+    while inside and inside not in modules:  # a name inside a module
+        inside = inside.rpartition(".")[0]
+    return inside or "__init__"
+
+
+@cache
+def all_imports(path: str, syntax: ast.Module) -> list[tuple[str, int]]:
+    """Imports anywhere in a file, `TYPE_CHECKING` blocks and functions too, with lines."""
+    return [(name, node.lineno) for node in ast.walk(syntax) for name in named_imports(path, node)]  # pyright: ignore
+
+
+def edges(tree: Tree) -> Iterator[tuple[str, str, str]]:
+    """(importing module, imported module, place)."""
+    modules = {module_name(path) for path in tree}
+    for path, syntax in tree.items():
+        for name, line in all_imports(path, syntax):
+            yield module_name(path), module_of(name, modules), f"{path}:{line}"
+
+
+# The rules
+
+
+def goes_up(tree: Tree) -> list[str]:
+    """No import goes up. The package's `__init__` is the public door: it may name anything, and anyone may read its version."""
+    found = []
+    for source, target, place in edges(tree):
+        if "__init__" not in (source, target) and FLOORS[room(source)] < FLOORS[room(target)]:
+            found.append(f"{place}: {source} imports {target}, which is above it")
+    return found
+
+
+def cycles(tree: Tree) -> list[str]:
+    """No module reaches itself through imports. A package and a module inside it are one for this rule."""
+    graph: dict[str, set[str]] = {}
+    for source, target, _ in edges(tree):
+        if source != "__init__" and target not in ("__init__", source):
+            graph.setdefault(source, set()).add(target)
+    found, state = [], {}
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        state[module] = "open"
+        for below in sorted(graph.get(module, ())):
+            if state.get(below) == "open":
+                found.append(" -> ".join([*trail[trail.index(below) :], below] if below in trail else [module, below]))
+            elif below not in state:
+                visit(below, (*trail, below))
+        state[module] = "done"
+
+    for module in sorted(graph):
+        if module not in state:
+            visit(module, (module,))
+    return found
+
+
+def rooms_meet(tree: Tree) -> list[str]:
+    """The four rooms of floor 2 never import each other."""
+    return [
+        f"{place}: {source} imports {target}"
+        for source, target, place in edges(tree)
+        if {room(source), room(target)} <= ROOMS_APART and room(source) != room(target)
+    ]
+
+
+def at_import(syntax: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run when a module is imported: not inside functions, not under TYPE_CHECKING."""
+    waiting: list[ast.AST] = list(syntax.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            waiting += node.orelse
+            continue
+        if isinstance(node, ast.stmt):
+            yield node
+        waiting += list(ast.iter_child_nodes(node))
+
+
+@cache
+def first_imports(path: str, syntax: ast.Module) -> tuple[set[str], list[str]]:
+    """What importing a file imports at once: (heavy packages, names in this package)."""
+    heavy, own = set(), []
+    for node in at_import(syntax):
+        if isinstance(node, ast.Import):
+            heavy |= {alias.name for alias in node.names if room(alias.name) in HEAVY}
+        elif isinstance(node, ast.ImportFrom) and not node.level and room(node.module or "") in HEAVY:
+            heavy.add(node.module or "")
+        own += named_imports(path, node)
+    return heavy, own
+
+
+def loads_torch(tree: Tree) -> list[str]:
+    """Nothing that `hdit --help` or a recipe loads may load torch, numpy or Pillow, itself or through what it imports."""
+    paths = {module_name(path): path for path in tree}
+    found = []
+    for start in [module for module in paths if room(module) in WITHOUT_TORCH]:
+        waiting, seen = [start], set()
+        while waiting:
+            module = waiting.pop()
+            if module in seen or module not in paths:
+                continue
+            seen.add(module)
+            heavy, own = first_imports(paths[module], tree[paths[module]])
+            found += [f"{start}: {name}, imported by {module}" for name in sorted(heavy)]
+            waiting += [module.rpartition(".")[0], *(module_of(name, set(paths)) for name in own)]
+    return found
+
+
+_WRITING_CALLS = {
+    "os.rename", "os.replace", "os.remove", "os.unlink", "os.mkdir", "os.makedirs", "os.rmdir", "os.truncate", "os.symlink",
+    "os.link", "os.open", "torch.save", "np.save", "np.savez", "numpy.save", "safetensors.torch.save_file",
+}  # fmt: skip
+_WRITING_METHODS = {"write_text", "write_bytes", "mkdir", "rmdir", "unlink", "rename", "replace", "touch", "symlink_to"}
+
+
+def _dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def _writes(call: ast.Call) -> str:
+    """What a call does to the disk, or ""."""
+    name = _dotted(call.func)
+    constants = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+    mode = next(
+        (
+            keyword.value.value
+            for keyword in call.keywords
+            if keyword.arg == "mode" and isinstance(keyword.value, ast.Constant)
+        ),
+        None,
+    )
+    if name == "open" or name.endswith(".open"):
+        modes = [value for value in [*constants, mode] if isinstance(value, str) and len(value) <= 4]
+        opens = any(set(value) <= set("rwaxbt+:|") and set(value) & set("wax+") for value in modes)
+        read_only = name == "os.open" and "O_RDONLY" in ast.dump(call)
+        return f"{name} for writing" if opens or (name == "os.open" and not read_only) else ""
+    if name in _WRITING_CALLS or name.startswith(("shutil.", "tempfile.")):
+        return name
+    method = name.rpartition(".")[2]
+    if method not in _WRITING_METHODS or name in ("replace", "dataclasses.replace") or name.startswith("files."):
+        return ""
+    is_text = method == "replace" and len(call.args) != 1  # str.replace takes two arguments, Path.replace one
+    return "" if is_text else name
+
+
+@cache
+def writing_calls(syntax: ast.Module) -> list[tuple[str, int]]:
+    return [(what, node.lineno) for node in ast.walk(syntax) if isinstance(node, ast.Call) and (what := _writes(node))]
+
+
+def writes_files(tree: Tree) -> list[str]:
+    """Every change of the disk goes through `files`."""
+    found = []
+    for path, syntax in tree.items():
+        calls = [] if path == "files.py" else writing_calls(syntax)
+        found += [f"{path}:{line}: {what}" for what, line in calls if (path, what) not in WRITERS_EXCUSED]
+    return found
+
+
+def drawers(tree: Tree) -> list[str]:
+    """No module for what has no name."""
+    names = {"utils", "util", "misc", "common", "helpers"}
+    return [path for path in tree if names & set(path.removesuffix(".py").split("/"))]
+
+
+RULES = [goes_up, cycles, rooms_meet, loads_torch, writes_files, drawers]
+
+PLANTED = {
+    goes_up: [
+        ("models/planted.py", "from hdit_cli.engine import ema\n"),
+        ("recipe/planted.py", "def late():\n    import hdit_cli.runtime\n"),
+        ("files.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from hdit_cli.commands.train import train\n"),
+        ("diffusion/planted.py", "from ..engine.ema import EMA\n"),
+    ],
+    cycles: [
+        ("errors.py", "from hdit_cli import catalog\n"),
+        ("errors.py", "def late():\n    from hdit_cli.catalog import get\n"),
+    ],
+    rooms_meet: [
+        ("models/planted.py", "from hdit_cli.diffusion.schedules import schedule\n"),
+        ("data/planted.py", "def late():\n    from hdit_cli import metrics\n"),
+    ],
+    loads_torch: [
+        ("commands/planted.py", "import torch\n"),
+        ("recipe/planted.py", "try:\n    from numpy import array\nexcept ImportError:\n    array = None\n"),
+        ("commands/planted.py", "class Table:\n    from PIL import Image\n"),
+        ("commands/planted.py", "from hdit_cli import runtime\n"),
+        ("commands/planted.py", "from hdit_cli.engine import checkpoint\n"),
+    ],
+    writes_files: [
+        ("data/planted.py", "def f(p):\n    open(p, 'w')\n"),
+        ("data/planted.py", "def f(p):\n    open(p, mode='ab')\n"),
+        ("data/planted.py", "def f(p):\n    p.open('x')\n"),
+        ("data/planted.py", "def f(p):\n    p.write_text('x')\n"),
+        ("data/planted.py", "def f(p, q):\n    p.replace(q)\n"),
+        ("engine/planted.py", "import os\ndef f(p, q):\n    os.rename(p, q)\n"),
+        ("engine/planted.py", "import torch\ndef f(p):\n    torch.save({}, p)\n"),
+        ("commands/planted.py", "import shutil\ndef f(p):\n    shutil.rmtree(p)\n"),
+    ],
+    drawers: [("models/utils.py", ""), ("engine/misc/thing.py", "")],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def package() -> Tree:
+    return read_tree(PACKAGE)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule_holds(rule, package):
+    assert rule(package) == []
+
+
+CASES = [(rule, path, text) for rule, plants in PLANTED.items() for path, text in plants]
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "text"), CASES, ids=[f"{rule.__name__}-{n}" for n, (rule, *_) in enumerate(CASES)]
+)
+def test_rule_finds_what_is_planted(rule, path, text, package):
+    before = rule(package)
+    extra = ast.parse(text).body
+    planted = ast.Module([*extra, *package[path].body] if path in package else extra, [])
+    assert len(rule({**package, path: planted})) > len(before)
+
+
+def test_harmless_code_is_let_through(package):
+    text = "def f(p, s):\n    open(p)\n    open(p, 'rb')\n    p.open('r')\n    s.replace('a', 'w')\n    p.read_text()\n"
+    assert writes_files({"data/planted.py": ast.parse(text)}) == []
+
+
+def test_every_room_has_a_floor(package):
+    assert {room(module_name(path)) for path in package} <= {*FLOORS, "__init__"}
+
+
+def test_every_excuse_is_needed(package):
+    calls = {(path, what) for path, syntax in package.items() for what, _ in writing_calls(syntax)}
+    assert set(WRITERS_EXCUSED) <= calls
+
+
+def test_every_rule_is_planted():
+    assert set(PLANTED) == set(RULES)
