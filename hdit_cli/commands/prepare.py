@@ -43,7 +43,14 @@ def prepare(
     )
     target = out or Path("data") / f"{source_name(src)}{size.strip().lower()}"
     with _shown() as progress:
-        report = make(src, out=target, options=options, workers=workers or _cores(), strict=strict, progress=progress)
+        report = make(
+            src,
+            out=target,
+            options=options,
+            workers=_cores() if workers is None else workers,
+            strict=strict,
+            progress=progress,
+        )
     _print(report, as_json=json)
 
 

@@ -115,6 +115,7 @@ class Workers:
         self._count = count
         self._options = options
         self._pool = self._new_pool()
+        self._is_fresh = False  # nothing but lone pictures was ever sent to it
 
     def __enter__(self) -> "Workers":
         try:
@@ -140,6 +141,7 @@ class Workers:
                 chunk = list(entries[position : position + _CHUNK])
                 position += len(chunk)
                 waiting.append((chunk, self._submit(chunk)))
+                self._is_fresh = False
             chunk, future = waiting.popleft()
             yield from zip(chunk, self._result(chunk, future), strict=True)
 
@@ -155,16 +157,18 @@ class Workers:
                 return future.result()
         except BrokenProcessPool:
             pass  # a process died: whose picture it was is found by trying them one by one
-        return [self._alone(entry) for entry in chunk]
+        return [at_sight(entry) or self._alone(entry) for entry in chunk]
 
     def _alone(self, entry: Entry) -> Outcome:
-        for _ in range(2):  # the first time the pool may have been broken by another picture
-            future = self._submit([entry])
-            try:
-                if future is not None:
-                    return future.result()[0]
-            except BrokenProcessPool:
-                pass
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = self._new_pool()
+        """One picture, with nothing else in the pool that its death could be blamed on."""
+        if not self._is_fresh:
+            self._pool.shutdown(wait=False)
+            self._pool, self._is_fresh = self._new_pool(), True
+        future = self._submit([entry])
+        try:
+            if future is not None:
+                return future.result()[0]
+        except BrokenProcessPool:
+            pass
+        self._is_fresh = False
         return Outcome("refused", ("crashed",), "the process that decoded it died")

@@ -1,0 +1,66 @@
+"""`hdit prepare` as a user types it: what is printed where, and what stops it."""
+
+import json
+import re
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from hdit_cli.commands.prepare import prepare
+from hdit_cli.errors import DataError, HditError, UsageError
+
+RUNNER = CliRunner()
+APP = typer.Typer()
+APP.command()(prepare)
+
+
+def run(*arguments):
+    return RUNNER.invoke(APP, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("red", "blue"):
+        folder = tmp_path / "my pictures" / name
+        folder.mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (30 + number, 20), name).save(folder / f"{number}.png")
+    (tmp_path / "my pictures" / "blue" / "broken.jpg").write_text("oops")
+    return tmp_path / "my pictures"
+
+
+def test_table_json_and_default_folder(pictures, tmp_path):
+    made = run(pictures, "--size", "16x24", "--workers", "1")
+    assert made.exit_code == 0, made.output
+    assert (tmp_path / "data" / "my pictures16x24" / "manifest.json").is_file()
+    lines = [line.split() for line in made.stdout.splitlines()]
+    for line in (["seen", "5"], ["kept", "4"], ["refused", "1"], ["class", "blue", "2"], ["not-a-picture", "1"]):
+        assert line in lines
+    assert re.search(r"5/5 images, \d+ images/s, 0:00 left, 1 refused", made.stderr)
+    again = run(pictures, "--size", "16X24", "--workers", "1", "--json")
+    told = json.loads(again.stdout)
+    assert again.exit_code == 0 and told["complete_before"] and told["classes"] == {"blue": 2, "red": 2}
+    assert (told["seen"], told["kept"], told["refused"], told["side"]) == (5, 4, 1, 0)
+    assert told["image_size"] == [16, 24] and told["first_refused"] == ["blue/broken.jpg", "not-a-picture"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (["nowhere"], DataError),
+        (["my pictures", "--strict", "--workers", "1"], DataError),
+        (["my pictures", "--size", "big"], UsageError),
+        (["my pictures", "--fit", "stretch"], UsageError),
+        (["my pictures", "--format", "gif"], UsageError),
+        (["my pictures", "--background", "none at all"], UsageError),
+        (["my pictures", "--workers", "0"], UsageError),
+        (["my pictures", "--out", "my pictures/red"], UsageError),
+    ],
+)
+def test_mistakes_are_told_with_a_hint(pictures, arguments, kind):
+    ended = run(*arguments)
+    assert isinstance(ended.exception, kind) and isinstance(ended.exception, HditError)
+    assert ended.exception.hint and ended.exception.exit_code == {DataError: 3, UsageError: 2}[kind]
