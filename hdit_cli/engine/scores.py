@@ -58,20 +58,17 @@ def check_counts(metrics: Sequence[type[Metric]], *, counts: Mapping[str, int], 
     """
     notes = []
     for kind in metrics:
-        for what, count in counts.items():
-            name = kind.name.upper()
-            if count < kind.fewest:
-                raise DataError(f"{name} needs at least {kind.fewest} pictures, {what}: {count}")
-            if count < kind.trusted and not allow_small:
-                raise DataError(
-                    f"{name} of fewer than {kind.trusted:,} pictures means little, {what}: {count:,}",
-                    hint=f"more pictures (-n), another metric (--metrics {_unbiased(metrics)}), or --allow-small",
-                )
-            if kind.trusted > 2 and count < _FEW:
-                notes.append(
-                    f"{name} is biased upwards by few pictures ({what}: {count:,}); "
-                    "compare it only with scores at the same numbers"
-                )
+        name, told = kind.name.upper(), ", ".join(f"{what}: {count:,}" for what, count in counts.items())
+        fewest = min(counts.values())
+        if fewest < kind.fewest:
+            raise DataError(f"{name} needs at least {kind.fewest} pictures ({told})", hint="more pictures")
+        if fewest < kind.trusted and not allow_small:
+            raise DataError(
+                f"{name} of few pictures misleads: it needs {kind.trusted:,} on both sides ({told})",
+                hint=f"more pictures, another metric (--metrics {_unbiased(metrics)}), or --allow-small",
+            )
+        if kind.trusted > 2 and fewest < _FEW:
+            notes.append(f"{name} is biased upwards by few pictures ({told}): compare it only at the same numbers")
     return notes
 
 

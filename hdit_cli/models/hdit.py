@@ -197,11 +197,11 @@ class HDiT(nn.Module):
     ) -> Tensor:
         """The condition vector (N, mapping_width) of every norm; arguments as in `forward`."""
         if augment is None:
-            augment = sigma.new_zeros(len(sigma), AUGMENT_INPUTS)
+            augment = sigma.new_zeros(sigma.shape[0], AUGMENT_INPUTS)
         total = self.time_in_proj(self.time_emb(sigma.log()[:, None] / 4)) + self.aug_in_proj(self.aug_emb(augment))
         if self.classes:
             if label is None:
-                label = torch.full((len(sigma),), self.classes, device=sigma.device)
+                label = torch.full((sigma.shape[0],), self.classes, device=sigma.device)
             total = total + self.class_emb(label)
         elif label is not None:
             raise ValueError("this network has no classes: leave label out")

@@ -133,6 +133,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: int) -> Tensor:
         keys, values = HaloTiles.apply(k, *axes), HaloTiles.apply(v, *axes)
     else:
         keys, values = gather_halo(k, y, x), gather_halo(v, y, x)
-    out = weigh(tiles, keys, values, mask, plain=on_cpu)  # type: ignore[arg-type]
+    wide = q.dtype in (torch.float32, torch.float64)  # in fewer bits the scores themselves would be rounded
+    out = weigh(tiles, keys, values, mask, plain=on_cpu and wide)  # type: ignore[arg-type]
     out = rearrange(out, "(ty tx) (n a) (h w) d -> n (ty h) (tx w) a d", ty=len(y.starts), n=n, h=y.tile)
     return out[:, :height, :width]

@@ -1,0 +1,57 @@
+"""`hdit convert SRC`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A k-diffusion .safetensors or training .pth file.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Its configuration (JSON), where the file carries none.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="<name>.hdit.safetensors")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Facts on stdout as JSON.")] = False,
+) -> None:
+    """Turn a foreign checkpoint into ours."""
+    import json
+
+    from hdit_cli.engine.convert import convert as run_conversion
+    from hdit_cli.errors import UsageError
+
+    path = out or Path(f"{source.stem}.hdit.safetensors")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists", hint="--out elsewhere, or --force to overwrite")
+    model = run_conversion(source, out=path, config=_read_config(config))
+    facts = {
+        "path": str(path),
+        "params": sum(p.numel() for p in model.network.parameters()),
+        "size": list(model.image_size),
+        "classes": model.network.classes,
+        "step": model.step,
+    }
+    if json_:
+        typer.echo(json.dumps(facts))
+    else:
+        height, width = model.image_size
+        typer.echo(f"{path}: {facts['params']:,} parameters, {height}x{width}, {facts['classes'] or 'no'} classes")
+
+
+def _read_config(path: Path | None) -> dict[str, Any] | None:
+    import json
+
+    from hdit_cli.errors import UsageError
+
+    if path is None:
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{path} holds no JSON object", hint="give the configuration file of the training run")
+    return config

@@ -1,0 +1,165 @@
+"""Every backend of neighborhood attention equals the definition, forward and backward."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from hdit_cli.errors import UsageError
+from hdit_cli.models.attention import natten as natten_backend
+from hdit_cli.models.attention.dense import global_attention, window_attention
+from hdit_cli.models.attention.dispatch import choose, explain, neighborhood_attention
+from hdit_cli.models.attention.request import Request
+
+SHAPES = [  # height, width, kernel: odd and even kernels, maps no tile divides, smaller than a tile, kernel = map
+    (16, 16, 7),
+    (9, 13, 5),
+    (7, 7, 7),
+    (12, 20, 3),
+    (12, 20, 6),
+    (5, 30, 4),
+    (17, 8, 8),
+    (3, 3, 1),
+    (6, 40, 5),
+    (24, 25, 9),
+    (2, 2, 2),
+]
+
+
+def tensors(height, width, *, heads=3, d=8, n=2, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(n, height, width, heads, d, dtype=dtype, generator=generator) for _ in range(4)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("form", ["slices", "index"])
+def test_tiled_equals_the_definition(shape, form, monkeypatch):
+    height, width, kernel = shape
+    if form == "index":  # the path of GPUs and exported graphs
+        from hdit_cli.models.attention import tiled
+
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert tiled.TILE == 8
+    *qkv, gradient = tensors(height, width)
+    results = []
+    for backend in ("reference", "tiled"):
+        leaves = [t.clone().requires_grad_() for t in qkv]
+        out = neighborhood_attention(*leaves, kernel=kernel, backend=backend)
+        results.append((out.detach(), *torch.autograd.grad(out, leaves, gradient)))
+    for ours, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)], ids=str)
+def test_tiled_in_lower_precision(dtype, tolerance):
+    qkv = [t.to(dtype) for t in tensors(19, 22)[:3]]
+    expected = neighborhood_attention(*(t.double() for t in qkv), kernel=7, backend="reference")
+    out = neighborhood_attention(*qkv, kernel=7, backend="tiled")
+    assert out.dtype == dtype
+    assert float((out.double() - expected).abs().max()) < tolerance
+
+
+def test_gradcheck():
+    q, k, v, _ = tensors(5, 9, heads=1, d=2, n=1)
+    leaves = [t.requires_grad_() for t in (q, k, v)]
+    assert torch.autograd.gradcheck(lambda *t: neighborhood_attention(*t, kernel=3, backend="tiled"), leaves)
+
+
+def test_backward_is_deterministic():
+    *qkv, gradient = tensors(32, 32, dtype=torch.float32)
+    found = []
+    for _ in range(3):
+        leaves = [t.clone().requires_grad_() for t in qkv]
+        out = neighborhood_attention(*leaves, kernel=7)
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(out, leaves, gradient)]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("natten") is None, reason="natten is not installed")
+@pytest.mark.parametrize("shape", [(16, 16, 7), (9, 13, 5), (7, 7, 7), (12, 20, 3), (12, 20, 6)], ids=str)
+def test_equals_natten_on_a_cpu(shape):
+    import natten
+
+    height, width, kernel = shape
+    q, k, v, _ = tensors(height, width, dtype=torch.float32)
+    expected = natten.na2d(q, k, v, kernel_size=kernel, scale=1.0)
+    for backend in ("reference", "tiled"):
+        out = neighborhood_attention(q, k, v, kernel=kernel, backend=backend)
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_on_cuda(shape):
+    height, width, kernel = shape
+    *qkv, gradient = (t.cuda() for t in tensors(height, width, d=32, dtype=torch.float32))
+    backends = [name for name, reason in explain(Request("cuda", torch.float32, 32, kernel)).items() if not reason]
+    results = {}
+    for backend in ("reference", *backends):
+        leaves = [t.clone().requires_grad_() for t in qkv]
+        out = neighborhood_attention(*leaves, kernel=kernel, backend=backend)
+        results[backend] = (out.detach(), *torch.autograd.grad(out, leaves, gradient))
+    for backend in backends:
+        for ours, expected in zip(results[backend], results["reference"], strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-2)  # TF32 on either side
+
+
+def test_global_attention_is_a_neighborhood_of_the_whole_map():
+    q, k, v, _ = tensors(6, 6)
+    expected = neighborhood_attention(q, k, v, kernel=6, backend="reference")
+    torch.testing.assert_close(global_attention(q, k, v), expected)
+
+
+def test_window_attention_by_its_definition():
+    """Token pairs attend if they share a window after the roll and did not come together over the image's edge."""
+    height, width, window, shift = 8, 12, 4, 2
+    q, k, v, _ = tensors(height, width, heads=2, d=4)
+    out = window_attention(q, k, v, window=window, shift=shift)
+    expected = torch.empty_like(v)
+    places = [(y, x) for y in range(height) for x in range(width)]
+
+    def cell(y, x):
+        moved = (y + shift) % height, (x + shift) % width
+        return moved[0] // window, moved[1] // window, y + shift >= height, x + shift >= width
+
+    for y, x in places:
+        keys = [p for p in places if cell(*p) == cell(y, x)]
+        ky, kx = torch.tensor(keys).T
+        scores = torch.einsum("nad,nkad->nak", q[:, y, x], k[:, ky, kx]).softmax(-1)
+        expected[:, y, x] = torch.einsum("nak,nkad->nad", scores, v[:, ky, kx])
+    torch.testing.assert_close(out, expected)
+
+
+def test_the_dispatcher_says_why(monkeypatch):
+    request = Request("cpu", torch.float32, 64, 7)
+    reasons = explain(request)
+    assert choose(request) == "tiled"
+    assert reasons["tiled"] == ""
+    assert "CUDA" in reasons["natten"]
+    assert "reference" in reasons["reference"]
+    for reason in natten_backend.refuse(Request("cuda", torch.float64, 64, 7)), natten_backend.unavailable():
+        assert reason == "" or reason[0].islower() or reason.startswith("NATTEN") or reason.startswith("`")
+
+
+def test_no_backend_is_a_usage_error(monkeypatch):
+    from hdit_cli import catalog
+
+    class Never:
+        @staticmethod
+        def refuse(request):
+            return "never"
+
+    monkeypatch.setattr(catalog, "get", lambda kind, name: Never)
+    choose.cache_clear()
+    with pytest.raises(UsageError, match="no attention backend"):
+        choose(Request("cpu", torch.float32, 64, 7))
+    choose.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", [0, 8])
+def test_a_kernel_that_does_not_fit(kernel):
+    q, k, v, _ = tensors(7, 9)
+    with pytest.raises(ValueError, match="does not fit"):
+        neighborhood_attention(q, k, v, kernel=kernel)
