@@ -1,5 +1,6 @@
 """Where a recipe's values come from: files, `extends`, `--set`. Every value remembers its file and line."""
 
+import re
 import stat
 import tomllib
 from dataclasses import dataclass, field
@@ -10,8 +11,10 @@ from hdit_cli.errors import StorageError, UsageError
 from hdit_cli.recipe.lines import KeyPath, key_lines
 from hdit_cli.recipe.section import nearest
 
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 1 << 16  # the longest shipped recipe has 2 KB; what is refused must be refused at once
 _MAX_DEPTH = 16
+# a key of 64 parts and more: the standard parser takes time quadratic in their number
+_ENDLESS_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){64}""", re.ASCII)
 
 
 @dataclass
@@ -92,7 +95,7 @@ def locate(name_or_path: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The text of a recipe file, with limits: a regular file of at most 1 MiB of UTF-8.
+    """The text of a recipe file, with limits: a regular file of at most 64 KiB of UTF-8.
 
     Raises:
         UsageError: anything else.
@@ -111,7 +114,7 @@ def read_text(path: Path) -> str:
             f"cannot read {path}: {error.strerror}", hint="check the path and its permissions"
         ) from error
     if len(data) > _MAX_BYTES:
-        raise UsageError(f"{path} is larger than 1 MiB", hint="a recipe is a short TOML text; is this the right file?")
+        raise UsageError(f"{path} is larger than 64 KiB", hint="a recipe is a short TOML text; is this the right file?")
     return _decoded(data, path)
 
 
@@ -136,6 +139,9 @@ def parse(text: str, *, label: str) -> Source:
         UsageError: not TOML, or nested too deeply.
     """
     hint = "the format is TOML: https://toml.io"
+    if endless := _ENDLESS_KEY.search(text):
+        line = text.count("\n", 0, endless.start()) + 1
+        raise UsageError(f"{label}:{line}: nested more than {_MAX_DEPTH} deep", hint=hint)
     try:
         values = tomllib.loads(text)
     except RecursionError as error:

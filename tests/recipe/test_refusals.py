@@ -162,6 +162,7 @@ ABUSE = {
     "arrays-legal-depth": b"x = " + b"[" * 60 + b"]" * 60,
     "inline": b"x = " + b"{a=" * 3000 + b"1" + b"}" * 3000,
     "dotted": b".".join([b"a"] * 5000) + b" = 1",
+    "dotted-inline": b"x = {" + b" . ".join([b"a-'"] * 15000) + b" = 1}",
     "header": b"[" + b".".join([b"a"] * 5000) + b"]",
     "digits": b"x = " + b"9" * 5000,
     "bom": b"\xef\xbb\xbf[model]\n",
@@ -170,11 +171,11 @@ ABUSE = {
     "bad-utf8": b"[model]\nx = '\xff'\n",
     "surrogate": b'x = "\\ud800"',
     "large": b"# " + b"x" * (2 << 20),
-    "many-keys": b"\n".join(b"k%d = 1" % number for number in range(20000)),
+    "many-keys": b"\n".join(b"k%d = 1" % number for number in range(5000)),
     "date": b"[train]\nsteps = 2024-01-01\n",
     "no-date": b"[train]\nsteps = 2024-99-01\n",
     "twice": b"[train]\nsteps = 1\nsteps = 2\n",
-    "long-string": b'[data]\npath = "' + b"x" * 500_000 + b'"',
+    "long-string": b'[data]\npath = "' + b"x" * 60_000 + b'"',
     "control": b'[data]\npath = "a\\u0000b"\n',
     "not-toml": b"steps: 3\n",
 }
@@ -186,7 +187,7 @@ def test_abuse(case, tmp_path):
     path.write_bytes(ABUSE[case])
     start = time.monotonic()
     message = refused(path)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 2
     assert str(path) in message and len(message) < 5000
 
 
