@@ -9,6 +9,7 @@ Legend: pictures are N H W C here until patches are cut; patches are N C h w.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -89,17 +90,20 @@ def normalise(x: np.ndarray) -> np.ndarray:
     return rearrange(scaled, "m c h w -> m (c h w)")
 
 
+@lru_cache(maxsize=1)
+def _steps(m: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The common steps of two quantile functions of m and n values: which value of each, and the width of each step."""
+    edges = np.union1d(np.arange(1, m + 1, dtype=np.int64) * n, np.arange(1, n + 1, dtype=np.int64) * m)
+    return (edges - 1) // n, (edges - 1) // m, np.diff(edges, prepend=0) / (m * n)
+
+
 def wasserstein(a: np.ndarray, b: np.ndarray) -> float:
     """Mean Wasserstein-1 distance of samples on lines, one line per row: (K, M) and (K, N), M and N may differ."""
     a, b = np.sort(a, axis=1), np.sort(b, axis=1)
-    m, n = a.shape[1], b.shape[1]
-    if m == n:
+    if a.shape == b.shape:
         return float(np.abs(a - b).mean(dtype=np.float64))
-    # the quantile functions are steps: integrate their difference over the union of the steps, in units of 1 / (m n)
-    edges = np.union1d(np.arange(1, m + 1, dtype=np.int64) * n, np.arange(1, n + 1, dtype=np.int64) * m)
-    weight = np.diff(edges, prepend=0) / (m * n)
-    difference = np.abs(a[:, (edges - 1) // n] - b[:, (edges - 1) // m]).astype(np.float64)
-    return float((difference @ weight).mean())
+    in_a, in_b, width = _steps(a.shape[1], b.shape[1])
+    return float(np.mean([np.abs(x[in_a] - y[in_b]) @ width for x, y in zip(a, b, strict=True)]))
 
 
 def sliced_wasserstein(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,0 +1,317 @@
+"""Scoring: exact counts, nothing depends on batches or processes, the cache, and everything a user can get wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from hdit_cli import runtime
+from hdit_cli.cli import main
+from hdit_cli.data.prepare import PrepareOptions, prepare
+from hdit_cli.data.reader import ShardReader
+from hdit_cli.engine import scores
+from hdit_cli.engine.checkpoint import save_inference
+from hdit_cli.engine.evaluate import Evaluation, Request, evaluate
+from hdit_cli.engine.generate import Sampling
+from hdit_cli.engine.model import Model
+from hdit_cli.engine.picture_sets import Generated, Stored, open_stored, some_of
+from hdit_cli.engine.scores import collect, collect_reference
+from hdit_cli.engine.train import new_model
+from hdit_cli.errors import CheckpointError, DataError, UsageError
+from hdit_cli.metrics.frechet import FID
+from hdit_cli.metrics.inception import Inception
+from hdit_cli.metrics.kernel import KID
+from hdit_cli.metrics.sliced import SWD
+from hdit_cli.recipe import load_recipe
+
+METRICS = (FID, KID, SWD)
+FEW = Sampling(steps=2, sampler="euler", batch_size=4)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+class Net(nn.Module):
+    """The outer shape of the published Inception file, with twelve features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 12, 9, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with pictures, a data set `set`, a checkpoint `model.safetensors`, a net `net.pt`."""
+    folder = tmp_path_factory.mktemp("eval")
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        path = folder / "pictures" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse.repeat(4, 0).repeat(4, 1)).save(path)
+    options = PrepareOptions(size=(32, 32), format="png")
+    prepare(folder / "pictures", out=folder / "set", options=options, workers=1)
+    recipe = load_recipe("smoke/tiny", [f"data.path={json.dumps(str(folder / 'set'))}", "eval.n=6", "sample.steps=2"])
+    model = new_model(recipe, ShardReader(folder / "set"), path=str(folder / "set"))
+    model.weights = "ema"
+    save_inference(folder / "model.safetensors", model)
+    torch.manual_seed(0)
+    torch.jit.save(torch.jit.script(Net()), str(folder / "net.pt"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HDIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def model_of(place: Path) -> Model:
+    from hdit_cli.engine.checkpoint import load
+
+    return load(place / "model.safetensors", device="cpu")
+
+
+def scored(request: Request) -> Evaluation:
+    evaluation = evaluate(request, on_progress=silent)
+    assert evaluation is not None
+    return evaluation
+
+
+def values(evaluation: Evaluation) -> dict[str, float]:
+    return {score.metric: score.value for score in evaluation.scores}
+
+
+@pytest.mark.parametrize(("n", "world"), [(1, 2), (6, 2), (11, 3)])
+def test_every_picture_is_counted_once_on_any_number_of_processes(place, n, world, monkeypatch):
+    net, model = Inception(place / "net.pt"), model_of(place)
+    labels = torch.arange(n) % 2
+    alone = collect(Generated(model, n, labels, FEW), METRICS, net=net, on_progress=silent)
+    seen: list[int] = []
+    parts: list[dict] = []
+    for rank in range(world):
+        monkeypatch.setattr(runtime, "ranks", lambda rank=rank: runtime.Ranks(rank, world))
+        pictures = Generated(model, n, labels, FEW, keep=lambda numbers, batch: seen.extend(numbers))
+        parts.append(collect(pictures, METRICS, net=net, on_progress=silent))
+    assert sorted(seen) == list(range(n))
+    for kind in METRICS:
+        whole = kind.merged([part[kind.name].arrays() for part in parts])
+        assert whole.count == n == alone[kind.name].count
+        for name, array in whole.arrays().items():
+            order = np.argsort(whole.arrays()["index"]) if "index" in whole.arrays() else slice(None)
+            rows = order if name not in ("count", "mean", "scatter", "size") else slice(None)
+            # a lone batch of another size may move a pixel by one step in 255
+            np.testing.assert_allclose(array[rows], alone[kind.name].arrays()[name], rtol=1e-9, atol=1e-6)
+
+
+def test_scores_do_not_depend_on_the_batch(place):
+    base = Request(
+        place / "set", reference=place / "pictures", metrics=("fid", "kid", "swd"), inception=place / "net.pt",
+        allow_small=True,
+    )  # fmt: skip
+    by_size = []
+    for size in (1, 7):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("hdit_cli.engine.picture_sets._READ", size)
+            by_size.append(values(scored(base)))
+    assert by_size[1] == pytest.approx(by_size[0], rel=1e-9, abs=1e-9)
+
+
+def test_a_set_against_itself(place):
+    request = Request(
+        place / "set", reference=place / "set", metrics=("fid", "swd"), inception=place / "net.pt", allow_small=True
+    )
+    found = values(scored(request))
+    assert 0 <= found["fid"] <= 1e-3
+    assert found["swd"] == 0
+
+
+def test_a_checkpoint_is_scored_against_its_data_and_saved_pictures_score_the_same(place, tmp_path):
+    how = {"metrics": ("fid", "kid", "swd"), "inception": place / "net.pt", "allow_small": True}
+    evaluation = scored(Request(place / "model.safetensors", save=tmp_path / "out", **how))
+    assert [(score.n, score.n_reference) for score in evaluation.scores] == [(6, 10)] * 3
+    assert len(list((tmp_path / "out").glob("*.png"))) == 6
+    again = scored(Request(tmp_path / "out", reference=place / "set", **how))
+    assert values(again) == pytest.approx(values(evaluation), rel=1e-12)
+    record = json.loads(json.dumps(evaluation.record()))
+    assert record["sampling"]["steps"] == 2
+    assert record["sampling"]["seed"] == 0
+    assert record["features"]["published"] is False
+    assert record["features"]["resize"] == "bicubic-299"
+    assert record["reference"]["fingerprint"] == ShardReader(place / "set").fingerprint
+    assert any("not the published" in note for note in evaluation.notes)
+    assert any("biased" in note for note in evaluation.notes)
+
+
+def test_sampling_options_reach_the_sampler(place):
+    base = scored(Request(place / "model.safetensors", metrics=("swd",)))
+    other = scored(Request(place / "model.safetensors", metrics=("swd",), sampling={"seed": 1, "sampler": "heun"}))
+    assert other.facts["sampling"]["sampler"] == "heun"
+    assert values(base) != values(other)
+    assert scored(Request(place / "model.safetensors", metrics=("swd",), n=3)).scores[0].n == 3
+
+
+def test_reference_features_come_from_the_cache_the_second_time(place, own_cache, monkeypatch):
+    net, reference = Inception(place / "net.pt"), open_stored(place / "set")
+    first = collect_reference(reference, METRICS, net=net, on_progress=silent)
+    assert sorted(path.name[:4] for path in (own_cache / "reference").iterdir()) == ["fid-", "kid-"]
+    read: list[tuple[str, ...]] = []
+
+    def watched(pictures, metrics, **options):
+        read.append(tuple(kind.name for kind in metrics))
+        return collect(pictures, metrics, **options)
+
+    monkeypatch.setattr(scores, "collect", watched)
+    second = collect_reference(reference, METRICS, net=net, on_progress=silent)
+    assert read == [("swd",)]  # its patches are large and quickly made
+    for kind in METRICS:
+        for name, array in first[kind.name].arrays().items():
+            np.testing.assert_array_equal(array, second[kind.name].arrays()[name])
+
+
+def test_a_damaged_or_foreign_cache_is_made_again(place, own_cache):
+    net, reference = Inception(place / "net.pt"), open_stored(place / "set")
+    collect_reference(reference, (FID,), net=net, on_progress=silent)
+    (path,) = (own_cache / "reference").iterdir()
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    assert collect_reference(reference, (FID,), net=net, on_progress=silent)["fid"].count == 10
+    assert path.read_bytes() == good
+    fewer = Stored(reference.reader, name="set", n=4)
+    assert collect_reference(fewer, (FID,), net=net, on_progress=silent)["fid"].count == 4
+    assert len(list((own_cache / "reference").iterdir())) == 2
+
+
+def test_of_too_many_pictures_some_are_chosen_once_for_all(place, monkeypatch):
+    monkeypatch.setattr(SWD, "limit", 4)
+    states = collect(open_stored(place / "set"), (SWD,), net=None, on_progress=silent)
+    assert sorted(states["swd"].arrays()["index"]) == some_of(10, 4).tolist()
+
+
+def test_progress_ends_at_the_number_of_pictures(place):
+    seen: list[tuple[str, int, int]] = []
+    request = Request(place / "model.safetensors", metrics=("swd",))
+    evaluate(request, on_progress=lambda what, done, total: seen.append((what, done, total)))
+    assert ("generated", 6, 6) in seen
+    assert (str(place / "set"), 10, 10) in seen
+
+
+def test_what_a_user_can_get_wrong(place, tmp_path):
+    checkpoint, data, net = place / "model.safetensors", place / "set", place / "net.pt"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    (tmp_path / "empty").mkdir()
+    cases: list[tuple[Request, type[Exception], str]] = [
+        (Request(checkpoint, metrics=("fid",), inception=net), DataError, "few pictures"),
+        (Request(checkpoint, n=1, metrics=("kid",), inception=net), DataError, "at least 2"),
+        (Request(checkpoint, metrics=("kid",), inception=tmp_path / "no.pt"), DataError, "weights"),
+        (Request(checkpoint, metrics=("nope",)), UsageError, "nope"),
+        (Request(checkpoint, metrics=("swd",), reference=tmp_path / "no"), DataError, "no folder"),
+        (Request(checkpoint, metrics=("swd",), reference=tmp_path / "empty"), DataError, "no pictures"),
+        (Request(checkpoint, metrics=("swd",), reference=tmp_path / "full"), DataError, "empty"),
+        (Request(checkpoint, metrics=("swd",), sampling={"size": (64, 64)}), DataError, "equal sizes"),
+        (Request(checkpoint, metrics=("swd",), label="rose"), UsageError, "unknown class"),
+        (Request(checkpoint, metrics=("swd",), save=tmp_path / "full"), UsageError, "not an empty"),
+        (Request(data, metrics=("swd",)), UsageError, "no data to compare"),
+        (Request(data, metrics=("swd",), reference=data, n=11), DataError, "holds 10"),
+        (Request(data, metrics=("swd",), reference=data, sampling={"steps": 3}), UsageError, "nothing is sampled"),
+        (Request(place / "nowhere", metrics=("swd",)), CheckpointError, "no checkpoint"),
+        (Request(net, metrics=("swd",)), CheckpointError, "net.pt"),
+    ]
+    for request, kind, words in cases:
+        with pytest.raises(kind, match=words) as caught:
+            evaluate(request, on_progress=silent)
+        assert caught.value.hint, words  # type: ignore[attr-defined]
+
+
+def test_data_that_moved_or_changed(place, tmp_path):
+    model = model_of(place)
+    model.data["path"] = str(tmp_path / "gone")
+    save_inference(tmp_path / "moved.safetensors", model)
+    with pytest.raises(DataError, match="gone") as caught:
+        evaluate(Request(tmp_path / "moved.safetensors", metrics=("swd",)), on_progress=silent)
+    assert "--reference" in caught.value.hint
+    model.data.update(path=str(place / "set"), fingerprint="0" * 64)
+    save_inference(tmp_path / "changed.safetensors", model)
+    notes = scored(Request(tmp_path / "changed.safetensors", metrics=("swd",))).notes
+    assert any("changed" in note for note in notes)
+
+
+def test_weights_are_downloaded_only_where_nobody_named_a_file(place, own_cache, monkeypatch):
+    asked = []
+
+    def download(**options):
+        asked.append(options)
+        raise DataError("no network", hint="somewhere else")
+
+    monkeypatch.setattr("hdit_cli.metrics.inception.download", download)
+    scored(Request(place / "set", reference=place / "set", metrics=("kid",), inception=place / "net.pt"))
+    assert not asked
+    with pytest.raises(DataError, match="no network"):
+        evaluate(Request(place / "set", reference=place / "set", metrics=("kid",)), on_progress=silent)
+    assert len(asked) == 1
+
+
+def test_the_grid_of_sample_is_not_a_picture_of_the_set(place, tmp_path):
+    for name in ("00000.png", "00001.png", "grid.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert open_stored(tmp_path).count == 3
+    (tmp_path / "samples.json").write_text("{}")
+    assert open_stored(tmp_path).count == 2
+
+
+def run_hdit(*words: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HDIT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "hdit_cli", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(place, tmp_path):
+    words = (
+        "eval-fid", str(place / "model.safetensors"), "-n", "7", "--metrics", "fid,kid,swd", "--allow-small", "--json",
+        "--inception", str(place / "net.pt"), "--batch-size", "1",
+    )  # fmt: skip
+    one, two = (run_hdit(*words, "--processes", count, cache=tmp_path / count) for count in ("1", "2"))
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    found, expected = json.loads(two.stdout), json.loads(one.stdout)
+    assert (found["processes"], expected["processes"]) == (2, 1)
+    for ours, theirs in zip(found["scores"], expected["scores"], strict=True):
+        assert (ours["n"], ours["n_reference"]) == (theirs["n"], theirs["n_reference"]) == (7, 10)
+        assert ours["value"] == pytest.approx(theirs["value"], rel=1e-9)
+
+
+def test_the_command_prints_n_beside_every_score(place, tmp_path, capsys):
+    def typed(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(["eval-fid", str(place / "model.safetensors"), *words])
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    code, out, err = typed()  # the metrics of the recipe
+    assert code == 0, err
+    assert out.startswith("SWD")
+    assert "n = 6 against 10" in out
+    assert "euler" not in out and "dpmpp-3m-sde 2 steps, cfg 1, seed 0" in out
+    code, out, err = typed("--metrics", "swd", "--json", "-n", "2", "--class", "all", "--cfg-interval", "0.1:5")
+    assert json.loads(out)["scores"][0]["n"] == 2
+    assert json.loads(out)["sampling"]["cfg_interval"] == [0.1, 5]
+    code, out, err = typed("--metrics", "fid")
+    assert code == 3 and not out
+    assert "--allow-small" in err and "Traceback" not in err
+    code, out, err = typed("--metrics", "kid", "--inception", str(tmp_path / "none.pt"))
+    assert code == 3
+    assert "inception-2015-12-05.pt" in err and str(tmp_path) in err
+    assert typed("--metrics", "nope")[0] == 2
+    assert typed("-n", "0")[0] == 2
