@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -12,7 +14,7 @@ import typer
 
 from hdit_cli import __version__
 from hdit_cli.commands import convert, doctor, eval_fid, export, info, prepare, recipe, sample, train
-from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError
+from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError, is_out_of_memory
 
 COMMANDS = {
     "prepare": (prepare.prepare, "Pictures to a checked, resized, sharded data set."),
@@ -79,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug, given = _without_debug(given)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's notice is Ctrl-C; `train` does more
     code = _run(given, debug=debug)
     try:
         sys.stdout.flush()
@@ -120,7 +124,7 @@ def _as_told(error: BaseException, arguments: list[str]) -> HditError:
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted", hint="the same command goes on, or starts again")
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         command = next((argument for argument in arguments if argument in COMMANDS), "")
         return OutOfMemory("out of memory", hint=f"what helps: {_SMALLER.get(command, _SMALLER_ELSEWHERE)}")
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
@@ -129,15 +133,6 @@ def _as_told(error: BaseException, arguments: list[str]) -> HditError:
     sentence = " ".join(str(error).split())[:300]
     told = f"unexpected {type(error).__name__}{': ' if sentence else ''}{sentence}"
     return HditError(told, hint="this is a bug; run again with --debug for the traceback")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Python's own, torch's for CUDA, and the plain RuntimeErrors of torch for CPU and MPS; without importing torch."""
-    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
-        return True
-    text = str(error)
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 def _tell(error: HditError) -> int:

@@ -60,3 +60,12 @@ class Interrupted(HditError):
     """Stopped by a signal after saving; the same command goes on."""
 
     exit_code = 75
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's own, torch's for CUDA, and the plain RuntimeErrors of torch for CPU and MPS; without importing torch."""
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    text = str(error)
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch

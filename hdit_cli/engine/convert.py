@@ -77,7 +77,8 @@ def convert(source: Path, *, out: Path, config: dict[str, Any] | None) -> Model:
         raise UsageError(f"the configuration of {source} has {error}", hint="only HDiT checkpoints convert") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
-            f"the configuration of {source} is not complete: {type(error).__name__} {error}", hint="give it with --config"
+            f"the configuration of {source} is not complete: {type(error).__name__} {error}",
+            hint="give it with --config",
         ) from error
     recipe = Recipe.from_dict({**values, "name": source.stem or "converted"})
     classes = [str(i) for i in range(int(recipe.model.classes))]

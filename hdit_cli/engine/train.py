@@ -33,7 +33,7 @@ from hdit_cli.engine.model import Model, build_network, class_count, count, prec
 from hdit_cli.engine.run import RunFolder
 from hdit_cli.engine.state import TrainState, Window, build_optimizer
 from hdit_cli.engine.stop import StopRequest
-from hdit_cli.errors import NonFiniteError, UsageError
+from hdit_cli.errors import NonFiniteError, OutOfMemory, UsageError, is_out_of_memory
 from hdit_cli.recipe import Recipe
 
 DTYPES = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}  # of the weights; bf16 is autocast
@@ -444,8 +444,31 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch) -> Finished
             run.start(recipe)
         runtime.wait_for_all()
         finished = Finished(0)
-        for event in trainer.events():
-            watch(event)
-            if isinstance(event, Finished):
-                finished = event
+        try:
+            for event in trainer.events():
+                watch(event)
+                if isinstance(event, Finished):
+                    finished = event
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _out_of_memory(recipe) from error
     return finished
+
+
+def _out_of_memory(recipe: Recipe) -> OutOfMemory:
+    section = recipe.train
+    pieces = next(
+        (a for a in range(section.accumulate * 2, section.batch_size) if section.batch_size % a == 0),
+        section.batch_size,
+    )
+    third = f"train.batch_size={max(1, section.batch_size // 4)}"
+    second = (
+        "train.precision=bf16"
+        if section.precision != "bf16"
+        else f"sample.batch_size={max(1, recipe.sample.batch_size // 4)}"
+    )
+    return OutOfMemory(
+        f"out of memory at batch {section.batch_size}, accumulate {section.accumulate}, precision {section.precision}",
+        hint=f"what helps: --set train.accumulate={pieces} (the same batch in more pieces), --set {second}, or --set {third}",
+    )

@@ -140,7 +140,7 @@ def test_the_dispatcher_says_why(monkeypatch):
     assert "CUDA" in reasons["natten"]
     assert "reference" in reasons["reference"]
     for reason in natten_backend.refuse(Request("cuda", torch.float64, 64, 7)), natten_backend.unavailable():
-        assert reason == "" or reason[0].islower() or reason.startswith("NATTEN") or reason.startswith("`")
+        assert reason == "" or reason[0].islower() or reason.startswith(("NATTEN", "`"))
 
 
 def test_no_backend_is_a_usage_error(monkeypatch):

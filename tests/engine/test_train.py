@@ -1,0 +1,267 @@
+"""A run: what it writes, how it goes on, and that it computes the same however it is cut or shared."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import tiny_recipe
+from safetensors.torch import load_file
+
+import hdit_cli
+from hdit_cli.engine import checkpoint, events
+from hdit_cli.engine.run import RunFolder
+from hdit_cli.engine.train import Trainer, train
+from hdit_cli.errors import CheckpointError, NonFiniteError, UsageError
+
+EXACT = ("metrics.jsonl", "ckpt.safetensors")
+
+
+def run(folder, recipe, data):
+    seen = []
+    train(folder, recipe, data=data, watch=seen.append)
+    return seen
+
+
+def digests(folder):
+    """SHA-256 of all that must come out the same: logs, grids, weights, optimizer."""
+    wanted = [folder / name for name in EXACT]
+    wanted += sorted((folder / "samples").iterdir())
+    newest = checkpoint.list_steps(folder)[-1]
+    wanted += sorted((folder / "checkpoints" / checkpoint.step_name(newest)).glob("*.safetensors"))
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in wanted}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_data, tmp_path_factory):
+    """One unbroken run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, run(folder, tiny_recipe(), tiny_data)
+
+
+def test_what_a_run_writes(whole):
+    folder, seen = whole
+    kinds = [type(event) for event in seen]
+    assert kinds[0] is events.Started
+    assert kinds[-1] is events.Finished
+    assert kinds.count(events.Stepped) == 8
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    assert [line["images"] for line in lines] == [24, 48, 64]
+    assert lines[0]["lr"] == pytest.approx(2e-3)
+    assert {p.name for p in (folder / "samples").iterdir()} == {
+        f"step-0000000{step}-{name}.png" for step in (0, 4, 8) for name in ("ema", "raw")
+    }
+    assert checkpoint.list_steps(folder) == [4, 8]
+    assert (folder / "recipe.toml").is_file()
+    assert not list(folder.rglob(".tmp-*"))
+
+
+def test_the_checkpoint_alone_is_enough(whole):
+    folder, _ = whole
+    model = hdit_cli.load(folder / "ckpt.safetensors", device="cpu")
+    assert model.classes == ["blue", "red"]
+    assert (model.step, model.images_seen, model.weights) == (8, 64, "ema")
+    assert model.data["class_counts"] == [12, 12]
+    images = hdit_cli.generate(model, n=3, steps=2)
+    assert images.shape == (3, 16, 16, 3)
+    assert images.dtype == torch.uint8
+    raw = hdit_cli.load(folder, weights="raw", device="cpu")
+    assert raw.weights == "raw"
+    header = checkpoint.read_header(folder / "ckpt.safetensors")
+    assert header["format"] == "pt"
+    assert all(isinstance(value, str) for value in header.values())
+
+
+def test_a_complete_run_does_nothing(whole, tiny_data):
+    folder, _ = whole
+    before = digests(folder)
+    assert [type(e) for e in run(folder, tiny_recipe(), tiny_data)] == [events.Started, events.Finished]
+    assert digests(folder) == before
+
+
+@pytest.mark.parametrize("cut", [1, 4, 5])
+def test_a_run_that_was_cut_ends_with_the_same_bits(whole, tiny_data, tmp_path, cut):
+    """Cut after any step, between log lines and after a save; the second part is another process's view of the folder."""
+    folder = tmp_path / "run"
+
+    class Cut(Exception):
+        pass
+
+    def stop(event):
+        if isinstance(event, events.Stepped) and event.step == cut:
+            raise Cut
+
+    with pytest.raises(Cut):
+        train(folder, tiny_recipe(), data=tiny_data, watch=stop)
+    run(folder, tiny_recipe(), tiny_data)
+    assert digests(folder) == digests(whole[0])
+
+
+def test_more_steps_later_equal_more_steps_at_once(whole, tiny_data, tmp_path):
+    """train.steps may change on resume. The log line of the first end is part of the history."""
+    folder = tmp_path / "run"
+    shorter = tiny_recipe(train__steps=6, train__log_every=2)
+    run(folder, shorter, tiny_data)
+    run(folder, tiny_recipe(train__log_every=2), tiny_data)
+    newest = folder / "ckpt.safetensors"
+    ours, expected = load_file(newest), load_file(whole[0] / "ckpt.safetensors")
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(whole, tiny_data):
+    with pytest.raises(UsageError, match=r"optimizer.lr: 0.002 -> 0.001") as caught:
+        run(whole[0], tiny_recipe(optimizer__lr=1e-3), tiny_data)
+    assert "--fresh" in caught.value.hint
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside(whole, tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    target = folder / "checkpoints" / "step-00000008" / "optimizer.safetensors"
+    data = bytearray(target.read_bytes())
+    data[len(data) // 2] ^= 1
+    target.write_bytes(data)
+    seen = run(folder, tiny_recipe(), tiny_data)
+    warned = [event.text for event in seen if isinstance(event, events.Warned)]
+    assert warned == [
+        "checkpoint step-00000008 is damaged: optimizer.safetensors has changed since it was written; "
+        "set aside as step-00000008.bad"
+    ]
+    assert next(e for e in seen if isinstance(e, events.Started)).step == 4
+    assert (folder / "checkpoints" / "step-00000008.bad").is_dir()
+    assert digests(folder) == digests(whole[0])
+
+
+def test_all_checkpoints_damaged_is_an_error(whole, tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    for step in (4, 8):
+        (folder / "checkpoints" / checkpoint.step_name(step) / "state.json").unlink()
+    with pytest.raises(CheckpointError, match="every checkpoint"):
+        run(folder, tiny_recipe(), tiny_data)
+
+
+def test_accumulation_is_the_large_batch(tiny_data, tmp_path):
+    """In float64 without dropout: the same losses to 1e-9, whatever the split of the batch."""
+    found = []
+    for accumulate in (1, 2, 4):
+        recipe = tiny_recipe(train__accumulate=accumulate, train__precision="fp64", train__log_every=1)
+        folder = tmp_path / str(accumulate)
+        run(folder, recipe, tiny_data)
+        found.append([json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+    assert found[2] == pytest.approx(found[0], rel=1e-9)
+
+
+def test_noise_levels_are_stratified_over_the_batch(tiny_data, tmp_path):
+    recipe = tiny_recipe(train__batch_size=8, train__accumulate=2)
+    trainer = Trainer(RunFolder(tmp_path), recipe, data=tiny_data)
+    from hdit_cli.data.loader import Loader
+
+    with Loader(trainer.reader, batch_size=8, seed=0, position=16, steps=1, slots=trainer.slots) as loader:
+        batches = next(iter(loader))
+    density = trainer.density
+    edges = density(torch.linspace(1e-9, 1 - 1e-9, 9, dtype=torch.float64))
+    low, high = edges[1:], edges[:-1]  # u = 0 is the noisy end
+    for batch in batches:
+        sigma = trainer.draw(batch, first=16)[2].double()
+        slots = torch.from_numpy(batch.index - 16)
+        assert (sigma >= low[slots] * 0.999).all()
+        assert (sigma <= high[slots] * 1.001).all()
+
+
+def test_a_non_finite_loss_stops_before_it_does_harm(tiny_data, tmp_path, monkeypatch):
+    recipe = tiny_recipe(train__log_every=1)
+    trainer = Trainer(RunFolder(tmp_path), recipe, data=tiny_data)
+    from hdit_cli.data.loader import Loader
+
+    with Loader(trainer.reader, batch_size=8, seed=0, position=0, steps=3, slots=trainer.slots) as loader:
+        batches = list(loader)
+    trainer.step(batches[0])
+    before = {name: t.clone() for name, t in trainer.state.model.network.state_dict().items()}
+    average = {name: t.clone() for name, t in trainer.state.ema.network.state_dict().items()}
+    moments = {name: t.clone() for name, t in trainer.state.optimizer_tensors().items()}
+    original = trainer.draw
+    monkeypatch.setattr(trainer, "draw", lambda *a, **k: [original(*a, **k)[0] * float("nan"), *original(*a, **k)[1:]])
+    trainer.step(batches[1])
+    monkeypatch.setattr(trainer, "draw", original)
+    trainer.step(batches[2])  # finite again, and still masked: the host has not looked yet
+    assert all(torch.equal(t, before[name]) for name, t in trainer.state.model.network.state_dict().items())
+    assert all(torch.equal(t, average[name]) for name, t in trainer.state.ema.network.state_dict().items())
+    assert all(torch.equal(t, moments[name]) for name, t in trainer.state.optimizer_tensors().items())
+    with pytest.raises(NonFiniteError, match="not updated"):
+        trainer.check_finite()
+    with pytest.raises(NonFiniteError):
+        trainer.save()
+    assert checkpoint.list_steps(tmp_path) == []
+
+
+def test_ema_follows_its_formula(tiny_data, tmp_path):
+    trainer = Trainer(RunFolder(tmp_path), tiny_recipe(), data=tiny_data)
+    from hdit_cli.data.loader import Loader
+
+    name = "patch_in.proj.weight"
+    average = trainer.state.model.network.state_dict()[name].clone().double()
+    with Loader(trainer.reader, batch_size=8, seed=0, position=0, steps=4, slots=trainer.slots) as loader:
+        for step, batches in enumerate(loader):
+            trainer.step(batches)
+            decay = hdit_cli.ema_decay(step, power=0.75, max_value=0.9999)
+            average = decay * average + (1 - decay) * trainer.state.model.network.state_dict()[name].double()
+    found = trainer.state.ema.network.state_dict()[name].double()
+    torch.testing.assert_close(found, average, rtol=1e-5, atol=1e-7)
+
+
+def command(*words, env=None, cwd=None, timeout=240):
+    full = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.run(
+        [sys.executable, "-m", "hdit_cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=full,
+        cwd=cwd,
+        timeout=timeout,
+    )
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_processes_compute_what_one_does(tiny_data, tmp_path):
+    """1, 2 and 3 processes: the losses of 20 float64 steps agree to 1e-9."""
+    recipe = tiny_recipe(
+        train__batch_size=12, train__precision="fp64", train__steps=20, train__log_every=1, train__sample_every=0
+    )
+    file = tmp_path / "tiny.toml"
+    file.write_text(recipe.to_toml())
+    found = {}
+    for processes in (1, 2, 3):
+        folder = tmp_path / f"run{processes}"
+        done = command("train", file, "--data", tiny_data, "--run", folder, "--processes", processes)
+        assert done.returncode == 0, done.stderr
+        found[processes] = losses(folder)
+    assert len(found[1]) == 20
+    assert found[2] == pytest.approx(found[1], rel=1e-9)
+    assert found[3] == pytest.approx(found[1], rel=1e-9)
+
+
+@pytest.mark.slow
+def test_torchrun_is_understood(tiny_data, tmp_path):
+    file = tmp_path / "tiny.toml"
+    file.write_text(tiny_recipe().to_toml())
+    words = ["--standalone", "--nproc_per_node", "2", "-m", "hdit_cli", "train", str(file), "--data", str(tiny_data)]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, "--run", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stderr
+    assert len(losses(tmp_path / "run")) == 3
