@@ -40,7 +40,7 @@ def draw(flower: Flower, *, size: int, rng: np.random.Generator) -> np.ndarray:
     side = size * SUPERSAMPLE
     rows, columns = np.mgrid[0:side, 0:side] / (side - 1) * 2 - 1  # [-1, 1] over the picture
     picture = meadow(rows, columns, rng)
-    x, y = rng.uniform(-0.14, 0.14, size=2)
+    x, y = rng.uniform(-0.10, 0.10, size=2)
     radius, turn = rng.uniform(0.70, 0.90), rng.uniform(0, 2 * np.pi)
     tint = rng.uniform(0.90, 1.06)
     across, down = (columns - x) / radius, (rows - y) / radius
