@@ -62,7 +62,7 @@ def _print_plan(recipe: "Recipe", *, as_json: bool) -> None:
     """What `--dry-run` says."""
     import json
 
-    from hdit_cli.engine.train import plan
+    from hdit_cli.engine.setup import plan
 
     facts = plan(recipe, data=Path(recipe.data.path))
     if as_json:

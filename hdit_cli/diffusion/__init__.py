@@ -1,1 +1,1 @@
-"""The maths of diffusion: noise densities and schedules, preconditioning, loss weights, samplers, guidance. Tensors in, tensors out."""
+"""The maths of diffusion: densities, schedules, preconditioning, loss weights, samplers, guidance. Tensors in, tensors out."""

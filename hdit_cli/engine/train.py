@@ -4,12 +4,10 @@ Every random number of step s is a function of the seed and of the image's place
 that goes on, or is shared by more processes, draws what an unbroken one would have.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,56 +22,19 @@ from hdit_cli.data.reader import ShardReader
 from hdit_cli.diffusion.denoiser import LossOf
 from hdit_cli.diffusion.densities import noise_density
 from hdit_cli.engine import checkpoint
+from hdit_cli.engine.clock import Clock
 from hdit_cli.engine.collect import class_name
 from hdit_cli.engine.ema import EMA, ema_decay
 from hdit_cli.engine.events import Drawn, Event, Finished, Logged, Saved, Started, Stepped, Warned
 from hdit_cli.engine.generate import Sampling, choose_labels, stream
 from hdit_cli.engine.grid import grid_png
-from hdit_cli.engine.model import Model, build_network, class_count, count, precondition
+from hdit_cli.engine.model import count
 from hdit_cli.engine.run import RunFolder
+from hdit_cli.engine.setup import DTYPES, check_fit, new_model
 from hdit_cli.engine.state import TrainState, Window, build_optimizer
 from hdit_cli.engine.stop import StopRequest
-from hdit_cli.errors import NonFiniteError, OutOfMemory, UsageError, is_out_of_memory
+from hdit_cli.errors import NonFiniteError, OutOfMemory, is_out_of_memory
 from hdit_cli.recipe import Recipe
-
-DTYPES = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}  # of the weights; bf16 is autocast
-
-
-def check_fit(recipe: Recipe, reader: ShardReader) -> None:
-    """Raises UsageError where the recipe and the data cannot go together."""
-    wanted, found = list(recipe.model.size), list(reader.image_size)
-    if wanted != found:
-        raise UsageError(
-            f"the recipe trains {wanted[0]}x{wanted[1]} images, the data set holds {found[0]}x{found[1]}",
-            hint=f"`hdit prepare SRC --size {wanted[0]}x{wanted[1]}`, or --set model.size=[{found[0]},{found[1]}]",
-        )
-    if recipe.model.channels != 3:
-        raise UsageError(f"model.channels is {recipe.model.channels}, pictures have 3", hint="--set model.channels=3")
-    if recipe.model.mapping_inputs:
-        raise UsageError(
-            "model.mapping_inputs needs a condition vector with each picture, and a data set holds none",
-            hint="train it through the Python API, or --set model.mapping_inputs=0",
-        )
-    classes, names = recipe.model.classes, reader.classes
-    if classes == "data" and not names:
-        raise UsageError("the recipe takes its classes from the data, which has none", hint="--set model.classes=0")
-    if classes not in (0, "data", len(names)):
-        raise UsageError(
-            f"model.classes is {classes}, the data has {len(names)}",
-            hint=f"--set model.classes={len(names) or 0}" if not names else "--set model.classes=data",
-        )
-
-
-def new_model(recipe: Recipe, reader: ShardReader, *, path: str) -> Model:
-    """A new model on the CPU; its weights are a function of the seed."""
-    torch.manual_seed(runtime.key(recipe.train.seed, "init") % 2**63)
-    classes = reader.classes if recipe.model.classes else []
-    network = build_network(recipe, classes=class_count(recipe, classes=classes))
-    network.to(DTYPES[recipe.train.precision])
-    data: dict[str, Any] = {"path": path, "fingerprint": reader.fingerprint}
-    if classes:
-        data["class_counts"] = np.bincount(reader.labels[reader.labels >= 0], minlength=len(classes)).tolist()
-    return Model(precondition(network, recipe), recipe.to_dict(), classes, weights="raw", data=data)
 
 
 class Trainer:
@@ -350,71 +311,12 @@ class Trainer:
         yield Finished(state.step, stopped_by=reason)
 
 
-class Clock:
-    """Images per second of training, over a sliding window of steps; what happens outside `with` is not counted."""
-
-    def __init__(self, *, images: int) -> None:
-        self.images = images
-        self.recent: list[float] = []
-        self.trained = 0.0
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        seconds = time.perf_counter() - self._start
-        self.trained += seconds
-        self.recent = [*self.recent[-49:], seconds]
-
-    @property
-    def rate(self) -> float:
-        return self.images * len(self.recent) / max(sum(self.recent), 1e-9)
-
-    def line(self, step: int, device: torch.device) -> dict[str, Any]:
-        """A line of timing.jsonl."""
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        return {
-            "step": step,
-            "time": round(time.time(), 3),
-            "trained_seconds": round(self.trained, 3),
-            "images_per_second": round(self.rate, 3),
-            "peak_bytes": peak,
-        }
-
-
 def _due(step: int, every: int, *, last: int) -> bool:
     return step % every == 0 or step == last
 
 
 def _has_mps() -> bool:
     return torch.backends.mps.is_available()
-
-
-def plan(recipe: Recipe, *, data: Path) -> dict[str, Any]:
-    """What a run would do, after the checks that a run makes; nothing is allocated and nothing written.
-
-    Raises:
-        UsageError: recipe and data do not fit.
-        DataError: the data cannot be read.
-    """
-    reader = ShardReader(data)
-    check_fit(recipe, reader)
-    reader.picture(0)
-    section, here = recipe.train, runtime.ranks()
-    slots = split(section.batch_size, world=here.world, rank=here.rank, accumulate=section.accumulate)
-    facts = count(recipe, classes=len(reader.classes))
-    return {
-        **facts,
-        "images": len(reader),
-        "classes": len(reader.classes) if recipe.model.classes else 0,
-        "batch": section.batch_size,
-        "micro_batch": len(slots[0]),
-        "steps": section.steps,
-        "steps_per_epoch": len(reader) / section.batch_size,
-        "epochs": section.steps * section.batch_size / len(reader),
-        "bytes_of_weights_gradients_moments_average": facts["params"] * DTYPES[section.precision].itemsize * 5,
-        "device": str(runtime.device()),
-    }
 
 
 Watch = Callable[[Event], None]

@@ -143,6 +143,10 @@ class Stack(nn.ModuleList):
             x = layer(x, positions, condition)
         return x
 
+    def macs(self, height: int, width: int) -> int:
+        layers: list[Any] = [*self]
+        return sum(layer.macs(height, width) for layer in layers)
+
 
 class HDiT(nn.Module):
     """The bare network: predicts from a scaled noisy image and its noise level; returns exactly 0 when new.
@@ -261,16 +265,15 @@ class HDiT(nn.Module):
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of one image of height x width pixels; conditions count once."""
-        once = [m.weight.numel() for name, m in self.named_modules() if _is_condition_linear(name, m)]
+        once = [_weights(m) for name, m in self.named_modules() if _is_condition_linear(name, m)]
         h, w = height // self.patch[0], width // self.patch[1]
         total = sum(once) + self.patch_in.proj.macs(h * w) + self.patch_out.proj.macs(h * w)
         sides: list[Any] = [*zip(self.down_levels, self.up_levels, self.merges, self.splits, strict=True)]
         for down, up, merge, split in sides:
-            total += sum(layer.macs(h, w) for layer in (*down, *up))
+            total += down.macs(h, w) + up.macs(h, w)
             h, w = h // 2, w // 2
             total += merge.proj.macs(h * w) + split.proj.macs(h * w)
-        middle: list[Any] = [*self.mid_level]
-        return total + sum(layer.macs(h, w) for layer in middle)
+        return total + self.mid_level.macs(h, w)
 
     def roles(self) -> dict[str, tuple[bool, bool]]:
         """For each parameter name: (is part of the mapping network or of a norm's condition, takes weight decay)."""
@@ -279,6 +282,10 @@ class HDiT(nn.Module):
             name: (name.startswith("mapping.") or name.endswith(".norm.linear.weight"), name in decayed)
             for name, _ in self.named_parameters()
         }
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters(recurse=False))
 
 
 def _is_condition_linear(name: str, module: nn.Module) -> bool:
