@@ -61,5 +61,7 @@ def export(
     if json_:
         typer.echo(json.dumps(facts))
     else:
-        typer.echo(f"{path}: {done.bytes / 1e6:.1f} MB, {dtype.value}, {model.weights} weights, read back with error {done.error:.1e}")
+        typer.echo(
+            f"{path}: {done.bytes / 1e6:.1f} MB, {dtype.value}, {model.weights} weights, read back with error {done.error:.1e}"
+        )
         typer.echo(f"sha256 {done.sha256}")

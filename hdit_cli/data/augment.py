@@ -181,4 +181,4 @@ def augment(x0: Tensor, *, index: np.ndarray, seed: int, probability: float) -> 
         return x0, x0.new_zeros(len(x0), 9)
     a = draw(index, seed=seed, probability=probability)
     height, width = x0.shape[2:]
-    return warp(x0, matrices(a, height=height, width=width)), condition(a).to(x0)
+    return warp(x0, matrices(a, height=height, width=width)), condition(a).to(x0.dtype).to(x0.device)

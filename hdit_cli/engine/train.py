@@ -90,13 +90,12 @@ class Trainer:
         condition = None
         if self.recipe.data.augment:
             x0, condition = augment(x0, index=index, seed=seed, probability=self.recipe.data.augment)
-            condition = condition.to(x0)
         noise = runtime.normal(seed, "noise", index, x0.shape[1:], like=x0)
         # stratified: slot j of the global batch draws from [j, j + 1) / batch_size
         u = (
             torch.from_numpy(index - first) + runtime.uniform(seed, "sigma", index)[:, 0]
         ) / self.recipe.train.batch_size
-        sigma = self.density(u).to(x0)
+        sigma = self.density(u).to(x0.dtype).to(x0.device)  # dtype first: MPS has no float64
         label = None
         if classes := self.state.model.network.classes:
             dropped = runtime.uniform(seed, "class-dropout", index)[:, 0] < self.recipe.diffusion.class_dropout
