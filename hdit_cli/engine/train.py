@@ -33,7 +33,7 @@ from hdit_cli.engine.run import RunFolder
 from hdit_cli.engine.setup import DTYPES, check_fit, new_model
 from hdit_cli.engine.state import TrainState, Window, build_optimizer
 from hdit_cli.engine.stop import StopRequest
-from hdit_cli.errors import NonFiniteError, OutOfMemory, is_out_of_memory
+from hdit_cli.errors import NonFiniteError, OutOfMemory, UsageError, is_out_of_memory
 from hdit_cli.recipe import Recipe
 
 
@@ -179,6 +179,7 @@ class Trainer:
                 "images_seen": state.model.images_seen,
                 "window": {"loss": losses, "grad_norm": float(state.window.grad_norm), "steps": state.window.steps},
                 "metrics_bytes": self.folder.metrics_size(),
+                "data": self.reader.fingerprint,
                 "environment": runtime.environment(),
             }
             if not path.exists():
@@ -236,11 +237,20 @@ class Trainer:
         yield from (Warned(text) for text in warnings)
         if name:
             snapshot = checkpoint.load_snapshot(Path(name))
+            self.check_data(snapshot)
             self.state.restore(snapshot, rank=self.rank, world=self.world)
             if self.accelerator.is_main_process:
                 self.folder.cut_metrics(snapshot.state["metrics_bytes"])
         elif self.accelerator.is_main_process:
             self.folder.cut_metrics(0)
+
+    def check_data(self, snapshot: checkpoint.Snapshot) -> None:
+        """Raises UsageError where the data is not what the run was started with, wherever it lies now."""
+        if snapshot.state["data"] != self.reader.fingerprint:
+            raise UsageError(
+                f"the data set is not the one {self.folder.path} was started with",
+                hint="give that one with --data, choose another --run, or start over with --fresh (the old run is kept)",
+            )
 
     def started(self) -> Started:
         section = self.recipe.train

@@ -119,6 +119,18 @@ def test_a_changed_recipe_is_refused_with_the_difference(whole, tiny_data):
     assert "--fresh" in caught.value.hint
 
 
+def test_other_data_under_a_run_is_refused(whole, tiny_data, tmp_path):
+    from hdit_cli.data.prepare import PrepareOptions, prepare
+
+    prepare(tiny_data, out=tmp_path / "data", options=PrepareOptions(size=(16, 16), shard_size=12), workers=1)
+    before = digests(whole[0])
+    with pytest.raises(UsageError, match="not the one"):
+        run(whole[0], tiny_recipe(train__steps=9), tmp_path / "data")
+    assert digests(whole[0]) == before
+    shutil.copytree(tiny_data, tmp_path / "moved")
+    run(whole[0], tiny_recipe(), tmp_path / "moved")  # the same data elsewhere is fine
+
+
 def test_a_damaged_newest_checkpoint_is_set_aside(whole, tiny_data, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole[0], folder)
