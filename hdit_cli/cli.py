@@ -127,12 +127,22 @@ def _as_told(error: BaseException, arguments: list[str]) -> HditError:
     if is_out_of_memory(error):
         command = next((argument for argument in arguments if argument in COMMANDS), "")
         return OutOfMemory("out of memory", hint=f"what helps: {_SMALLER.get(command, _SMALLER_ELSEWHERE)}")
+    if "RANK" in os.environ and _is_lost_connection(error):
+        return HditError("another process of this run ended", hint="its own message says why")
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = f" ({error.filename})" if error.filename else ""
         return StorageError(f"{os.strerror(error.errno or 0)}{where}", hint="check the disk, the path, its permissions")
     sentence = " ".join(str(error).split())[:300]
     told = f"unexpected {type(error).__name__}{': ' if sentence else ''}{sentence}"
     return HditError(told, hint="this is a bug; run again with --debug for the traceback")
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """What torch raises in a process whose partner is gone; without importing torch."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"DistError", "DistBackendError"}) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    )
 
 
 def _tell(error: HditError) -> int:

@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from types import FrameType
 
 from hdit_cli.errors import UsageError
 
+_TOLD = (2, 3, 4, 5, 6, 74, 75)  # codes that come with a message of their own
 _GRACE = 60.0  # seconds the others get to end once one process has failed
 
 
@@ -72,9 +74,15 @@ def relaunch(processes: int, *, drop: tuple[str, ...] = ()) -> int | None:
     port = _free_port()
     # a session of their own: Ctrl-C in the terminal reaches the parent alone, which hands it on exactly once
     children = [
-        subprocess.Popen(command, env=_environment(rank, processes, port), start_new_session=True)
+        subprocess.Popen(
+            command,
+            env=_environment(rank, processes, port),
+            start_new_session=True,
+            stderr=subprocess.PIPE if rank else None,  # one process talks; the others are heard if they fail alone
+        )
         for rank in range(processes)
     ]
+    asides = [Aside(child) for child in children[1:]]
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         for child in children:
@@ -83,7 +91,10 @@ def relaunch(processes: int, *, drop: tuple[str, ...] = ()) -> int | None:
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return _wait(children)
+        code = _wait(children)
+        if not children[0].returncode or children[0].returncode == 1:  # the cause is told by another process
+            _tell_aside(asides)
+        return code
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -92,19 +103,42 @@ def relaunch(processes: int, *, drop: tuple[str, ...] = ()) -> int | None:
                 child.kill()
 
 
+class Aside:
+    """Keeps what a process says on stderr, read as it comes so that the process never waits for a reader."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self.child = child
+        self.text = b""
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        assert self.child.stderr is not None
+        for line in self.child.stderr:
+            self.text = (self.text + line)[-65536:]
+
+
+def _tell_aside(asides: list[Aside]) -> None:
+    """Prints what the first process that failed, other than the main one, had to say."""
+    for aside in asides:
+        if aside.child.returncode in _TOLD:
+            aside.thread.join(timeout=5.0)
+            sys.stderr.write(aside.text.decode(errors="replace"))
+            return
+
+
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:
-    """The first non-zero exit code, or 0. Once one process fails, the others are told to end, then made to."""
+    """The exit code of the process that failed, or 0. Once one has failed, the others are told to end, then made to."""
     failed_at = None
-    code = 0
     while any(child.poll() is None for child in children):
         time.sleep(0.05)
-        codes = [child.poll() for child in children]
-        if failed_at is None and any(c not in (None, 0) for c in codes):
-            code = next(c for c in codes if c not in (None, 0))
+        codes = [code for code in (child.poll() for child in children) if code]
+        if codes and failed_at is None:
             failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > (_GRACE if code == 75 else 5.0):
+        if failed_at is not None and time.monotonic() - failed_at > (_GRACE if 75 in codes else 5.0):
             for child in children:
                 child.kill()
-    if not code:
-        code = next((c for c in (child.returncode for child in children) if c), 0)
+    codes = [code for code in (child.returncode for child in children) if code]
+    told = [code for code in codes if code in _TOLD]  # the cause, not what the others died of
+    code = (told or codes or [0])[0]
     return code if code >= 0 else 128 - code

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_recipe
+from tiny_run import tiny_recipe
 
 import hdit_cli
 from hdit_cli import runtime

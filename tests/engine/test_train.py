@@ -9,8 +9,8 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_recipe
 from safetensors.torch import load_file
+from tiny_run import tiny_recipe
 
 import hdit_cli
 from hdit_cli.engine import checkpoint, events

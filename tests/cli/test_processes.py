@@ -1,0 +1,73 @@
+"""`sample` in two processes makes the pictures that one makes; a child that fails ends the others."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def command(*words):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "hdit_cli", *map(str, words)], capture_output=True, text=True, env=env, timeout=120
+    )
+
+
+@pytest.mark.slow
+def test_sample_with_two_processes(made, tmp_path):
+    words = ["sample", made / "run", "-n", "5", "--steps", "3", "--batch-size", "1"]
+    for processes in (1, 2):
+        done = command(*words, "--processes", processes, "--out", tmp_path / str(processes))
+        assert done.returncode == 0, done.stderr
+    names = sorted(p.name for p in (tmp_path / "1").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "2").iterdir())
+    assert len(names) == 7
+    for name in names:
+        if name != "samples.json":  # it records the number of threads
+            assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_an_error_in_the_children_comes_back_once_and_soon(made, tmp_path):
+    start = time.monotonic()
+    done = command("train", made / "tiny.toml", "--data", made / "data", "--run", tmp_path / "r", "--processes", 3)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "batch" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.slow
+def test_an_error_in_one_child_alone_is_told(made, tmp_path):
+    """The second process meets a damaged picture that the first never reads."""
+    import shutil
+
+    from hdit_cli.data.order import sample_at, split
+    from hdit_cli.data.shards import load_manifest, read_index
+
+    data = tmp_path / "data"
+    shutil.copytree(made / "data", data)
+    manifest = load_manifest(data)
+    place = int(sample_at(split(4, world=2, rank=1, accumulate=1)[0][:1], count=manifest.count, seed=0)[0])
+    entry = read_index(data, manifest.shards[0])[place]
+    raw = bytearray((data / "00000.tar").read_bytes())
+    raw[int(entry["offset"]) + int(entry["size"]) // 2] ^= 0xFF
+    (data / "00000.tar").write_bytes(raw)
+    done = command(
+        "train",
+        made / "tiny.toml",
+        "--data",
+        data,
+        "--run",
+        tmp_path / "r",
+        "--processes",
+        2,
+        "--set",
+        "train.log_every=100",
+    )
+    assert done.returncode == 3, done.stderr
+    assert "00000.tar" in done.stderr
+    assert "Traceback" not in done.stderr
