@@ -6,6 +6,7 @@ The same seed gives the same pixels. Sub-folders are the classes, as `hdit prepa
 """
 
 import argparse
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def petal_outline(along: np.ndarray, flower: Flower) -> np.ndarray:
     return np.where((along > 0) & (along < 1), width * flower.petal_width, -1.0)
 
 
+def keep(path: Path, pixels: np.ndarray) -> None:
+    """Writes a PNG; one that is there already stays as it is, so that a data set made from it is not out of date."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    if not path.is_file() or path.read_bytes() != stream.getvalue():
+        path.write_bytes(stream.getvalue())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draws a small labelled set of flower-like pictures.")
     parser.add_argument("out", type=Path, help="folder for the pictures; one sub-folder for each class")
@@ -90,7 +99,7 @@ def main() -> None:
         folder = options.out / name
         folder.mkdir(parents=True, exist_ok=True)
         pixels = draw(FLOWERS[name], size=options.size, rng=rng)
-        Image.fromarray(pixels).save(folder / f"{name}-{number:04d}.png")
+        keep(folder / f"{name}-{number:04d}.png", pixels)
     print(f"{options.count} pictures of {len(FLOWERS)} classes in {options.out}")
 
 

@@ -52,6 +52,15 @@ def test_drawing_is_a_function_of_the_seed(flowers, tmp_path, monkeypatch):
     assert all(other[name] != data for name, data in again.items())
 
 
+def test_drawing_again_touches_nothing(tmp_path, monkeypatch):
+    draw = script("draw_flowers")
+    times = []
+    for count in (4, 4, 5):
+        run(draw, monkeypatch, tmp_path, "--count", count)
+        times.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")})
+    assert times[0] == times[1] and times[0].items() < times[2].items()
+
+
 def test_drawn_set(flowers):
     files = list(flowers.rglob("*.png"))
     pictures = [np.asarray(Image.open(path)) for path in files]
