@@ -16,7 +16,9 @@ class Bar(tqdm):
         self.plain = not sys.stderr.isatty()
         self._last_line = time.monotonic()
         self.images_per_second = 0.0
-        super().__init__(*args, **options)
+        super().__init__(
+            *args, **{"ascii": True, "ncols": 100, **options} if self.plain else {"dynamic_ncols": True, **options}
+        )
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
         if not self.plain:
@@ -29,6 +31,7 @@ class Bar(tqdm):
 
     def close(self) -> None:
         if self.plain and not self.disable:
+            print(str(self), file=sys.stderr, flush=True)
             self.disable = True  # no empty line of tqdm's own
             return
         super().close()
@@ -47,5 +50,5 @@ class Bar(tqdm):
 
 def bar(*, total: int, initial: int = 0, unit: str, label: str = "", quiet: bool = False) -> Bar:
     """A progress bar with the time left; `unit` is what is counted. `quiet` prints nothing."""
-    options = {"desc": label or None, "smoothing": 0.05, "dynamic_ncols": True, "disable": quiet}
+    options = {"desc": label or None, "smoothing": 0.05, "disable": quiet}
     return Bar(total=total, initial=initial, unit=unit, **options)

@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _GAP = 2  # pixels between pictures
+_SMALL = 64  # smaller pictures are enlarged, so that one can see them and read their names
 
 
 def grid_png(
     images: np.ndarray, *, labels: Sequence[str] | None = None, columns: int | None = None, caption: str = ""
 ) -> bytes:
-    """A grid of pictures, row by row, the name of each over it.
+    """A grid of pictures, row by row, the name of each over it; pictures below 64 pixels are enlarged by a whole number.
 
     Args:
         images: uint8 (n, H, W, C), C 1 or 3.
@@ -24,6 +25,8 @@ def grid_png(
     Returns:
         the bytes of a PNG file.
     """
+    times = max(1, _SMALL // max(images.shape[1:3]))
+    images = images.repeat(times, axis=1).repeat(times, axis=2)
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
