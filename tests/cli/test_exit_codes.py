@@ -222,13 +222,13 @@ def test_6_out_of_memory(made, tmp_path):
         "--run",
         tmp_path / "run",
         "--set",
-        "train.batch_size=200000",
+        "train.batch_size=40000",
     ]
-    done = limited(words, limit=resource.RLIMIT_AS, value=6 << 30)
+    done = limited(words, limit=resource.RLIMIT_AS, value=5 << 29)
     assert done.returncode == 6, done.stderr
     assert "train.accumulate=2" in done.stderr
     assert "train.precision=bf16" in done.stderr
-    assert "train.batch_size=50000" in done.stderr
+    assert "train.batch_size=10000" in done.stderr
     assert "Traceback" not in done.stderr
 
 
