@@ -268,7 +268,18 @@ def test_torchrun_is_understood(tiny_data, tmp_path):
     file = tmp_path / "tiny.toml"
     file.write_text(tiny_recipe().to_toml())
     # the `--` keeps torchrun from taking --run for its own --run-path
-    words = ["--standalone", "--nproc_per_node", "2", "-m", "--", "hdit_cli", "train", str(file), "--data", str(tiny_data)]
+    words = [
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "--",
+        "hdit_cli",
+        "train",
+        str(file),
+        "--data",
+        str(tiny_data),
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *words, "--run", str(tmp_path / "run")],
         capture_output=True,
