@@ -141,9 +141,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def json_text(value: Any) -> str:
+    """JSON with stable key order as given, two spaces, and no NaN: one text for one value."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of JSON with stable key order as given, two spaces, and no NaN."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """`write_text` of `json_text`."""
+    write_text(path, json_text(value))
 
 
 def append_line(path: Path, line: str) -> None:

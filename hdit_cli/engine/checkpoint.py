@@ -276,8 +276,11 @@ def check_publishable(snapshot: Snapshot) -> None:
 def verify(folder: Path) -> str:
     """ "" if a checkpoint folder is whole and unchanged, else one sentence why not."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
         expected = manifest["files"]
+        if text != files.json_text(manifest):
+            return "its manifest has changed since it was written"
         if folder.name.removesuffix(".bad") != step_name(manifest["step"]):
             return f"its manifest is of step {manifest['step']}"
         present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
@@ -285,7 +288,8 @@ def verify(folder: Path) -> str:
             odd = sorted(present ^ set(expected))[0]
             return f"{odd} is {'unexpected' if odd in present else 'missing'}"
         for name, facts in expected.items():
-            if files.sha256(folder / name) != facts["sha256"]:
+            same_size = (folder / name).stat().st_size == facts["bytes"]
+            if not same_size or files.sha256(folder / name) != facts["sha256"]:
                 return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
