@@ -11,7 +11,7 @@ from small import Recorder, right, save
 
 from hdit_cli import files
 from hdit_cli.engine import checkpoint
-from hdit_cli.errors import CheckpointError, StorageError
+from hdit_cli.errors import CheckpointError
 
 
 def power_loss(place, *, saves=6, keep=2):
@@ -52,7 +52,11 @@ def _after_power_loss(run, acknowledged):
             checkpoint.read_tensors(public)
         except CheckpointError:
             wrong.append("ckpt.safetensors is not whole")
-    half = [step for step in checkpoint.list_steps(run) if checkpoint.verify(run / "checkpoints" / checkpoint.step_name(step))]
+    half = [
+        step
+        for step in checkpoint.list_steps(run)
+        if checkpoint.verify(run / "checkpoints" / checkpoint.step_name(step))
+    ]
     try:
         newest = checkpoint.newest_verified(run, warn=lambda text: None)
     except CheckpointError:
@@ -95,7 +99,9 @@ def disk_errors(place, *, count=75, chance=None):
             wrong.append(f"{what}: {told}")
         after = run / "checkpoints" / checkpoint.step_name(newest)
         published = checkpoint.list_steps(run)[-1] > newest  # the fault came in ckpt.safetensors or rotation
-        if not published and (not after.is_dir() or checkpoint.verify(after) or before != (after / "manifest.json").read_bytes()):
+        if not published and (
+            not after.is_dir() or checkpoint.verify(after) or before != (after / "manifest.json").read_bytes()
+        ):
             wrong.append(f"{what}: the newest checkpoint was touched")
         if published and not right(after.with_name(checkpoint.step_name(newest + 1))):
             wrong.append(f"{what}: a wrong checkpoint was published")
@@ -141,7 +147,7 @@ def _save_with_fault(run, step, *, at, code):
             self.handle.close()
 
     def opened(path, mode="r", **options):
-        handle = open(path, mode, **options)
+        handle = open(path, mode, **options)  # noqa: SIM115 - the caller closes it
         return Short(handle) if mode == "wb" and code == "short write" else handle
 
     with mock.patch.object(files, "observer", observer), mock.patch.object(files, "open", opened, create=True):

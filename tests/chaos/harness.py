@@ -81,8 +81,8 @@ class Servers:
     def run(self, job):
         """Trains as a job says; returns how it went."""
         folder = Path(job["run"])
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        log = folder.parent / f"{folder.name[:80]}.log"
+        log = Path(job.get("log", folder.parent / f"{folder.name[:80]}.log"))
+        log.parent.mkdir(parents=True, exist_ok=True)
         before = len(log.read_text().splitlines()) if log.exists() else 0
         job = {"data": str(self.data), "recipe": tiny(), **job, "run": str(folder), "log": str(log)}
         process = self.free.get()
@@ -157,20 +157,21 @@ def killed_and_resumed(servers, run, kills, *, reference, plants=()):
     """One run killed at each of `kills` events in turn, then let finish.
 
     Returns:
-        violations, and the steps that had to be computed again, one number for each kill.
+        violations, and the steps that had to be computed again, one number for each kill that struck.
     """
-    wrong, redone, stepped, acknowledged = [], [], 0, 0
+    wrong, redone, stepped, acknowledged, struck = [], [], 0, 0, False
     for kill in [*kills, None]:
         went = servers.run({"run": run, "kill": kill, "plants": list(plants)})
         start = went.last("start", default=-1)
         if start >= 0:
+            if struck:
+                redone.append(max(0, stepped - start))
             if start < acknowledged:
                 wrong.append(f"saved {acknowledged} was told, {start} is where it goes on")
-            if stepped:
-                redone.append(max(0, stepped - start))
-        stepped = max(went.last("step", default=0), 0) or (stepped if start < 0 else start)
+        stepped = went.last("step", default=stepped if start < 0 else start)
+        struck = went.code == -9
         acknowledged = max(acknowledged, went.last("saved"))
-        if went.code == -9:
+        if struck:
             wrong += after_the_kill(run, went)
         else:
             wrong += after_the_end(run, went, reference=reference)

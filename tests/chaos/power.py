@@ -71,9 +71,11 @@ class Disk:
         if safe == data or damage == "full":
             return data
         kept = safe or b""
-        return {"zeros": kept + bytes(len(data) - len(kept)), "half": data[: (len(kept) + len(data)) // 2], "empty": kept}[
-            damage
-        ]
+        return {
+            "zeros": kept + bytes(len(data) - len(kept)),
+            "half": data[: (len(kept) + len(data)) // 2],
+            "empty": kept,
+        }[damage]
 
 
 def lay_out(tree, folder):

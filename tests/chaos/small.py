@@ -52,7 +52,7 @@ class Recorder:
         return os.path.relpath(path, self.root)
 
     def open(self, path, mode="r", **options):
-        handle = open(path, mode, **options)
+        handle = open(path, mode, **options)  # noqa: SIM115 - the caller closes it
         if mode == "wb":
             self.note("create", self.inside(path))
             self._paths[handle.fileno()] = self.inside(path)
@@ -67,8 +67,13 @@ class Recorder:
     def recording(self):
         shim = mock.Mock(wraps=os)
         shim.O_RDONLY, shim.PathLike = os.O_RDONLY, os.PathLike
-        shim.replace = lambda a, b: (os.replace(a, b), self.note("rename", self.inside(a), self.inside(b)))
-        shim.rename = lambda a, b: (os.rename(a, b), self.note("rename", self.inside(a), self.inside(b)))
+
+        def renamed(source, target):
+            os.rename(source, target)
+            self.note("rename", self.inside(source), self.inside(target))
+            self._paths = {fd: self.inside(target) if p == self.inside(source) else p for fd, p in self._paths.items()}
+
+        shim.replace = shim.rename = renamed
 
         def opened(path, flags):
             descriptor = os.open(path, flags)

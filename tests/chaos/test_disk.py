@@ -127,12 +127,13 @@ def test_a_lock_that_the_file_system_does_not_have_is_refused(tmp_path, monkeypa
 
 
 def test_a_lock_is_free_again_and_names_its_holder(tmp_path):
-    with files.lock(tmp_path / ".lock", what="run x"):
-        with (
-            pytest.raises(UsageError, match=rf"run x is in use by host .* pid {os.getpid()}"),
-            files.lock(tmp_path / ".lock", what="run x"),
-        ):
-            pass
+    taken = rf"run x is in use by host .* pid {os.getpid()}"
+    with (
+        files.lock(tmp_path / ".lock", what="run x"),
+        pytest.raises(UsageError, match=taken),
+        files.lock(tmp_path / ".lock", what="run x"),
+    ):
+        pass
     with files.lock(tmp_path / ".lock", what="run x"):
         pass
 

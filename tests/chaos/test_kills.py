@@ -29,4 +29,6 @@ def test_many_kills_in_one_run(servers, unbroken, tmp_path):
         range(len(plans)),
     )
     assert {n: found for n, (found, _) in enumerate(trials) if found} == {}
-    assert max(steps for _, each in trials for steps in each) <= 2 * SAVE_EVERY
+    redone = [steps for _, each in trials for steps in each]
+    assert len(redone) >= 3 * len(plans)  # the others came after the end of the run
+    assert max(redone) <= 2 * SAVE_EVERY
