@@ -23,12 +23,13 @@ def test_a_kill_at_every_event(servers, unbroken, tmp_path):
 def test_many_kills_in_one_run(servers, unbroken, tmp_path):
     _, reference, events = unbroken
     random = chance("many kills")
-    plans = [[random.randint(1, events * 2 // 3) for _ in range(5)] for _ in range(12 * SCALE)]
+    plans = [[random.randint(1, events * 2 // 5) for _ in range(5)] for _ in range(13 * SCALE)]
     trials = servers.map(
         lambda n: killed_and_resumed(servers, tmp_path / str(n) / "run", plans[n], reference=reference),
         range(len(plans)),
     )
     assert {n: found for n, (found, _) in enumerate(trials) if found} == {}
     redone = [steps for _, each in trials for steps in each]
-    assert len(redone) >= 3 * len(plans)  # the others came after the end of the run
+    print(f"{len(redone)} kills in {len(plans)} runs, steps computed again: at most {max(redone)}")
+    assert len(redone) >= 44 * SCALE  # the others came after the end of the run
     assert max(redone) <= 2 * SAVE_EVERY
