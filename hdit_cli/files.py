@@ -49,12 +49,13 @@ def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Creates a folder and its parents; already there is fine."""
-    if path.is_dir():
-        return
+    """Creates a folder and its parents, and makes their names durable; already there is fine."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
     with storage_errors(path):
-        _announce("mkdir", path)
-        path.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(missing):
+            _announce("mkdir", folder)
+            folder.mkdir(exist_ok=True)
+            sync_folder(folder.parent)
 
 
 def sync_folder(path: Path) -> None:
@@ -68,6 +69,18 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def require_space(folder: Path, *, size: int) -> None:
+    """Raises StorageError unless `size` bytes and a tenth more are free where `folder` lies; before anything is written."""
+    with storage_errors(folder):
+        _announce("space", folder)
+        free = shutil.disk_usage(folder).free
+    if free < size * 1.1:
+        raise StorageError(
+            f"{folder} needs {size * 1.1 / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free",
+            hint="free some space or choose another folder; nothing that was there before is lost",
+        )
 
 
 def temporary_name(path: Path) -> Path:
@@ -128,9 +141,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def json_text(value: Any) -> str:
+    """JSON with stable key order as given, two spaces, and no NaN: one text for one value."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of JSON with stable key order as given, two spaces, and no NaN."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """`write_text` of `json_text`."""
+    write_text(path, json_text(value))
 
 
 def append_line(path: Path, line: str) -> None:
@@ -142,10 +160,12 @@ def append_line(path: Path, line: str) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Makes what was appended to a file durable."""
-    with storage_errors(path), open(path, "rb+") as handle:
-        _announce("fsync", path)
-        os.fsync(handle.fileno())
+    """Makes what was appended to a file durable, and its name."""
+    with storage_errors(path):
+        with open(path, "rb+") as handle:
+            _announce("fsync", path)
+            os.fsync(handle.fileno())
+        sync_folder(path.parent)
 
 
 def truncate(path: Path, size: int) -> None:

@@ -7,8 +7,8 @@ It appears under its name only when it is whole and on the disk.
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hdit_cli import __version__, files, runtime
 from hdit_cli.engine.model import Model, build_network, class_count, precondition
-from hdit_cli.errors import CheckpointError, UsageError
+from hdit_cli.errors import CheckpointError, NonFiniteError, StorageError, UsageError
 from hdit_cli.recipe import Recipe
 
 FORMAT = "hdit-checkpoint/1"
@@ -214,40 +214,73 @@ class Snapshot:
         raw, ema: models as inference files hold them.
         optimizer: tensors "<state>/<parameter>".
         state: JSON facts: step, images_seen, window of the loss log, size of metrics.jsonl.
+        headers: of the two inference files, when it is to be written.
     """
 
     raw: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(t.numel() * t.element_size() for part in (self.raw, self.ema, self.optimizer) for t in part.values())
 
 
-def save_snapshot(run: Path, *, raw: Model, ema: Model, optimizer: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Writes a checkpoint folder and the run's `ckpt.safetensors`; both whole or not at all."""
-    step = int(state["step"])
+def save_snapshot(run: Path, snapshot: Snapshot, *, proceed: Callable[[], None] = lambda: None) -> Path:
+    """Writes a checkpoint folder and the run's `ckpt.safetensors`; each whole or not at all.
+
+    Args:
+        proceed: called before each file; what it raises ends the save, and no trace of it is left.
+
+    Raises:
+        NonFiniteError: a tensor holds NaN or infinity; nothing was written.
+        StorageError: too little space (nothing was written), or the disk failed.
+    """
+    check_publishable(snapshot)
+    step = int(snapshot.state["step"])
     target = run / "checkpoints" / step_name(step)
-    ema_bytes = serialise(ema.network.state_dict(), metadata_of(ema))
-    contents = {
-        "model.safetensors": serialise(raw.network.state_dict(), metadata_of(raw)),
-        "ema.safetensors": ema_bytes,
-        "optimizer.safetensors": serialise(optimizer, {"format": "pt"}),
-        "state.json": (json.dumps(state, indent=2) + "\n").encode(),
-    }
     files.make_folder(target.parent)
+    files.require_space(run, size=snapshot.size + sum(t.nbytes for t in snapshot.ema.values()))
+    parts = {
+        "model.safetensors": lambda: serialise(snapshot.raw, snapshot.headers["raw"]),
+        "optimizer.safetensors": lambda: serialise(snapshot.optimizer, {"format": "pt"}),
+        "state.json": lambda: (json.dumps(snapshot.state, indent=2, allow_nan=False) + "\n").encode(),
+        "ema.safetensors": lambda: serialise(snapshot.ema, snapshot.headers["ema"]),
+    }
+    manifest, data = {}, b""
     with files.staged_folder(target) as stage:
-        for name, data in contents.items():
+        for name, make in parts.items():
+            proceed()
+            data = make()
+            manifest[name] = {"bytes": len(data), "sha256": files.sha256_of(data)}
             files.write_bytes(stage / name, data)
-        manifest = {name: {"bytes": len(data), "sha256": files.sha256_of(data)} for name, data in contents.items()}
         files.write_json(stage / MANIFEST, {"step": step, "files": manifest})
-    files.write_bytes(run / "ckpt.safetensors", ema_bytes)
+    files.write_bytes(run / "ckpt.safetensors", data)  # the last part: the average
     return target
+
+
+def check_publishable(snapshot: Snapshot) -> None:
+    """Raises NonFiniteError, naming the tensor, if a value of a snapshot is NaN or infinite."""
+    for where, part in (("weights", snapshot.raw), ("average", snapshot.ema), ("optimizer", snapshot.optimizer)):
+        for name, tensor in part.items():
+            if not torch.isfinite(tensor).all():
+                raise NonFiniteError(
+                    f"step {snapshot.state['step']} is not saved: {name} of the {where} holds NaN or infinity",
+                    hint="the newest checkpoint is from before; lower optimizer.lr, or use train.precision=fp32",
+                )
 
 
 def verify(folder: Path) -> str:
     """ "" if a checkpoint folder is whole and unchanged, else one sentence why not."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
         expected = manifest["files"]
+        if text != files.json_text(manifest):
+            return "its manifest has changed since it was written"
         if folder.name.removesuffix(".bad") != step_name(manifest["step"]):
             return f"its manifest is of step {manifest['step']}"
         present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
@@ -255,7 +288,8 @@ def verify(folder: Path) -> str:
             odd = sorted(present ^ set(expected))[0]
             return f"{odd} is {'unexpected' if odd in present else 'missing'}"
         for name, facts in expected.items():
-            if files.sha256(folder / name) != facts["sha256"]:
+            same_size = (folder / name).stat().st_size == facts["bytes"]
+            if not same_size or files.sha256(folder / name) != facts["sha256"]:
                 return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
@@ -298,6 +332,33 @@ def load_snapshot(folder: Path) -> Snapshot:
 
 
 def rotate(run: Path, *, keep: int) -> None:
-    """Removes the oldest checkpoint folders beyond `keep`; call it after a newer one is safe."""
-    for step in list_steps(run)[:-keep]:
-        files.remove_folder(run / "checkpoints" / step_name(step))
+    """Removes what is older than the newest `keep` checkpoint folders that verify; damaged ones do not count.
+
+    Raises:
+        StorageError: the newest does not read back as it was written; nothing is removed.
+    """
+    folders = [run / "checkpoints" / step_name(step) for step in reversed(list_steps(run))]
+    if len(folders) <= keep:
+        return
+    verified = 0
+    for place, folder in enumerate(folders):
+        if verified == keep:
+            for old in reversed(folders[place:]):
+                files.remove_folder(old)
+            return
+        reason = verify(folder)
+        if reason and place == 0:
+            raise StorageError(
+                f"{folder} does not read back as it was written: {reason}",
+                hint="check the disk; the older checkpoints are kept",
+            )
+        verified += not reason
+
+
+def mend(run: Path, newest: Path, *, keep: int) -> None:
+    """Does what a process that was killed after `newest` appeared left undone: `ckpt.safetensors`, then rotation."""
+    public, average = run / "ckpt.safetensors", newest / "ema.safetensors"
+    wanted = json.loads((newest / MANIFEST).read_bytes())["files"]["ema.safetensors"]["sha256"]
+    if not public.is_file() or files.sha256(public) != wanted:
+        files.write_bytes(public, average.read_bytes())
+    rotate(run, keep=keep)

@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.keep",
     "train.stop_after",
+    "train.nonfinite",  # and its cap: decide about steps that have not been
     "sample.",
     "eval.",
 )
@@ -61,11 +62,13 @@ class RunFolder:
         files.write_text(self.recipe_file, recipe.to_toml())
 
     def metrics_size(self) -> int:
-        """Bytes of metrics.jsonl, made durable first: a checkpoint must never know more than the disk."""
-        if not self.metrics_file.is_file():
-            return 0
-        files.sync_file(self.metrics_file)
-        return self.metrics_file.stat().st_size
+        """Bytes of metrics.jsonl."""
+        return self.metrics_file.stat().st_size if self.metrics_file.is_file() else 0
+
+    def sync_metrics(self) -> None:
+        """Makes metrics.jsonl durable; before a checkpoint is written, which must never know more than the disk."""
+        if self.metrics_file.is_file():
+            files.sync_file(self.metrics_file)
 
     def cut_metrics(self, size: int) -> None:
         """Removes lines written after the checkpoint that the run goes on from; they will be written again."""

@@ -10,7 +10,7 @@ from hdit_cli import runtime
 from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine.model import Model, build_network, class_count, count, precondition
-from hdit_cli.errors import UsageError
+from hdit_cli.errors import OutOfMemory, UsageError
 from hdit_cli.recipe import Recipe
 
 DTYPES = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}  # of the weights; bf16 is autocast
@@ -78,3 +78,22 @@ def plan(recipe: Recipe, *, data: Path) -> dict[str, Any]:
         "bytes_of_weights_gradients_moments_average": facts["params"] * DTYPES[section.precision].itemsize * 5,
         "device": str(runtime.device()),
     }
+
+
+def out_of_memory(recipe: Recipe) -> OutOfMemory:
+    """What to say when a step does not fit: three switches, with values, that make it smaller."""
+    section = recipe.train
+    pieces = next(
+        (a for a in range(section.accumulate * 2, section.batch_size) if section.batch_size % a == 0),
+        section.batch_size,
+    )
+    third = f"train.batch_size={max(1, section.batch_size // 4)}"
+    second = (
+        "train.precision=bf16"
+        if section.precision != "bf16"
+        else f"sample.batch_size={max(1, recipe.sample.batch_size // 4)}"
+    )
+    return OutOfMemory(
+        f"out of memory at batch {section.batch_size}, accumulate {section.accumulate}, precision {section.precision}",
+        hint=f"what helps: --set train.accumulate={pieces} (the same batch in more pieces), --set {second}, or --set {third}",
+    )

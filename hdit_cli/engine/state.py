@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdit_cli.engine.checkpoint import Snapshot, check_tensors
+from hdit_cli.engine.checkpoint import Snapshot, check_tensors, metadata_of
 from hdit_cli.engine.ema import EMA
 from hdit_cli.engine.model import Model, param_groups
 from hdit_cli.errors import CheckpointError
@@ -21,7 +21,22 @@ class Window:
 
     loss: Tensor
     grad_norm: Tensor
+    skipped: Tensor  # steps that were refused, and count in neither sum
     steps: int = 0
+
+    @classmethod
+    def empty(cls, *, device: torch.device) -> "Window":
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        loss, grad_norm, skipped = torch.zeros(3, device=device, dtype=dtype)
+        return cls(loss, grad_norm, skipped)
+
+    def add(self, loss: Tensor, grad_norm: Tensor, *, refused: Tensor) -> None:
+        """One step; `refused` is 1 or 0 on the device."""
+        zero = torch.zeros_like(loss)
+        self.loss += torch.where(refused > 0, zero, loss)
+        self.grad_norm += torch.where(refused > 0, zero, grad_norm)
+        self.skipped += refused
+        self.steps += 1
 
 
 @dataclass
@@ -55,6 +70,17 @@ class TrainState:
             for kind, value in state.items()
         }
 
+    def snapshot(self, facts: dict[str, Any]) -> Snapshot:
+        """A copy on the host of all that a checkpoint holds; training may go on while it is written."""
+        ema = self.ema_model()
+        return Snapshot(
+            _copied(self.model.network.state_dict()),
+            _copied(ema.network.state_dict()),
+            _copied(self.optimizer_tensors()),
+            facts,
+            headers={"raw": metadata_of(self.model), "ema": metadata_of(ema)},
+        )
+
     def restore(self, snapshot: Snapshot, *, rank: int, world: int) -> None:
         """Takes over a checkpoint; all or nothing."""
         device, dtype = self.model.device, self.model.dtype
@@ -67,11 +93,11 @@ class TrainState:
         window = snapshot.state["window"]
         same = len(window["loss"]) == world
         loss = window["loss"][rank] if same else (sum(window["loss"]) if rank == 0 else 0.0)
-        self.window = Window(
-            torch.tensor(loss, device=device, dtype=self.window.loss.dtype),
-            torch.tensor(window["grad_norm"], device=device, dtype=self.window.loss.dtype),
-            window["steps"],
-        )
+        self.window = Window.empty(device=device)
+        self.window.loss += loss
+        self.window.grad_norm += window["grad_norm"]
+        self.window.skipped += window.get("skipped", 0)
+        self.window.steps = window["steps"]
         self.model.step = self.step
         self.model.denoiser.to(device=device, dtype=dtype)
 
@@ -88,6 +114,10 @@ class TrainState:
         for name, state in states.items():
             if state:
                 self.optimizer.state[parameters[name]] = state
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def build_optimizer(model: Model, recipe: Recipe) -> torch.optim.Optimizer:

@@ -4,8 +4,9 @@ Every random number of step s is a function of the seed and of the image's place
 that goes on, or is shared by more processes, draws what an unbroken one would have.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -28,12 +29,14 @@ from hdit_cli.engine.ema import EMA, ema_decay
 from hdit_cli.engine.events import Drawn, Event, Finished, Logged, Saved, Started, Stepped, Warned
 from hdit_cli.engine.generate import Sampling, choose_labels, stream
 from hdit_cli.engine.grid import grid_png
+from hdit_cli.engine.guard import FiniteGuard
 from hdit_cli.engine.model import count
 from hdit_cli.engine.run import RunFolder
-from hdit_cli.engine.setup import DTYPES, check_fit, new_model
+from hdit_cli.engine.saver import Proceed, Saver
+from hdit_cli.engine.setup import DTYPES, check_fit, new_model, out_of_memory
 from hdit_cli.engine.state import TrainState, Window, build_optimizer
 from hdit_cli.engine.stop import StopRequest
-from hdit_cli.errors import NonFiniteError, OutOfMemory, UsageError, is_out_of_memory
+from hdit_cli.errors import NonFiniteError, UsageError, is_out_of_memory
 from hdit_cli.recipe import Recipe
 
 
@@ -64,16 +67,13 @@ class Trainer:
         self.density = noise_density(density.type, **density.options())
         model = new_model(recipe, self.reader, path=str(data))
         model.denoiser.to(self.device)
-        zero = torch.zeros((), device=self.device, dtype=self._sum_dtype())
-        self.state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), Window(zero, zero.clone()))
+        window = Window.empty(device=self.device)
+        self.state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), window)
         self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
         self.loss_of = self.accelerator.prepare_model(LossOf(model.denoiser).train())
-        self.bad = torch.zeros(
-            (), device=self.device
-        )  # 1 from the first non-finite step on: all later updates are masked
-
-    def _sum_dtype(self) -> torch.dtype:
-        return torch.float32 if self.device.type == "mps" else torch.float64
+        cap = recipe.train.nonfinite_cap if recipe.train.nonfinite == "skip" else 1
+        self.guard = FiniteGuard(cap=cap, device=self.device)
+        self.saver = Saver()
 
     # One optimizer step
 
@@ -113,41 +113,41 @@ class Trainer:
             last = i == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.loss_of):
                 loss = self.loss_of(*self.draw(batch, first=first)).mean() / len(batches)
-                loss.backward()
+                # 1, or NaN where the loss is not finite: then every process finds its gradient not finite
+                loss.backward(1 + 0 * loss.detach())
             total += loss.detach()
         max_norm = section.grad_clip or float("inf")
         norm = nn.utils.clip_grad_norm_(state.parameters, max_norm)
-        self.update(norm)
-        state.window.loss += total
-        state.window.grad_norm += norm
-        state.window.steps += 1
+        refused = self.guard.judge(norm)
+        self.update(refused)
+        state.window.add(total, norm, refused=refused)
         state.step += 1
 
-    def update(self, norm: Tensor) -> None:
-        """AdamW and EMA, masked on the device where the gradient's norm is not finite, and after."""
+    def update(self, refused: Tensor) -> None:
+        """AdamW and EMA, masked on the device where `refused` is 1."""
         state, section = self.state, self.recipe.optimizer
-        torch.maximum(self.bad, (~torch.isfinite(norm)).float(), out=self.bad)
         warm = min(1.0, (state.step + 1) / section.warmup) if section.warmup else 1.0
         for group, lr in zip(state.optimizer.param_groups, state.base_lrs, strict=True):
             group["lr"] = lr * warm
-        state.optimizer.grad_scale, state.optimizer.found_inf = None, self.bad  # type: ignore[attr-defined]
+        state.optimizer.grad_scale, state.optimizer.found_inf = None, refused  # type: ignore[attr-defined]
         state.optimizer.step()
         decay = ema_decay(state.step, power=self.recipe.ema.power, max_value=self.recipe.ema.max_decay)
-        state.ema.update(state.parameters, decay=decay, keep=(1 - self.bad).to(self.dtype))
+        state.ema.update(state.parameters, decay=decay, keep=(1 - refused).to(self.dtype))
 
     # What is written down
 
     def check_finite(self) -> None:
-        """Asks the device whether any step since the start was refused.
+        """Asks the device whether the run must stop because of steps that were refused.
 
         Raises:
-            NonFiniteError: one was; the weights on the disk are from before.
+            NonFiniteError: it must; the weights on the disk are from before.
         """
-        if self.bad:
+        if self.guard.stopped:
+            times = f"{self.guard.cap} times in a row, " if self.guard.cap > 1 else ""
             raise NonFiniteError(
-                f"the loss or a gradient became NaN or infinite at or before step {self.state.step}",
-                hint="weights and average were not updated since; lower optimizer.lr, raise optimizer.warmup, or use "
-                "train.precision=fp32, and run again: it goes on from the newest checkpoint",
+                f"the loss or a gradient became NaN or infinite, {times}at or before step {self.state.step}",
+                hint="weights and average were not updated since; train.nonfinite=skip passes over single steps from the "
+                "newest checkpoint on; a lower optimizer.lr, more optimizer.warmup or train.precision=fp32 need --fresh",
             )
 
     def log(self) -> Logged:
@@ -155,44 +155,58 @@ class Trainer:
         state = self.state
         window = state.window
         losses = [float(v) for v in runtime.gather(float(window.loss))]
-        loss = sum(losses) / self.world / window.steps
-        norm = float(window.grad_norm) / window.steps
+        skipped = int(window.skipped)
+        counted = window.steps - skipped
+        loss = sum(losses) / self.world / counted if counted else math.nan
+        norm = float(window.grad_norm) / counted if counted else math.nan
         lr = state.optimizer.param_groups[0]["lr"]
         images = state.step * self.recipe.train.batch_size
         if self.accelerator.is_main_process:
-            self.folder.log_metrics({"step": state.step, "images": images, "loss": loss, "lr": lr, "grad_norm": norm})
-        zero = torch.zeros_like(window.loss)
-        state.window = Window(zero, zero.clone())
+            values = {"step": state.step, "images": images, "loss": loss, "lr": lr, "grad_norm": norm}
+            values = {name: None if value != value else value for name, value in values.items()}  # JSON has no NaN
+            if self.recipe.train.nonfinite == "skip":
+                values["skipped"] = skipped
+            self.folder.log_metrics(values)
+        state.window = Window.empty(device=self.device)
         return Logged(state.step, loss, norm)
 
-    def save(self) -> Saved:
-        """A checkpoint folder, then `ckpt.safetensors`, then rotation; by the main process, the others wait."""
+    def save(self) -> list[Event]:
+        """Copies the state to the host and has it written in a thread, by the main process.
+
+        Returns:
+            what was saved before, if it was still under way.
+        """
         self.check_finite()
-        state = self.state
-        losses = runtime.gather(float(state.window.loss))
-        path = self.folder.checkpoints / checkpoint.step_name(state.step)
-        if self.accelerator.is_main_process:
-            state.model.step = state.step
-            state.model.images_seen = state.step * self.recipe.train.batch_size
-            facts = {
-                "step": state.step,
-                "images_seen": state.model.images_seen,
-                "window": {"loss": losses, "grad_norm": float(state.window.grad_norm), "steps": state.window.steps},
-                "metrics_bytes": self.folder.metrics_size(),
-                "data": self.reader.fingerprint,
-                "environment": runtime.environment(),
-            }
-            if not path.exists():
-                checkpoint.save_snapshot(
-                    self.folder.path,
-                    raw=state.model,
-                    ema=state.ema_model(),
-                    optimizer=state.optimizer_tensors(),
-                    state=facts,
-                )
-                checkpoint.rotate(self.folder.path, keep=self.recipe.train.keep)
-        runtime.wait_for_all()
-        return Saved(state.step, path)
+        state, window = self.state, self.state.window
+        losses = runtime.gather(float(window.loss))
+        if not self.accelerator.is_main_process:
+            return []
+        ended = self.saver.wait()
+        state.model.step = state.step
+        state.model.images_seen = state.step * self.recipe.train.batch_size
+        facts = {
+            "step": state.step,
+            "images_seen": state.model.images_seen,
+            "window": {
+                "loss": losses,
+                "grad_norm": float(window.grad_norm),
+                "skipped": int(window.skipped),
+                "steps": window.steps,
+            },
+            "nonfinite_in_row": int(self.guard.in_row),
+            "metrics_bytes": self.folder.metrics_size(),
+            "data": self.reader.fingerprint,
+            "environment": runtime.environment(),
+        }
+        self.saver.start(partial(self._write, state.snapshot(facts)))
+        return ended
+
+    def _write(self, snapshot: checkpoint.Snapshot, proceed: Proceed) -> Saved:
+        """In the thread: the log made durable, a checkpoint folder, `ckpt.safetensors`, then rotation."""
+        self.folder.sync_metrics()
+        path = checkpoint.save_snapshot(self.folder.path, snapshot, proceed=proceed)
+        checkpoint.rotate(self.folder.path, keep=self.recipe.train.keep)
+        return Saved(snapshot.state["step"], path)
 
     def draw_grids(self) -> list[Drawn]:
         """One grid with the raw weights and one with the average: the same noise and classes at every step of the run."""
@@ -239,7 +253,9 @@ class Trainer:
             snapshot = checkpoint.load_snapshot(Path(name))
             self.check_data(snapshot)
             self.state.restore(snapshot, rank=self.rank, world=self.world)
+            self.guard.in_row += snapshot.state.get("nonfinite_in_row", 0)
             if self.accelerator.is_main_process:
+                checkpoint.mend(self.folder.path, Path(name), keep=self.recipe.train.keep)
                 self.folder.cut_metrics(snapshot.state["metrics_bytes"])
         elif self.accelerator.is_main_process:
             self.folder.cut_metrics(0)
@@ -274,7 +290,7 @@ class Trainer:
             bytes_held=held * 5,  # weights, gradients, two moments, average
         )
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Generator[Event]:
         """Trains from where the folder stands to the recipe's last step, or until it is asked to stop."""
         section = self.recipe.train
         yield from self.resume()
@@ -295,7 +311,7 @@ class Trainer:
             workers=self.recipe.data.workers,
             pin_memory=self.device.type == "cuda",
         )
-        with stop, loader:
+        with stop, loader, self.saver:
             yield from self._loop(iter(loader), stop)
 
     def _loop(self, batches: Iterator[list[Batch]], stop: StopRequest) -> Iterator[Event]:
@@ -306,6 +322,7 @@ class Trainer:
             with clock:
                 self.step(next(batches))
             yield Stepped(state.step, clock.rate)
+            yield from self.saver.finished()
             due = partial(_due, state.step, last=section.steps)
             if due(section.log_every):
                 self.check_finite()
@@ -316,7 +333,9 @@ class Trainer:
             if section.sample_every and due(section.sample_every):
                 yield from self.draw_grids()
             if reason or due(section.save_every):
-                yield self.save()
+                yield from self.save()
+        yield from self.saver.wait()
+        runtime.wait_for_all()  # the others stay until what the main process writes is on the disk
         yield Finished(state.step, stopped_by=reason)
 
 
@@ -342,7 +361,8 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch) -> Finished
         UsageError: recipe and data, or recipe and run, do not fit; the folder is in use.
         DataError: the data cannot be read.
         CheckpointError: every checkpoint is damaged.
-        NonFiniteError: loss or gradient became NaN or infinite.
+        NonFiniteError: loss, gradient or weights became NaN or infinite.
+        StorageError: a checkpoint could not be written; the newest one before is untouched.
     """
     here = runtime.join_processes()
     run = RunFolder(folder)
@@ -356,30 +376,13 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch) -> Finished
         runtime.wait_for_all()
         finished = Finished(0)
         try:
-            for event in trainer.events():
-                watch(event)
-                if isinstance(event, Finished):
-                    finished = event
+            with closing(trainer.events()) as stream:  # closed under the lock, whatever happens
+                for event in stream:
+                    watch(event)
+                    if isinstance(event, Finished):
+                        finished = event
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise _out_of_memory(recipe) from error
+            raise out_of_memory(recipe) from error
     return finished
-
-
-def _out_of_memory(recipe: Recipe) -> OutOfMemory:
-    section = recipe.train
-    pieces = next(
-        (a for a in range(section.accumulate * 2, section.batch_size) if section.batch_size % a == 0),
-        section.batch_size,
-    )
-    third = f"train.batch_size={max(1, section.batch_size // 4)}"
-    second = (
-        "train.precision=bf16"
-        if section.precision != "bf16"
-        else f"sample.batch_size={max(1, recipe.sample.batch_size // 4)}"
-    )
-    return OutOfMemory(
-        f"out of memory at batch {section.batch_size}, accumulate {section.accumulate}, precision {section.precision}",
-        hint=f"what helps: --set train.accumulate={pieces} (the same batch in more pieces), --set {second}, or --set {third}",
-    )

@@ -61,6 +61,8 @@ class Train(Section):
     log_every: Interval = 50
     keep: Annotated[int, Field(ge=1, le=1_000_000)] = 2  # newest checkpoints kept
     stop_after: Annotated[str, AfterValidator(_duration)] = ""
+    nonfinite: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is NaN or infinite
+    nonfinite_cap: Annotated[int, Field(ge=1, le=1_000_000)] = 5  # so many skipped steps in a row stop the run
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

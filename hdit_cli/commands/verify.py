@@ -1,0 +1,40 @@
+"""`hdit verify PATH`: whether a run's checkpoints, or a data set's shards, are what was written."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="A run folder, or a prepared data set.")],
+    json_: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")] = False,
+) -> None:
+    """Read every checkpoint or shard and compare it with its hash; changes nothing. Exits 4 (data: 3) if one differs."""
+    import json
+    from dataclasses import asdict
+
+    from hdit_cli.engine.verify import verify_data, verify_run
+    from hdit_cli.errors import CheckpointError, DataError
+
+    is_data = (path / "manifest.json").is_file() and not (path / "state.json").is_file()
+    found = []
+    for checked in verify_data(path) if is_data else verify_run(path):
+        found.append(checked)
+        if not json_:
+            typer.echo(f"{checked.name:<20} {checked.bytes / 1e6:>10,.1f} MB  {checked.problem or 'whole'}")
+    bad = [checked for checked in found if checked.problem]
+    if json_:
+        facts = {"kind": "data set" if is_data else "run", "whole": bool(found) and not bad}
+        typer.echo(json.dumps({**facts, "checked": [asdict(checked) for checked in found]}, indent=2))
+    if not found:
+        raise CheckpointError(f"{path} holds neither checkpoints nor shards", hint="give a run folder or a data set")
+    if bad and is_data:
+        raise DataError(
+            f"{len(bad)} of {len(found)} shards are damaged", hint="make the data set again, or copy it again"
+        )
+    if bad:
+        raise CheckpointError(
+            f"{len(bad)} of {len(found)} are damaged: {bad[0].name} {bad[0].problem}",
+            hint="`hdit train` sets a damaged checkpoint aside and goes on from the newest whole one",
+        )

@@ -1,0 +1,71 @@
+"""Whether what lies on the disk is what was written: a run's checkpoints, a data set's shards. Changes nothing."""
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hdit_cli import files
+from hdit_cli.data import shards
+from hdit_cli.engine import checkpoint
+from hdit_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One checkpoint or shard. `problem` is one sentence, "" where it is whole."""
+
+    name: str
+    bytes: int
+    problem: str = ""
+
+
+def verify_run(run: Path) -> Iterator[Checked]:
+    """Every checkpoint folder of a run, oldest first, then `ckpt.safetensors`.
+
+    What was set aside as `.bad` is no longer part of the run, and not looked at.
+    """
+    averages = set()
+    for step in checkpoint.list_steps(run):
+        folder = run / "checkpoints" / checkpoint.step_name(step)
+        problem = checkpoint.verify(folder)
+        if not problem:
+            manifest = json.loads((folder / checkpoint.MANIFEST).read_bytes())
+            averages.add(manifest["files"]["ema.safetensors"]["sha256"])
+        yield Checked(folder.name, sum(p.stat().st_size for p in folder.iterdir() if p.is_file()), problem)
+    public = run / "ckpt.safetensors"
+    if public.is_file():
+        known = not averages or files.sha256(public) in averages
+        yield Checked(public.name, public.stat().st_size, "" if known else "is not the average of any whole checkpoint")
+    elif averages:
+        yield Checked(public.name, 0, "is missing; the next `hdit train` writes it again")
+
+
+def verify_data(data: Path) -> Iterator[Checked]:
+    """Every shard of a data set: the tar against the manifest's SHA-256, the index against the tar's pictures.
+
+    Raises:
+        DataError: the manifest cannot be read.
+    """
+    for shard in shards.load_manifest(data).shards:
+        path = data / shard.name
+        size = path.stat().st_size if path.is_file() else 0
+        yield Checked(shard.name, size, _shard_problem(data, shard))
+
+
+def _shard_problem(data: Path, shard: shards.ShardInfo) -> str:
+    try:
+        if files.sha256(data / shard.name) != shard.sha256:
+            return "has changed since it was written"
+        index = shards.read_index(data, shard)
+        with open(data / shard.name, "rb") as handle:
+            for number, record in enumerate(index):
+                handle.seek(int(record["offset"]))
+                if zlib.crc32(handle.read(int(record["size"]))) != record["crc32"]:
+                    return f"record {number} of its index does not fit its picture"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except DataError as error:
+        return error.message
+    return ""

@@ -1,0 +1,226 @@
+"""Power cuts, failing disks and damaged checkpoints, without training: thousands of states in seconds."""
+
+import os
+import shutil
+
+import checks
+import pytest
+from harness import SCALE, chance
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from small import right, save, snapshot
+
+from hdit_cli import files
+from hdit_cli.engine import checkpoint
+from hdit_cli.errors import CheckpointError, NonFiniteError, StorageError, UsageError
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_every_state_after_a_power_cut(tmp_path, keep):
+    """After each system call of six saves with rotation: a verified checkpoint, not older than what was told, right."""
+    wrong, states = checks.power_loss(tmp_path, keep=keep)
+    assert wrong == []
+    assert states >= 135
+
+
+def test_disk_errors_at_random_events(tmp_path):
+    wrong, struck = checks.disk_errors(tmp_path, count=75 * SCALE, chance=chance("errors"))
+    assert wrong == []
+    assert struck == 75 * SCALE
+
+
+def test_damaged_checkpoints_are_found_and_set_aside(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path / "source", step, values=1500)  # 6 kB a tensor, more than a page
+    wrong, done = checks.corruptions(tmp_path / "source", tmp_path, count=600 * SCALE, chance=chance("damage"))
+    assert wrong == []
+    assert sum(done.values()) == 600 * SCALE
+    assert min(done.values()) >= 66 * SCALE
+
+
+def test_no_false_alarm_on_whole_checkpoints(tmp_path):
+    for n in range(200):
+        run = tmp_path / str(n % 4)
+        save(run, n + 1)
+        told = []
+        newest = checkpoint.newest_verified(run, warn=told.append)
+        assert told == []
+        assert right(newest)
+        assert newest.name == checkpoint.step_name(n + 1)
+
+
+def test_nothing_is_loaded_where_all_are_damaged(tmp_path):
+    random = chance("all damaged")
+    for n in range(5):
+        run = tmp_path / str(n)
+        for step in (1, 2):
+            save(run, step)
+        for step in (1, 2):
+            victim = random.choice(sorted((run / "checkpoints" / checkpoint.step_name(step)).iterdir()))
+            victim.write_bytes(victim.read_bytes()[:-1])
+        for _ in range(2):  # the second time they are .bad already
+            with pytest.raises(CheckpointError, match="every checkpoint"):
+                checkpoint.newest_verified(run, warn=lambda text: None)
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    before = sorted(p for p in tmp_path.rglob("*"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage._replace(free=snapshot(2).size))
+    with pytest.raises(StorageError, match="are free"):
+        save(tmp_path, 2)
+    assert sorted(p for p in tmp_path.rglob("*")) == before
+
+
+def test_a_number_that_is_not_finite_is_never_published(tmp_path):
+    save(tmp_path, 1)
+    for part in ("raw", "ema", "optimizer"):
+        for value in (float("nan"), float("inf"), -float("inf")):
+            poisoned = snapshot(2)
+            getattr(poisoned, part)["layer1.weight"][7] = value
+            with pytest.raises(NonFiniteError, match=r"layer1\.weight"):
+                checkpoint.save_snapshot(tmp_path, poisoned)
+            assert checkpoint.list_steps(tmp_path) == [1]
+            assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_the_choice_does_not_depend_on_the_clock(tmp_path):
+    """Modification times of 1970 and 2100, in any order: the newest step is the newest."""
+    for step in (9, 10, 11):
+        save(tmp_path, step, keep=3)
+    for times in ([0, 1, 2], [2, 1, 0], [4102444800, 0, 1e9]):
+        for step, when in zip((9, 10, 11), times, strict=True):
+            os.utime(tmp_path / "checkpoints" / checkpoint.step_name(step), (when, when))
+        assert checkpoint.newest_verified(tmp_path, warn=pytest.fail).name == checkpoint.step_name(11)
+        checkpoint.rotate(tmp_path, keep=3)
+        assert checkpoint.list_steps(tmp_path) == [9, 10, 11]
+
+
+def test_rotation_does_not_count_damaged_ones(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=3)
+    (tmp_path / "checkpoints" / checkpoint.step_name(3) / "state.json").write_text("{}")
+    save(tmp_path, 4, keep=2)
+    assert checkpoint.list_steps(tmp_path) == [2, 3, 4]  # 4 and 2 verify; 3 is set aside when a run starts
+
+
+def test_rotation_removes_nothing_while_the_newest_does_not_read_back(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=3)
+    (tmp_path / "checkpoints" / checkpoint.step_name(3) / "state.json").write_text("{}")
+    with pytest.raises(StorageError, match="does not read back"):
+        checkpoint.rotate(tmp_path, keep=1)
+    assert checkpoint.list_steps(tmp_path) == [1, 2, 3]
+
+
+def test_a_lock_that_the_file_system_does_not_have_is_refused(tmp_path, monkeypatch):
+    import fcntl
+
+    def no_locks(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(StorageError, match="cannot lock"), files.lock(tmp_path / ".lock", what="run"):
+        pass
+
+
+def test_a_lock_is_free_again_and_names_its_holder(tmp_path):
+    taken = rf"run x is in use by host .* pid {os.getpid()}"
+    with (
+        files.lock(tmp_path / ".lock", what="run x"),
+        pytest.raises(UsageError, match=taken),
+        files.lock(tmp_path / ".lock", what="run x"),
+    ):
+        pass
+    with files.lock(tmp_path / ".lock", what="run x"):
+        pass
+
+
+class Rotation(RuleBasedStateMachine):
+    """Saves, crashes inside a save, damages and restarts in any order."""
+
+    def __init__(self):
+        super().__init__()
+        import tempfile
+        from pathlib import Path
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.run = Path(self.folder.name)
+        self.step, self.keep, self.whole = 0, 2, set()
+
+    def teardown(self):
+        files.observer = None
+        self.folder.cleanup()
+
+    @rule(gap=st.sampled_from([1, 9, 90, 9_999_999]))
+    def save(self, gap):
+        self.step = min(self.step + gap, 99_999_990 + self.step % 10)
+        if self.step in checkpoint.list_steps(self.run):
+            return
+        save(self.run, self.step, keep=self.keep, values=4)
+        self.whole.add(self.step)
+        self.whole = set(sorted(self.whole)[-self.keep :])
+
+    @rule(at=st.integers(1, 40))
+    def crash_while_saving(self, at):
+        """An exception that nothing expects, at any event; as after a kill, temporaries go at the next start."""
+        left = [at]
+
+        def observer(operation, path):
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+
+        files.observer = observer
+        step = self.step + 1
+        try:
+            save(self.run, step, keep=self.keep, values=4)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            files.observer = None
+        files.reap(self.run / "checkpoints")
+        if step in checkpoint.list_steps(self.run):
+            self.step = step
+            self.whole = set(sorted({*self.whole, step})[-self.keep :])
+
+    @precondition(lambda self: len(self.whole) > 1)
+    @rule(choice=st.integers(0, 9))
+    def damage(self, choice):
+        step = sorted(self.whole)[choice % len(self.whole)]
+        (self.run / "checkpoints" / checkpoint.step_name(step) / "optimizer.safetensors").write_bytes(b"")
+        self.whole.remove(step)
+
+    @precondition(lambda self: self.whole)
+    @rule()
+    def restart(self):
+        newest = checkpoint.newest_verified(self.run, warn=lambda text: None)
+        assert newest.name == checkpoint.step_name(max(self.whole))
+        checkpoint.mend(self.run, newest, keep=self.keep)
+        public = (self.run / "ckpt.safetensors").read_bytes()
+        assert public == (newest / "ema.safetensors").read_bytes()
+
+    @rule(name=st.sampled_from(["step-9", "old-step-00000009", "step-00000009.bak", "step-000000009", "best"]))
+    def a_stray_folder(self, name):
+        (self.run / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
+
+    @invariant()
+    def verified_ones_remain(self):
+        found = [s for s in checkpoint.list_steps(self.run) if not checkpoint.verify(self._folder(s))]
+        assert set(found) >= self.whole
+        assert all(right(self._folder(step)) for step in found[-1:])
+
+    def _folder(self, step):
+        return self.run / "checkpoints" / checkpoint.step_name(step)
+
+
+class TestRotation(Rotation.TestCase):
+    settings = settings(
+        max_examples=50 * SCALE,
+        stateful_step_count=12,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )

@@ -1,0 +1,72 @@
+"""`hdit verify`: says what is whole and what is not, by line, by JSON and by exit code; changes nothing."""
+
+import json
+import shutil
+
+import pytest
+from harness import digests
+from small import save
+from typer.testing import CliRunner
+
+from hdit_cli import cli
+from hdit_cli.engine import checkpoint
+from hdit_cli.errors import CheckpointError, DataError
+
+
+def verify(*words):
+    return CliRunner().invoke(cli.app, ["verify", *map(str, words)])
+
+
+@pytest.fixture
+def run(tmp_path):
+    for step in (1, 2):
+        save(tmp_path / "run", step)
+    return tmp_path / "run"
+
+
+def test_a_whole_run(run):
+    done = verify(run)
+    assert done.exit_code == 0
+    assert [line.split()[::3] for line in done.stdout.splitlines()] == [
+        ["step-00000001", "whole"],
+        ["step-00000002", "whole"],
+        ["ckpt.safetensors", "whole"],
+    ]
+
+
+def test_a_damaged_checkpoint(run):
+    victim = run / "checkpoints" / checkpoint.step_name(1) / "optimizer.safetensors"
+    victim.write_bytes(victim.read_bytes()[:-1] + b"\xff")
+    before = digests(run)
+    done = verify(run, "--json")
+    assert isinstance(done.exception, CheckpointError)
+    told = json.loads(done.stdout)
+    assert not told["whole"]
+    assert [entry["problem"] for entry in told["checked"]] == [
+        "optimizer.safetensors has changed since it was written", "", "",
+    ]  # fmt: skip
+    assert digests(run) == before
+
+
+@pytest.mark.parametrize("change", [lambda p: p.write_bytes(b"x"), lambda p: p.unlink()])
+def test_the_public_file_is_compared_too(run, change):
+    change(run / "ckpt.safetensors")
+    assert isinstance(verify(run).exception, CheckpointError)
+
+
+def test_nothing_to_verify(tmp_path):
+    assert isinstance(verify(tmp_path).exception, CheckpointError)
+
+
+@pytest.mark.parametrize(("suffix", "at"), [(".tar", 700), (".idx", 13)])
+def test_a_data_set(chaos_data, tmp_path, suffix, at):
+    data = tmp_path / "data"
+    shutil.copytree(chaos_data, data)
+    assert verify(data).exit_code == 0
+    victim = sorted(data.glob(f"*{suffix}"))[1]
+    damaged = bytearray(victim.read_bytes())
+    damaged[at] ^= 1
+    victim.write_bytes(damaged)
+    done = verify(data)
+    assert isinstance(done.exception, DataError)
+    assert [line.split()[-1] for line in done.stdout.splitlines()].count("whole") == 1
