@@ -1,8 +1,4 @@
-"""The training loop, as a generator of events. Knows steps; the maths is the denoiser's, the pictures the loader's.
-
-Every random number of step s is a function of the seed and of the image's place in the run, s * batch_size + slot: a run
-that goes on, or is shared by more processes, draws what an unbroken one would have.
-"""
+"""The training loop, as a generator of events: where a run goes on, when it logs, draws, saves and stops."""
 
 import math
 from collections.abc import Callable, Generator, Iterator
@@ -10,31 +6,23 @@ from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
 from hdit_cli import files, runtime
-from hdit_cli.data.augment import augment
-from hdit_cli.data.loader import Batch, Loader, flip, to_x0
+from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.diffusion.denoiser import LossOf
-from hdit_cli.diffusion.densities import noise_density
 from hdit_cli.engine import checkpoint
 from hdit_cli.engine.clock import Clock
-from hdit_cli.engine.collect import class_name
-from hdit_cli.engine.ema import EMA, ema_decay
+from hdit_cli.engine.draw import draw_grids
 from hdit_cli.engine.events import Drawn, Event, Finished, Logged, Saved, Started, Stepped, Warned
-from hdit_cli.engine.generate import Sampling, choose_labels, stream
-from hdit_cli.engine.grid import grid_png
-from hdit_cli.engine.guard import FiniteGuard
 from hdit_cli.engine.model import count
 from hdit_cli.engine.run import RunFolder
 from hdit_cli.engine.saver import Proceed, Saver
-from hdit_cli.engine.setup import DTYPES, check_fit, new_model, out_of_memory
-from hdit_cli.engine.state import TrainState, Window, build_optimizer
+from hdit_cli.engine.setup import check_fit, new_model, out_of_memory
+from hdit_cli.engine.state import Window
+from hdit_cli.engine.step import Stepper
 from hdit_cli.engine.stop import StopRequest
 from hdit_cli.errors import NonFiniteError, UsageError, is_out_of_memory
 from hdit_cli.recipe import Recipe
@@ -62,77 +50,10 @@ class Trainer:
         self.slots = split(
             recipe.train.batch_size, world=self.world, rank=self.rank, accumulate=recipe.train.accumulate
         )
-        self.dtype = DTYPES[recipe.train.precision]
-        density = recipe.diffusion.density
-        self.density = noise_density(density.type, **density.options())
         model = new_model(recipe, self.reader, path=str(data))
-        model.denoiser.to(self.device)
-        window = Window.empty(device=self.device)
-        self.state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), window)
-        self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
-        self.loss_of = self.accelerator.prepare_model(LossOf(model.denoiser).train())
-        cap = recipe.train.nonfinite_cap if recipe.train.nonfinite == "skip" else 1
-        self.guard = FiniteGuard(cap=cap, device=self.device)
+        self.stepper = Stepper(recipe, model=model, accelerator=self.accelerator)
+        self.state, self.guard = self.stepper.state, self.stepper.guard
         self.saver = Saver()
-
-    # One optimizer step
-
-    def draw(self, batch: Batch, *, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """x0, noise, sigma, label and augmentation condition of one micro-batch, on the device.
-
-        Args:
-            first: place in the run of the step's first image.
-        """
-        seed, index = self.recipe.train.seed, batch.index
-        x0 = to_x0(batch.pixels.to(self.device, non_blocking=True)).to(self.dtype)
-        if self.recipe.data.flip:
-            x0 = flip(x0, index=index, seed=seed)
-        condition = None
-        if self.recipe.data.augment:
-            x0, condition = augment(x0, index=index, seed=seed, probability=self.recipe.data.augment)
-        noise = runtime.normal(seed, "noise", index, x0.shape[1:], like=x0)
-        # stratified: slot j of the global batch draws from [j, j + 1) / batch_size
-        u = (
-            torch.from_numpy(index - first) + runtime.uniform(seed, "sigma", index)[:, 0]
-        ) / self.recipe.train.batch_size
-        sigma = self.density(u).to(x0.dtype).to(x0.device)  # dtype first: MPS has no float64
-        label = None
-        if classes := self.state.model.network.classes:
-            dropped = runtime.uniform(seed, "class-dropout", index)[:, 0] < self.recipe.diffusion.class_dropout
-            label = torch.where(dropped, classes, batch.label).to(self.device, non_blocking=True)
-        return x0, noise, sigma, label, condition
-
-    def step(self, batches: list[Batch]) -> None:
-        """Forward and backward of every micro-batch, one update of the weights and of their average."""
-        state, section = self.state, self.recipe.train
-        first = state.step * section.batch_size
-        torch.manual_seed(runtime.key(section.seed, f"dropout/{state.step}/{self.rank}") % 2**63)
-        state.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros_like(state.window.loss)
-        for i, batch in enumerate(batches):
-            last = i == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.loss_of):
-                loss = self.loss_of(*self.draw(batch, first=first)).mean() / len(batches)
-                # 1, or NaN where the loss is not finite: then every process finds its gradient not finite
-                loss.backward(1 + 0 * loss.detach())
-            total += loss.detach()
-        max_norm = section.grad_clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(state.parameters, max_norm)
-        refused = self.guard.judge(norm)
-        self.update(refused)
-        state.window.add(total, norm, refused=refused)
-        state.step += 1
-
-    def update(self, refused: Tensor) -> None:
-        """AdamW and EMA, masked on the device where `refused` is 1."""
-        state, section = self.state, self.recipe.optimizer
-        warm = min(1.0, (state.step + 1) / section.warmup) if section.warmup else 1.0
-        for group, lr in zip(state.optimizer.param_groups, state.base_lrs, strict=True):
-            group["lr"] = lr * warm
-        state.optimizer.grad_scale, state.optimizer.found_inf = None, refused  # type: ignore[attr-defined]
-        state.optimizer.step()
-        decay = ema_decay(state.step, power=self.recipe.ema.power, max_value=self.recipe.ema.max_decay)
-        state.ema.update(state.parameters, decay=decay, keep=(1 - refused).to(self.dtype))
 
     # What is written down
 
@@ -208,35 +129,10 @@ class Trainer:
         checkpoint.rotate(self.folder.path, keep=self.recipe.train.keep)
         return Saved(snapshot.state["step"], path)
 
-    def draw_grids(self) -> list[Drawn]:
-        """One grid with the raw weights and one with the average: the same noise and classes at every step of the run."""
-        section = self.recipe.sample
-        sampling = Sampling(
-            seed=self.recipe.train.seed,
-            batch_size=section.batch_size,
-            **{name: getattr(section, name) for name in ("steps", "sampler", "schedule", "eta", "rho", "cfg")},
-        )
-        drawn = []
-        for name, model in (("raw", self.state.model), ("ema", self.state.ema_model())):
-            training = model.denoiser.training
-            model.denoiser.eval()
-            wanted = "all" if model.network.classes else None
-            labels = choose_labels(model, n=section.n, wanted=wanted, seed=sampling.seed)
-            mine = range(self.rank, section.n, self.world)
-            parts = {
-                i: image
-                for batch, images in stream(model, indices=mine, labels=labels, sampling=sampling)
-                for i, image in zip(batch, images.numpy(), strict=True)
-            }
-            model.denoiser.train(training)
-            found = {i: image for part in runtime.gather(parts) for i, image in part.items()}
-            path = self.folder.samples / f"{checkpoint.step_name(self.state.step)}-{name}.png"
-            if self.accelerator.is_main_process:
-                images = np.stack([found[i] for i in range(section.n)])
-                names = None if labels is None else [class_name(model, int(label)) for label in labels]
-                files.write_bytes(path, grid_png(images, labels=names, caption=f"step {self.state.step} · {name}"))
-            drawn.append(Drawn(path))
-        return drawn
+    def draw(self) -> list[Drawn]:
+        """One grid with the raw weights and one with the average."""
+        models = {"raw": self.state.model, "ema": self.state.ema_model()}
+        return draw_grids(models, self.recipe, folder=self.folder.samples, step=self.state.step)
 
     # The run
 
@@ -299,7 +195,7 @@ class Trainer:
             yield Finished(self.state.step)
             return
         if section.sample_every and self.state.step == 0:
-            yield from self.draw_grids()
+            yield from self.draw()
         stop = StopRequest(seconds=section.stop_after_seconds)
         loader = Loader(
             self.reader,
@@ -320,7 +216,7 @@ class Trainer:
         reason = ""
         while state.step < section.steps and not reason:
             with clock:
-                self.step(next(batches))
+                self.stepper.step(next(batches))
             yield Stepped(state.step, clock.rate)
             yield from self.saver.finished()
             due = partial(_due, state.step, last=section.steps)
@@ -331,7 +227,7 @@ class Trainer:
                     self.folder.log_timing(clock.line(state.step, self.device))
             reason = stop.agreed()
             if section.sample_every and due(section.sample_every):
-                yield from self.draw_grids()
+                yield from self.draw()
             if reason or due(section.save_every):
                 yield from self.save()
         yield from self.saver.wait()

@@ -11,7 +11,7 @@ from unittest import mock
 
 from hdit_cli import files, runtime
 from hdit_cli.data import loader, order
-from hdit_cli.engine import checkpoint, ema, guard, run, saver, state, train
+from hdit_cli.engine import checkpoint, ema, guard, run, saver, state, step, train
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def planted(*names):
 
 def poisoned(value, where, at=3):
     """A number that is not finite in the images, the loss, a gradient, a weight, the average or a moment of step `at`."""
-    original_step, original_draw, original_clip = train.Trainer.step, train.Trainer.draw, train.nn.utils.clip_grad_norm_
+    original_step, original_draw, original_clip = step.Stepper.step, step.Stepper.draw, step.nn.utils.clip_grad_norm_
 
     def draw(self, batch, *, first):
         x0, *rest = original_draw(self, batch, first=first)
@@ -41,7 +41,7 @@ def poisoned(value, where, at=3):
             parameters[3].grad.view(-1)[0] = value
         return original_clip(parameters, max_norm)
 
-    def step(self, batches):
+    def take(self, batches):
         clip.step = self.state.step
         if where == "weight" and self.state.step + 1 == at:
             self.state.parameters[3].data.view(-1)[0] = value
@@ -56,7 +56,7 @@ def poisoned(value, where, at=3):
         if where == "moment" and self.state.step == at:
             next(iter(self.state.optimizer.state.values()))["exp_avg"].view(-1)[0] = value
 
-    return [(train.Trainer, "draw", draw), (train.Trainer, "step", step), (train.nn.utils, "clip_grad_norm_", clip)]
+    return [(step.Stepper, "draw", draw), (step.Stepper, "step", take), (step.nn.utils, "clip_grad_norm_", clip)]
 
 
 def small_files():
@@ -112,8 +112,8 @@ def rotate_first():
     original = checkpoint.save_snapshot
 
     def save_snapshot(folder, snapshot, **options):
-        for step in checkpoint.list_steps(folder):
-            files.remove_folder(folder / "checkpoints" / checkpoint.step_name(step))
+        for number in checkpoint.list_steps(folder):
+            files.remove_folder(folder / "checkpoints" / checkpoint.step_name(number))
         return original(folder, snapshot, **options)
 
     return [(checkpoint, "save_snapshot", save_snapshot)]

@@ -177,11 +177,11 @@ def test_noise_levels_are_stratified_over_the_batch(tiny_data, tmp_path):
 
     with Loader(trainer.reader, batch_size=8, seed=0, position=16, steps=1, slots=trainer.slots) as loader:
         batches = next(iter(loader))
-    density = trainer.density
+    density = trainer.stepper.density
     edges = density(torch.linspace(1e-9, 1 - 1e-9, 9, dtype=torch.float64))
     low, high = edges[1:], edges[:-1]  # u = 0 is the noisy end
     for batch in batches:
-        sigma = trainer.draw(batch, first=16)[2].double()
+        sigma = trainer.stepper.draw(batch, first=16)[2].double()
         slots = torch.from_numpy(batch.index - 16)
         assert (sigma >= low[slots] * 0.999).all()
         assert (sigma <= high[slots] * 1.001).all()
@@ -194,15 +194,15 @@ def test_a_non_finite_loss_stops_before_it_does_harm(tiny_data, tmp_path, monkey
 
     with Loader(trainer.reader, batch_size=8, seed=0, position=0, steps=3, slots=trainer.slots) as loader:
         batches = list(loader)
-    trainer.step(batches[0])
+    trainer.stepper.step(batches[0])
     before = {name: t.clone() for name, t in trainer.state.model.network.state_dict().items()}
     average = {name: t.clone() for name, t in trainer.state.ema.network.state_dict().items()}
     moments = {name: t.clone() for name, t in trainer.state.optimizer_tensors().items()}
-    original = trainer.draw
-    monkeypatch.setattr(trainer, "draw", lambda *a, **k: [original(*a, **k)[0] * float("nan"), *original(*a, **k)[1:]])
-    trainer.step(batches[1])
-    monkeypatch.setattr(trainer, "draw", original)
-    trainer.step(batches[2])  # finite again, and still masked: the host has not looked yet
+    original = trainer.stepper.draw
+    monkeypatch.setattr(trainer.stepper, "draw", lambda *a, **k: [original(*a, **k)[0] * float("nan"), *original(*a, **k)[1:]])
+    trainer.stepper.step(batches[1])
+    monkeypatch.setattr(trainer.stepper, "draw", original)
+    trainer.stepper.step(batches[2])  # finite again, and still masked: the host has not looked yet
     assert all(torch.equal(t, before[name]) for name, t in trainer.state.model.network.state_dict().items())
     assert all(torch.equal(t, average[name]) for name, t in trainer.state.ema.network.state_dict().items())
     assert all(torch.equal(t, moments[name]) for name, t in trainer.state.optimizer_tensors().items())
@@ -221,7 +221,7 @@ def test_ema_follows_its_formula(tiny_data, tmp_path):
     average = trainer.state.model.network.state_dict()[name].clone().double()
     with Loader(trainer.reader, batch_size=8, seed=0, position=0, steps=4, slots=trainer.slots) as loader:
         for step, batches in enumerate(loader):
-            trainer.step(batches)
+            trainer.stepper.step(batches)
             decay = hdit_cli.ema_decay(step, power=0.75, max_value=0.9999)
             average = decay * average + (1 - decay) * trainer.state.model.network.state_dict()[name].double()
     found = trainer.state.ema.network.state_dict()[name].double()

@@ -1,0 +1,104 @@
+"""One optimizer step of one process: draw, forward, backward, update. Knows steps; the maths is the denoiser's.
+
+Every random number of step s is a function of the seed and of the image's place in the run, s * batch_size + slot: a run
+that goes on, or is shared by more processes, draws what an unbroken one would have.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hdit_cli import runtime
+from hdit_cli.data.augment import augment
+from hdit_cli.data.loader import Batch, flip, to_x0
+from hdit_cli.diffusion.denoiser import LossOf
+from hdit_cli.diffusion.densities import noise_density
+from hdit_cli.engine.ema import EMA, ema_decay
+from hdit_cli.engine.guard import FiniteGuard
+from hdit_cli.engine.model import Model
+from hdit_cli.engine.setup import DTYPES
+from hdit_cli.engine.state import TrainState, Window, build_optimizer
+from hdit_cli.recipe import Recipe
+
+
+class Stepper:
+    """Takes steps and owns what they change.
+
+    Args:
+        recipe: validated and resolved.
+        model: new, on the CPU; moved to the accelerator's device.
+    """
+
+    def __init__(self, recipe: Recipe, *, model: Model, accelerator: Accelerator) -> None:
+        self.recipe, self.accelerator = recipe, accelerator
+        self.device = accelerator.device
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.dtype = DTYPES[recipe.train.precision]
+        density = recipe.diffusion.density
+        self.density = noise_density(density.type, **density.options())
+        model.denoiser.to(self.device)
+        window = Window.empty(device=self.device)
+        self.state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), window)
+        self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
+        self.loss_of = accelerator.prepare_model(LossOf(model.denoiser).train())
+        cap = recipe.train.nonfinite_cap if recipe.train.nonfinite == "skip" else 1
+        self.guard = FiniteGuard(cap=cap, device=self.device)
+
+    def draw(self, batch: Batch, *, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """x0, noise, sigma, label and augmentation condition of one micro-batch, on the device.
+
+        Args:
+            first: place in the run of the step's first image.
+        """
+        seed, index = self.recipe.train.seed, batch.index
+        x0 = to_x0(batch.pixels.to(self.device, non_blocking=True)).to(self.dtype)
+        if self.recipe.data.flip:
+            x0 = flip(x0, index=index, seed=seed)
+        condition = None
+        if self.recipe.data.augment:
+            x0, condition = augment(x0, index=index, seed=seed, probability=self.recipe.data.augment)
+        noise = runtime.normal(seed, "noise", index, x0.shape[1:], like=x0)
+        # stratified: slot j of the global batch draws from [j, j + 1) / batch_size
+        u = (
+            torch.from_numpy(index - first) + runtime.uniform(seed, "sigma", index)[:, 0]
+        ) / self.recipe.train.batch_size
+        sigma = self.density(u).to(x0.dtype).to(x0.device)  # dtype first: MPS has no float64
+        label = None
+        if classes := self.state.model.network.classes:
+            dropped = runtime.uniform(seed, "class-dropout", index)[:, 0] < self.recipe.diffusion.class_dropout
+            label = torch.where(dropped, classes, batch.label).to(self.device, non_blocking=True)
+        return x0, noise, sigma, label, condition
+
+    def step(self, batches: list[Batch]) -> None:
+        """Forward and backward of every micro-batch, one update of the weights and of their average."""
+        state, section = self.state, self.recipe.train
+        first = state.step * section.batch_size
+        torch.manual_seed(runtime.key(section.seed, f"dropout/{state.step}/{self.rank}") % 2**63)
+        state.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros_like(state.window.loss)
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.loss_of):
+                loss = self.loss_of(*self.draw(batch, first=first)).mean() / len(batches)
+                # 1, or NaN where the loss is not finite: then every process finds its gradient not finite
+                loss.backward(1 + 0 * loss.detach())
+            total += loss.detach()
+        max_norm = section.grad_clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(state.parameters, max_norm)
+        refused = self.guard.judge(norm)
+        self.update(refused)
+        state.window.add(total, norm, refused=refused)
+        state.step += 1
+
+    def update(self, refused: Tensor) -> None:
+        """AdamW and EMA, masked on the device where `refused` is 1."""
+        state, section = self.state, self.recipe.optimizer
+        warm = min(1.0, (state.step + 1) / section.warmup) if section.warmup else 1.0
+        for group, lr in zip(state.optimizer.param_groups, state.base_lrs, strict=True):
+            group["lr"] = lr * warm
+        state.optimizer.grad_scale, state.optimizer.found_inf = None, refused  # type: ignore[attr-defined]
+        state.optimizer.step()
+        decay = ema_decay(state.step, power=self.recipe.ema.power, max_value=self.recipe.ema.max_decay)
+        state.ema.update(state.parameters, decay=decay, keep=(1 - refused).to(self.dtype))
