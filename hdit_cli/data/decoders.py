@@ -1,22 +1,26 @@
 """Pictures by number, decoded in worker processes. Imports no torch: a worker starts in a fraction of a second."""
 
-import os
+import contextlib
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
-from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
-from typing import Protocol
+from itertools import cycle, islice
+from multiprocessing import get_context
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.errors import OutOfMemory, UsageError
 
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
 _CACHE_BYTES = 1 << 30  # decoded pictures kept by the one process that reads a small data set
+_MAX_AHEAD = 64  # chunks given to one worker: what a pipe holds without anyone reading
+_LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)  # sent to the whole group: the parent finishes its step first
 
 
 def decode(reader: ShardReader, numbers: np.ndarray) -> np.ndarray:
@@ -71,23 +75,32 @@ class WorkerProcesses:
     """
 
     def __init__(self, reader: ShardReader, *, count: int, ahead: int) -> None:
-        # spawn: no thread, lock or CUDA context of this process is copied
-        self._pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_start, initargs=(reader,))
-        self._count, self._ahead = count, ahead
+        with _signals_blocked():
+            self._workers = [_Worker(reader) for _ in range(count)]
+        self._ahead = min(ahead, count * _MAX_AHEAD)
         self._proven = False
 
     def decoded(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         numbers = iter(chunks)
-        try:
-            waiting = [self._pool.submit(_decode, chunk) for chunk in islice(numbers, self._ahead)]
-            while waiting:
-                yield self._result(waiting.pop(0))
-                waiting += [self._pool.submit(_decode, chunk) for chunk in islice(numbers, 1)]
-        except BrokenProcessPool as error:
-            raise self._broken() from error
+        workers = cycle(self._workers)  # chunk k is worker k's, modulo their number
+        owed: deque[_Worker] = deque()
 
-    def _result(self, future: "Future[np.ndarray]") -> np.ndarray:
-        result = future.result()
+        def give(chunk: np.ndarray) -> None:
+            owed.append(next(workers))
+            owed[-1].give(chunk)
+
+        for chunk in islice(numbers, self._ahead):
+            give(chunk)
+        while owed:
+            yield self._result(owed.popleft().results.get())
+            for chunk in islice(numbers, 1):
+                give(chunk)
+
+    def _result(self, result: "np.ndarray | Exception | None") -> np.ndarray:
+        if isinstance(result, Exception):
+            raise result
+        if result is None:
+            raise self._broken()
         self._proven = True
         return result
 
@@ -99,33 +112,82 @@ class WorkerProcesses:
             )
         return OutOfMemory(
             "a process that decodes pictures was killed, most likely because memory ran out",
-            hint=f"lower data.workers (now {self._count}; 0 decodes in the training process), or train.batch_size",
+            hint=f"lower data.workers (now {len(self._workers)}; 0 decodes in the training process), or train.batch_size",
         )
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.process.kill()  # they only read
+        for worker in self._workers:
+            worker.end()
+
+
+class _Worker:
+    """One process behind a pipe, and a thread that takes its results as they come.
+
+    A pipe and no queue: the semaphores of a queue have names in the system that nobody removes after a SIGKILL of the group.
+    """
+
+    def __init__(self, reader: ShardReader) -> None:
+        context = get_context("spawn")  # no thread, lock or CUDA context of this process is copied
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(reader, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.results: SimpleQueue[np.ndarray | Exception | None] = SimpleQueue()  # None: it has died
+        self._receiver = threading.Thread(target=self._receive, daemon=True)
+        self._receiver.start()
+
+    def give(self, numbers: np.ndarray) -> None:
+        with contextlib.suppress(OSError):  # a dead worker is told by its results
+            self.connection.send(numbers)
+
+    def end(self) -> None:
+        self.process.join()
+        self._receiver.join()  # it has met the end of the pipe
+        self.connection.close()
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                answer = self.connection.recv()
+                if not isinstance(answer, Exception):
+                    answer = np.empty(answer, dtype=np.uint8)
+                    self.connection.recv_bytes_into(answer.data.cast("B"))
+                self.results.put(answer)
+        except (OSError, EOFError):
+            self.results.put(None)
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes started within never see SIGINT and SIGTERM, not even before their first line."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # In a worker
 
-_reader: ShardReader | None = None
 
-
-def _start(reader: ShardReader) -> None:
-    global _reader  # the pool gives its processes no other place to keep something
-    _reader = reader
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the parent finishes its step first
+def _work(reader: ShardReader, connection: "Connection") -> None:
+    for number in _LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None, "a worker was started by someone"
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    with contextlib.suppress(OSError, EOFError):  # the parent has ended
+        while True:
+            _answer(reader, connection, connection.recv())
 
 
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _decode(numbers: np.ndarray) -> np.ndarray:
-    assert _reader is not None, "_start ran first"
-    return decode(_reader, numbers)
+def _answer(reader: ShardReader, connection: "Connection", numbers: np.ndarray) -> None:
+    try:
+        pixels = decode(reader, numbers)
+    except Exception as error:  # whatever it is, it is the parent's to tell
+        connection.send(error)
+    else:
+        connection.send(pixels.shape)
+        connection.send_bytes(pixels.data.cast("B"))

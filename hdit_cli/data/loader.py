@@ -89,7 +89,7 @@ class Loader:
             yield [self._batch(first + micro, pictures) for micro in self._slots]
 
     def close(self) -> None:
-        """Ends the workers; each finishes the pictures it has begun."""
+        """Ends the workers."""
         self._decoder.close()
 
     def _samples(self, index: np.ndarray) -> np.ndarray:

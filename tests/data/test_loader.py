@@ -121,7 +121,7 @@ def test_a_damaged_picture_ends_as_the_users_error(folder, workers):
 
 
 def _workers_of(batches):
-    return list(batches._decoder._pool._processes.values())
+    return [worker.process for worker in batches._decoder._workers]
 
 
 def test_leaving_ends_the_workers_in_the_middle_of_a_run(folder):
@@ -151,7 +151,7 @@ def test_workers_leave_signals_to_the_parent_but_not_being_killed(folder):
 
 
 def test_workers_that_cannot_start(folder, monkeypatch):
-    monkeypatch.setattr(decoders, "_start", sys.exit)
+    monkeypatch.setattr(decoders, "_work", sys.exit)
     with pytest.raises(UsageError, match="cannot start"), loader(folder, workers=1) as batches:
         list(batches)
 
