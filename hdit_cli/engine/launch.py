@@ -68,7 +68,10 @@ def relaunch(processes: int, *, drop: tuple[str, ...] = ()) -> int | None:
     """
     if processes < 1:
         raise UsageError(f"--processes must be at least 1, is {processes}")
-    if processes == 1 or is_child():
+    if is_child():
+        _end_with_launcher()
+        return None
+    if processes == 1:
         return None
     command = [sys.executable, "-m", "hdit_cli", *without_processes(sys.argv[1:], drop=drop)]
     port = _free_port()
@@ -78,6 +81,7 @@ def relaunch(processes: int, *, drop: tuple[str, ...] = ()) -> int | None:
             command,
             env=_environment(rank, processes, port),
             start_new_session=True,
+            stdin=subprocess.PIPE,  # never written to: it ends with this process, however that ends
             stderr=subprocess.PIPE if rank else None,  # one process talks; the others are heard if they fail alone
         )
         for rank in range(processes)
@@ -101,6 +105,18 @@ def relaunch(processes: int, *, drop: tuple[str, ...] = ()) -> int | None:
         for child in children:
             if child.poll() is None:
                 child.kill()
+
+
+def _end_with_launcher() -> None:
+    """Ends this process when the launcher has been killed; torchrun's children are torchrun's."""
+    if "HDIT_PROCESSES" not in os.environ:
+        return
+
+    def watch() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Aside:

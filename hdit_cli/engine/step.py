@@ -6,6 +6,7 @@ that goes on, or is shared by more processes, draws what an unbroken one would h
 
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from hdit_cli.engine.guard import FiniteGuard
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.setup import DTYPES
 from hdit_cli.engine.state import TrainState, Window, build_optimizer
+from hdit_cli.models.layers import seed_dropout
 from hdit_cli.recipe import Recipe
 
 
@@ -47,7 +49,7 @@ class Stepper:
         self.guard = FiniteGuard(cap=cap, device=self.device)
 
     def draw(self, batch: Batch, *, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """x0, noise, sigma, label and augmentation condition of one micro-batch, on the device.
+        """x0, noise, sigma, label and augmentation condition of one micro-batch, on the device; dropout made ready for it.
 
         Args:
             first: place in the run of the step's first image.
@@ -69,13 +71,14 @@ class Stepper:
         if classes := self.state.model.network.classes:
             dropped = runtime.uniform(seed, "class-dropout", index)[:, 0] < self.recipe.diffusion.class_dropout
             label = torch.where(dropped, classes, batch.label).to(self.device, non_blocking=True)
+        keys = runtime.bits(seed, "dropout", index)[:, 0].astype(np.uint32).view(np.int32)
+        seed_dropout(self.state.model.network, torch.from_numpy(keys).to(self.device, non_blocking=True))
         return x0, noise, sigma, label, condition
 
     def step(self, batches: list[Batch]) -> None:
         """Forward and backward of every micro-batch, one update of the weights and of their average."""
         state, section = self.state, self.recipe.train
         first = state.step * section.batch_size
-        torch.manual_seed(runtime.key(section.seed, f"dropout/{state.step}/{self.rank}") % 2**63)
         state.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros_like(state.window.loss)
         for i, batch in enumerate(batches):

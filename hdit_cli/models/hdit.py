@@ -20,6 +20,7 @@ from hdit_cli.models.layers import (
     GEGLU,
     AdaRMSNorm,
     AxialRoPE,
+    Dropout,
     FourierFeatures,
     Linear,
     Mapping,
@@ -75,7 +76,7 @@ class SelfAttention(nn.Module):
         self.qkv_proj = Linear(level.width, level.width * 3)
         self.scale = nn.Parameter(torch.full((self.heads,), 10.0))
         self.pos_emb = AxialRoPE(self.heads, level.head_dim)
-        self.dropout = nn.Dropout(level.dropout)
+        self.dropout = Dropout(level.dropout)
         self.out_proj = Linear(level.width, level.width, zero=True)
 
     def forward(self, x: Tensor, positions: Tensor, condition: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.norm = AdaRMSNorm(level.width, condition_width)
         self.up_proj = GEGLU(level.width, level.d_ff)
-        self.dropout = nn.Dropout(level.dropout)
+        self.dropout = Dropout(level.dropout)
         self.down_proj = Linear(level.d_ff, level.width, zero=True)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:

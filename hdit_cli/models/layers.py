@@ -79,6 +79,46 @@ class GEGLU(Linear):
         return value * F.gelu(gate)
 
 
+class Dropout(nn.Module):
+    """Zeroes a share of the values; which ones is a function of the image's key, the module and the place in the image.
+
+    So the mask of an image is the same in any batch, on any number of processes, and when a layer is computed again.
+    """
+
+    keys: Tensor | None = None  # int32 (N,), one for each image, set by `seed_dropout`; None: torch's own generator
+    number = 0  # tells the modules of a network apart
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, ...) => (N, ...)
+        if not self.training or not self.p:
+            return x
+        if self.keys is None:
+            return F.dropout(x, self.p)
+        places = torch.arange(x[0].numel(), dtype=torch.int32, device=x.device)
+        keys = _mix(self.keys + self.number * _ODD)
+        bits = _mix(places * _ODD + keys[:, None]).view(x.shape)
+        kept = (bits & 0x7FFFFFFF) >= int(self.p * 2**31)
+        return x * (kept.to(x.dtype) / (1 - self.p))
+
+
+_ODD = 0x9E3779B9 - 2**32  # the golden ratio; products wrap around
+
+
+def _mix(x: Tensor) -> Tensor:  # int32 => int32, bijective: two rounds of xor-shift and multiply
+    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def seed_dropout(network: nn.Module, keys: Tensor | None) -> None:
+    """Gives every `Dropout` of a network the keys of the next batch: int32 (N,), on its device."""
+    for number, module in enumerate(m for m in network.modules() if isinstance(m, Dropout)):
+        module.keys, module.number = keys, number
+
+
 class MappingBlock(nn.Module):
     """x + down(GEGLU(norm(x))) on condition vectors."""
 
@@ -86,7 +126,7 @@ class MappingBlock(nn.Module):
         super().__init__()
         self.norm = RMSNorm(width)
         self.up_proj = GEGLU(width, d_ff)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.down_proj = Linear(d_ff, width, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:

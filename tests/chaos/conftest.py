@@ -8,6 +8,14 @@ from PIL import Image
 from hdit_cli.data.prepare import PrepareOptions, prepare
 
 
+def pytest_collection_modifyitems(config, items):
+    """What is marked long runs only where it is asked for: `pytest -m long tests/chaos`."""
+    if "long" not in config.option.markexpr:
+        dropped = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
+
+
 @pytest.fixture(scope="session")
 def chaos_data(tmp_path_factory):
     """16 pictures of 16x16 in two classes, prepared."""

@@ -11,13 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from hdit_cli.engine import checkpoint
 from hdit_cli.recipe import Recipe
 
 HERE = Path(__file__).parent
-SCALE = int(os.environ.get("HDIT_CHAOS_SCALE", "1"))  # more trials of everything random
 SEED = int(os.environ.get("HDIT_CHAOS_SEED", "0"))
 SAVE_EVERY, STEPS, KEEP = 2, 6, 2
+
+
+def trials(few, many):
+    """The number of a random test's trials: few at every run, many with `-m long`."""
+    return pytest.mark.parametrize("count", [few, pytest.param(many, marks=[pytest.mark.slow, pytest.mark.long])])
 
 
 def chance(name):
@@ -61,22 +67,21 @@ def tiny(**changes):
 
 
 class Servers:
-    """Two fork servers; `map` shares jobs between them, `run` sends one."""
+    """Fork servers: `run` sends a job to one; `map` shares jobs between two, of which the second starts when it is needed."""
 
-    def __init__(self, data, count=2):
+    def __init__(self, data):
         self.data = data
         path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
-        env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        warm = json.dumps({"recipe": tiny(), "data": str(data)})
+        self.env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        self.processes, self.free, self.pool = [], queue.Queue(), ThreadPoolExecutor(2)
+        self.start()
+
+    def start(self):
+        warm = json.dumps({"recipe": tiny(), "data": str(self.data)})
         command = [sys.executable, str(HERE / "fork_server.py"), warm]
-        self.processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-            for _ in range(count)
-        ]
-        self.free = queue.Queue()
-        for process in self.processes:
-            self.free.put(process)
-        self.pool = ThreadPoolExecutor(count)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.env)
+        self.processes.append(process)
+        self.free.put(process)
 
     def run(self, job):
         """Trains as a job says; returns how it went."""
@@ -95,6 +100,8 @@ class Servers:
         return Went(code, [line.split(" ", 1) for line in log.read_text().splitlines()[before:]])
 
     def map(self, function, *arguments):
+        if len(self.processes) == 1:
+            self.start()
         return list(self.pool.map(function, *arguments))
 
     def close(self):

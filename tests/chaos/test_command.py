@@ -1,6 +1,7 @@
-"""The real command, killed at random moments: more than twenty starts that each import torch."""
+"""The real command, killed at random moments: every start imports torch, which costs seconds."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -9,15 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import SCALE, chance, digests, half_checkpoints, leftovers, tiny
+from harness import chance, digests, half_checkpoints, leftovers, tiny, trials
 
 from hdit_cli.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 
 
-def start(file, data, run):
-    words = ["train", str(file), "--data", str(data), "--run", str(run)]
+def start(file, data, run, *options):
+    words = ["train", str(file), "--data", str(data), "--run", str(run), *options]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         [sys.executable, "-m", "hdit_cli", *words], stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
@@ -47,7 +48,8 @@ def shared_memory():
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-def test_twenty_kills_of_the_real_command(chaos_data, tmp_path):
+@trials(6, 60)
+def test_kills_of_the_real_command(chaos_data, tmp_path, count):
     """SIGKILL of the whole process group, with workers, from before the import to after the last step."""
     random = chance("real command")
     file = tmp_path / "chaos.toml"
@@ -58,7 +60,7 @@ def test_twenty_kills_of_the_real_command(chaos_data, tmp_path):
     assert whole.returncode == 0, said
     before = shared_memory()
     run, kills, began, starts = tmp_path / "run", 0, time.monotonic(), 0
-    while kills < 20 * SCALE:
+    while kills < count:
         process = start(file, chaos_data, run)
         starts += 1
         # some die while torch is imported, some while workers start or before the first save, most while it trains and saves
@@ -88,3 +90,27 @@ def test_twenty_kills_of_the_real_command(chaos_data, tmp_path):
         time.sleep(0.5)  # those of other programs come and go; what nobody maps stays
     assert shared_memory() - before == set()
     print(f"{kills} kills, {starts} starts, {(time.monotonic() - began) / kills:.1f} s a kill")
+
+
+def test_the_number_of_processes_may_change_over_kills(chaos_data, tmp_path):
+    """2 processes, killed, then 3: the losses of one unbroken process, in float64, with dropout."""
+    file = tmp_path / "chaos.toml"
+    changes = {"steps": 100, "save_every": 10, "log_every": 1, "sample_every": 0, "batch_size": 6, "precision": "fp64"}
+    file.write_text(Recipe.from_dict(tiny(**{f"train__{key}": value for key, value in changes.items()})).to_toml())
+    whole = start(file, chaos_data, tmp_path / "whole")
+    _, said = whole.communicate(timeout=300)
+    assert whole.returncode == 0, said
+    run = tmp_path / "run"
+    for processes, awaited in (("2", "saved step"), ("3", "")):
+        process = start(file, chaos_data, run, "--processes", processes)
+        if awaited:
+            assert next((line for line in process.stderr if awaited in line), None)
+            os.killpg(process.pid, signal.SIGKILL)
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == (-9 if awaited else 0), said
+    found, wanted = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (run, tmp_path / "whole")
+    )
+    assert [line["step"] for line in found] == list(range(1, 101))
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in wanted], rel=1e-9)

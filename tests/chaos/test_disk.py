@@ -5,7 +5,7 @@ import shutil
 
 import checks
 import pytest
-from harness import SCALE, chance
+from harness import chance, trials
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -24,19 +24,21 @@ def test_every_state_after_a_power_cut(tmp_path, keep):
     assert states >= 135
 
 
-def test_disk_errors_at_random_events(tmp_path):
-    wrong, struck = checks.disk_errors(tmp_path, count=75 * SCALE, chance=chance("errors"))
+@trials(75, 750)
+def test_disk_errors_at_random_events(tmp_path, count):
+    wrong, struck = checks.disk_errors(tmp_path, count=count, chance=chance("errors"))
     assert wrong == []
-    assert struck == 75 * SCALE
+    assert struck == count
 
 
-def test_damaged_checkpoints_are_found_and_set_aside(tmp_path):
+@trials(600, 6000)
+def test_damaged_checkpoints_are_found_and_set_aside(tmp_path, count):
     for step in (1, 2, 3):
         save(tmp_path / "source", step, values=1500)  # 6 kB a tensor, more than a page
-    wrong, done = checks.corruptions(tmp_path / "source", tmp_path, count=600 * SCALE, chance=chance("damage"))
+    wrong, done = checks.corruptions(tmp_path / "source", tmp_path, count=count, chance=chance("damage"))
     assert wrong == []
-    assert sum(done.values()) == 600 * SCALE
-    assert min(done.values()) >= 66 * SCALE
+    assert sum(done.values()) == count
+    assert min(done.values()) >= count // 9
 
 
 def test_no_false_alarm_on_whole_checkpoints(tmp_path):
@@ -216,11 +218,16 @@ class Rotation(RuleBasedStateMachine):
         return self.run / "checkpoints" / checkpoint.step_name(step)
 
 
+SETTINGS = settings(
+    max_examples=50, stateful_step_count=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+
+
 class TestRotation(Rotation.TestCase):
-    settings = settings(
-        max_examples=50 * SCALE,
-        stateful_step_count=12,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
+    settings = SETTINGS
+
+
+@pytest.mark.slow
+@pytest.mark.long
+class TestRotationLonger(Rotation.TestCase):
+    settings = settings(SETTINGS, max_examples=500)

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import runs
-from harness import SCALE, after_the_end, after_the_kill, chance, leftovers, tiny
+from harness import after_the_end, after_the_kill, chance, leftovers, tiny, trials
 from safetensors.torch import load_file
 
 from hdit_cli.engine import checkpoint
@@ -13,10 +13,11 @@ from hdit_cli.engine import checkpoint
 pytestmark = pytest.mark.slow
 
 
-def test_a_failing_disk_stops_a_run_with_74(servers, unbroken, tmp_path):
+@trials(8, 40)
+def test_a_failing_disk_stops_a_run_with_74(servers, unbroken, tmp_path, count):
     random = chance("failing disk")
     events = unbroken[2]
-    for n in range(8 * SCALE):
+    for n in range(count):
         at, code = random.randint(10, events - 2), random.choice([28, 5, 122, 30, 13, 24])
         place = tmp_path / str(n)
         assert runs.failing_disk(servers, place, unbroken, at=at, code=code) == [], (at, code)
@@ -33,11 +34,12 @@ def test_a_limit_on_the_size_of_files(servers, unbroken, tmp_path):
     assert after_the_end(run, servers.run({"run": run}), reference=unbroken[1]) == []
 
 
+@trials(4, 20)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_one_signal_saves_and_a_second_start_goes_on(servers, unbroken, tmp_path, number):
+def test_one_signal_saves_and_a_second_start_goes_on(servers, unbroken, tmp_path, number, count):
     """At any event, of the loop or of the thread that saves."""
     random = chance(f"signal {number}")
-    for n in range(4 * SCALE):
+    for n in range(count):
         run, at = tmp_path / str(n) / "run", random.randint(25, unbroken[2] * 2 // 3)
         went = servers.run({"run": run, "signals": [[at, number]]})
         assert went.code == 75, (at, went.notes)
@@ -57,9 +59,10 @@ def assert_same_tensors(run, reference):
         assert file.read_bytes() == (run / file.relative_to(reference)).read_bytes(), file.name
 
 
-def test_two_signals_stop_at_once_and_nothing_is_broken(servers, unbroken, tmp_path):
+@trials(4, 20)
+def test_two_signals_stop_at_once_and_nothing_is_broken(servers, unbroken, tmp_path, count):
     random = chance("two signals")
-    for n in range(4 * SCALE):
+    for n in range(count):
         run, at = tmp_path / str(n) / "run", random.randint(25, unbroken[2] * 2 // 3)
         went = servers.run({"run": run, "signals": [[at, signal.SIGTERM], [at + 1, signal.SIGINT]]})
         assert went.code in (130, 75), (at, went.notes)  # 75: the second came while the first was being obeyed
