@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from hdit_cli.diffusion.densities import noise_density
     from hdit_cli.diffusion.samplers import sampler
     from hdit_cli.diffusion.schedules import schedule
-    from hdit_cli.engine.checkpoint import load
     from hdit_cli.engine.ema import ema_decay
     from hdit_cli.engine.generate import generate
+    from hdit_cli.engine.load import load
     from hdit_cli.engine.model import Model
 
 _LAZY = {
-    "load": "hdit_cli.engine.checkpoint",
+    "load": "hdit_cli.engine.load",
     "Model": "hdit_cli.engine.model",
     "schedule": "hdit_cli.diffusion.schedules",
     "sampler": "hdit_cli.diffusion.samplers",

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hdit_cli import __version__
-from hdit_cli.commands import convert, doctor, eval_fid, export, info, prepare, recipe, sample, train, verify
+from hdit_cli.commands import convert, doctor, ema, eval_fid, export, info, prepare, recipe, sample, train, verify
 from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError, is_out_of_memory
 
 COMMANDS = {
@@ -23,6 +23,7 @@ COMMANDS = {
     "eval-fid": (eval_fid.eval_fid, "Score a checkpoint or a folder of pictures."),
     "export": (export.export, "A file that other software loads."),
     "convert": (convert.convert, "A foreign checkpoint to one of ours."),
+    "ema": (ema.ema, "An average of any width, from a run's snapshots."),
     "verify": (verify.verify, "Whether checkpoints or shards are what was written."),
     "info": (info.info, "What a recipe, data set, run or checkpoint is."),
     "doctor": (doctor.doctor, "What this machine has, and what is missing."),

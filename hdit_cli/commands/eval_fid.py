@@ -85,6 +85,9 @@ def eval_fid(
         evaluation = evaluate(request, on_progress=bars.pictures, on_download=bars.download)
     if evaluation is None:
         return
+    if "model" in evaluation.facts:
+        model = evaluation.facts["model"]
+        shared.tell_origin(weights=model["weights"], origin=model["origin"])
     typer.echo(json.dumps(evaluation.record(), indent=2) if json_ else _page(evaluation))
 
 

@@ -39,7 +39,7 @@ def export(
     import json
 
     from hdit_cli import catalog
-    from hdit_cli.engine.checkpoint import load
+    from hdit_cli.engine.load import load
     from hdit_cli.errors import UsageError
 
     shared.check_weights(weights)
@@ -48,12 +48,14 @@ def export(
     if path.exists() and not force:
         raise UsageError(f"{path} exists", hint="--out elsewhere, or --force to overwrite")
     model = load(checkpoint, weights=weights, device="cpu")
+    shared.tell_origin(weights=model.weights, origin=model.origin)
     done = catalog.get("export", to.value)(model, path, dtype=dtype.value)
     facts = {
         "path": str(done.path),
         "to": to.value,
         "dtype": dtype.value,
         "weights": model.weights,
+        "origin": model.origin,
         "bytes": done.bytes,
         "sha256": done.sha256,
         "error": done.error,

@@ -66,6 +66,7 @@ def _recipe_facts(recipe: "Recipe", *, classes: list[str] | None) -> dict[str, A
         "density": diffusion.density.model_dump(),
         "steps": recipe.train.steps,
         "batch_size": recipe.train.batch_size,
+        "ema_stds": list(recipe.ema.stds),
     }
 
 
@@ -101,6 +102,7 @@ def _data_facts(path: Path) -> dict[str, Any]:
 
 
 def _run_facts(path: Path) -> dict[str, Any]:
+    from hdit_cli.engine import snapshots
     from hdit_cli.engine.checkpoint import list_steps
     from hdit_cli.recipe import load_recipe
 
@@ -109,7 +111,7 @@ def _run_facts(path: Path) -> dict[str, Any]:
         facts = _checkpoint_facts(newest)
     else:
         facts = _recipe_facts(load_recipe(str(path / "recipe.toml")), classes=None)
-    return {**facts, "kind": "run", "checkpoints": list_steps(path)}
+    return {**facts, "kind": "run", "checkpoints": list_steps(path), "snapshots": snapshots.list_steps(path)}
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def sample(
     if from_ is None:
         order = replace(order, sampling=sampling_of(model, **wanted))
     main = runtime.ranks().is_main
+    if main:
+        shared.tell_origin(weights=model.weights, origin=model.origin)
     with bar(total=image_count(model, order), unit="image", label="sampling", quiet=not main) as progress:
         world = runtime.ranks().world
         record = collect(

@@ -23,7 +23,7 @@ CfgInterval = Annotated[
     str | None, typer.Option(help="LO:HI, the noise levels (sigmas) within which guidance acts.", show_default="all")
 ]
 Size = Annotated[str | None, typer.Option(help="HxW or one number, in pixels.", show_default="as trained")]
-Weights = Annotated[str, typer.Option(help="ema or raw.")]
+Weights = Annotated[str, typer.Option(help="ema, raw, or the width of a power-function average, as 0.05.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images denoised together.", show_default="the recipe's")]
 Processes = Annotated[int, typer.Option(help="Processes on this machine: one for each GPU.")]
 
@@ -68,6 +68,13 @@ def check_positive(**values: int | float | None) -> None:
 
 
 def check_weights(weights: str) -> None:
-    """Raises UsageError unless `weights` is ema or raw."""
+    """Raises UsageError unless `weights` is ema, raw or a width."""
+    from hdit_cli.engine.weights import parse
+
+    parse(weights)
+
+
+def tell_origin(*, weights: str, origin: str) -> None:
+    """Says on stderr where an average of a certain width comes from: a file, or the snapshots it was made of."""
     if weights not in ("ema", "raw"):
-        raise UsageError(f"--weights {weights!r} is neither ema nor raw")
+        typer.echo(f"weights {weights}: {origin}", err=True)

@@ -130,6 +130,8 @@ class Watcher:
                 self.bar.set_postfix_str(f"{self.bar.images_per_second:.1f} images/s, loss {loss:.4f}", refresh=False)
             case events.Saved(step=step, path=path):
                 self._say(f"saved step {step}: {path}")
+            case events.Kept(step=step, path=path):
+                self._say(f"kept averages of step {step}: {path}")
             case events.Drawn(path=path):
                 self._say(f"drew {path}")
             case events.Warned(text=text):

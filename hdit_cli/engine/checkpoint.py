@@ -1,14 +1,15 @@
 """Checkpoints: inference files (`*.safetensors`) and the folders a run resumes from. No pickle, every file hashed.
 
-A checkpoint folder `step-00001000/` holds `model.safetensors` (raw weights) and `ema.safetensors`, both inference files,
-`optimizer.safetensors` (state keyed by parameter name), `state.json`, and `manifest.json` with the SHA-256 of the rest.
-It appears under its name only when it is whole and on the disk.
+A checkpoint folder `step-00001000/` holds `model.safetensors` (raw weights), `ema.safetensors` and `ema-0.050.safetensors`
+for each width of `ema.stds`, all inference files; `optimizer.safetensors` (state keyed by parameter name), `state.json`, and
+`manifest.json` with the SHA-256 of the rest. It appears under its name only when it is whole and on the disk.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hdit_cli import __version__, files, runtime
+from hdit_cli import __version__, files
 from hdit_cli.engine.model import Model, build_network, class_count, precondition
 from hdit_cli.errors import CheckpointError, NonFiniteError, StorageError, UsageError
 from hdit_cli.recipe import Recipe
@@ -101,54 +102,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def find(path: Path, *, weights: str) -> Path:
-    """The inference file that a CKPT argument means: a file, or a run folder's newest."""
-    if path.is_dir():
-        if weights == "ema" and (path / "ckpt.safetensors").is_file():
-            return path / "ckpt.safetensors"
-        steps = list_steps(path)
-        if steps:
-            name = "ema.safetensors" if weights == "ema" else "model.safetensors"
-            return path / "checkpoints" / step_name(steps[-1]) / name
-        raise CheckpointError(f"{path} holds no checkpoint", hint="train there first, or give a .safetensors file")
-    return path
-
-
-def load(
-    path: str | Path,
-    *,
-    device: str | torch.device | None = None,
-    weights: str = "ema",
-    dtype: torch.dtype | None = None,
-) -> Model:
-    """Loads a model from an inference file or a run folder.
-
-    Args:
-        path: `*.safetensors`, or a run folder (its newest `ckpt.safetensors`).
-        device: where to; None chooses CUDA, MPS, or the CPU.
-        weights: "ema" or "raw".
-        dtype: of the parameters; None keeps the file's.
-
-    Raises:
-        CheckpointError: no file, not a checkpoint, damaged, or of another kind.
-        UsageError: the file holds the other weights.
-    """
-    file = find(Path(path), weights=weights)
-    tensors, metadata = read_tensors(file)
-    if metadata.get("hdit.format") != FORMAT:
-        hint = "`hdit convert` turns a k-diffusion checkpoint into ours" if "config" in metadata else ""
-        raise CheckpointError(f"{file} is not an hdit checkpoint", hint=hint or "give a file that hdit wrote")
-    if metadata["hdit.weights"] != weights:
-        raise UsageError(
-            f"{file} holds {metadata['hdit.weights']} weights, not {weights}",
-            hint=f"say --weights {metadata['hdit.weights']}, or give the run folder, which has both",
-        )
-    model = assemble(tensors, metadata, where=str(file))
-    chosen = torch.device(device) if device is not None else runtime.device()
-    model.denoiser.to(device=chosen, dtype=dtype)
-    return model
-
-
 def assemble(tensors: dict[str, Tensor], metadata: dict[str, str], *, where: str) -> Model:
     """Builds the model that an inference file describes; all or nothing.
 
@@ -201,9 +154,39 @@ def step_name(step: int) -> str:
 
 def list_steps(run: Path) -> list[int]:
     """Steps that have a checkpoint folder, ascending; strictly by name."""
-    folder = run / "checkpoints"
+    return steps_in(run / "checkpoints")
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the folders `step-00001000` in a folder, ascending."""
     found = (_STEP.fullmatch(entry.name) for entry in folder.iterdir()) if folder.is_dir() else ()
     return sorted(int(match[1]) for match in found if match)
+
+
+@dataclass
+class Averages:
+    """Power-function averages on the host.
+
+    Attributes:
+        tensors: models as inference files hold them, by file name.
+        headers: of these files, when they are to be written.
+        stds: the relative standard deviation of each.
+        updates: how many steps they have averaged; the time of their profiles.
+    """
+
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    stds: dict[str, float] = field(default_factory=dict)
+    updates: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for part in self.tensors.values() for tensor in part.values())
+
+    def parts(self) -> dict[str, Callable[[], bytes]]:
+        """File name => what makes its bytes."""
+        return {name: partial(serialise, part, self.headers[name]) for name, part in self.tensors.items()}
 
 
 @dataclass
@@ -214,6 +197,7 @@ class Snapshot:
         raw, ema: models as inference files hold them.
         optimizer: tensors "<state>/<parameter>".
         state: JSON facts: step, images_seen, window of the loss log, size of metrics.jsonl.
+        averages: the power-function ones, where the recipe has any.
         headers: of the two inference files, when it is to be written.
     """
 
@@ -221,12 +205,14 @@ class Snapshot:
     ema: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    averages: Averages = field(default_factory=Averages)
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """Bytes of its tensors."""
-        return sum(t.numel() * t.element_size() for part in (self.raw, self.ema, self.optimizer) for t in part.values())
+        tensors = [t for part in (self.raw, self.ema, self.optimizer) for t in part.values()]
+        return sum(t.numel() * t.element_size() for t in tensors) + self.averages.size
 
 
 def save_snapshot(run: Path, snapshot: Snapshot, *, proceed: Callable[[], None] = lambda: None) -> Path:
@@ -239,17 +225,40 @@ def save_snapshot(run: Path, snapshot: Snapshot, *, proceed: Callable[[], None] 
         NonFiniteError: a tensor holds NaN or infinity; nothing was written.
         StorageError: too little space (nothing was written), or the disk failed.
     """
-    check_publishable(snapshot)
+    named = {"weights": snapshot.raw, "average": snapshot.ema, "optimizer": snapshot.optimizer}
+    check_publishable({**named, **snapshot.averages.tensors}, step=snapshot.state["step"])
     step = int(snapshot.state["step"])
     target = run / "checkpoints" / step_name(step)
     files.make_folder(target.parent)
     files.require_space(run, size=snapshot.size + sum(t.nbytes for t in snapshot.ema.values()))
+    state = dict(snapshot.state)
+    if snapshot.averages.tensors:
+        state["ema_updates"] = snapshot.averages.updates
     parts = {
         "model.safetensors": lambda: serialise(snapshot.raw, snapshot.headers["raw"]),
         "optimizer.safetensors": lambda: serialise(snapshot.optimizer, {"format": "pt"}),
-        "state.json": lambda: (json.dumps(snapshot.state, indent=2, allow_nan=False) + "\n").encode(),
+        "state.json": lambda: (json.dumps(state, indent=2, allow_nan=False) + "\n").encode(),
+        **snapshot.averages.parts(),
         "ema.safetensors": lambda: serialise(snapshot.ema, snapshot.headers["ema"]),
     }
+    data = write_folder(target, parts, facts={"step": step}, proceed=proceed)
+    files.write_bytes(run / "ckpt.safetensors", data)  # the last part: the average
+    return target
+
+
+def write_folder(
+    target: Path, parts: Mapping[str, Callable[[], bytes]], *, facts: dict[str, Any], proceed: Callable[[], None]
+) -> bytes:
+    """Writes files and their manifest into a new folder that appears whole or not at all.
+
+    Args:
+        parts: file name => what makes its bytes; one is in memory at a time.
+        facts: what the manifest says besides the files; "step" for one.
+        proceed: called before each file.
+
+    Returns:
+        the bytes of the last part.
+    """
     manifest, data = {}, b""
     with files.staged_folder(target) as stage:
         for name, make in parts.items():
@@ -257,18 +266,17 @@ def save_snapshot(run: Path, snapshot: Snapshot, *, proceed: Callable[[], None] 
             data = make()
             manifest[name] = {"bytes": len(data), "sha256": files.sha256_of(data)}
             files.write_bytes(stage / name, data)
-        files.write_json(stage / MANIFEST, {"step": step, "files": manifest})
-    files.write_bytes(run / "ckpt.safetensors", data)  # the last part: the average
-    return target
+        files.write_json(stage / MANIFEST, {**facts, "files": manifest})
+    return data
 
 
-def check_publishable(snapshot: Snapshot) -> None:
-    """Raises NonFiniteError, naming the tensor, if a value of a snapshot is NaN or infinite."""
-    for where, part in (("weights", snapshot.raw), ("average", snapshot.ema), ("optimizer", snapshot.optimizer)):
+def check_publishable(parts: Mapping[str, Mapping[str, Tensor]], *, step: int) -> None:
+    """Raises NonFiniteError, naming the tensor, if a value of what is to be written is NaN or infinite."""
+    for where, part in parts.items():
         for name, tensor in part.items():
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(
-                    f"step {snapshot.state['step']} is not saved: {name} of the {where} holds NaN or infinity",
+                    f"step {step} is not saved: {name} of the {where} holds NaN or infinity",
                     hint="the newest checkpoint is from before; lower optimizer.lr, or use train.precision=fp32",
                 )
 
@@ -328,7 +336,9 @@ def load_snapshot(folder: Path) -> Snapshot:
     raw, _ = read_tensors(folder / "model.safetensors")
     ema, _ = read_tensors(folder / "ema.safetensors")
     optimizer, _ = read_tensors(folder / "optimizer.safetensors")
-    return Snapshot(raw, ema, optimizer, json.loads((folder / "state.json").read_text()))
+    state = json.loads((folder / "state.json").read_text())
+    tensors = {path.name: read_tensors(path)[0] for path in sorted(folder.glob("ema-*.safetensors"))}
+    return Snapshot(raw, ema, optimizer, state, Averages(tensors, updates=state.get("ema_updates", 0)))
 
 
 def rotate(run: Path, *, keep: int) -> None:

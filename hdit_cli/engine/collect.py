@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from hdit_cli import files, runtime
-from hdit_cli.engine.checkpoint import find, load
 from hdit_cli.engine.generate import Sampling, check, choose_labels, stream
 from hdit_cli.engine.grid import grid_png, picture_png
+from hdit_cli.engine.load import find, open_source
 from hdit_cli.engine.model import Model
 from hdit_cli.errors import CheckpointError, UsageError
 
@@ -81,12 +81,12 @@ def load_for(order: Order, *, sha256: str = "") -> tuple[Model, str]:
     Raises:
         CheckpointError: it cannot be loaded, or is another file than the one recorded.
     """
-    file = find(Path(order.checkpoint), weights=order.weights)
-    model = load(file, weights=order.weights)
-    found = files.sha256(file)
+    source = find(Path(order.checkpoint), weights=order.weights)
+    model = open_source(source, weights=order.weights)
+    found = source.sha256()
     if sha256 and found != sha256:
         raise CheckpointError(
-            f"{file} is not the checkpoint these samples were made with",
+            f"{source} is not the checkpoint these samples were made with",
             hint="the run has gone on; find the older file",
         )
     return model, found
@@ -132,7 +132,7 @@ def collect(
         "format": FORMAT,
         "checkpoint": order.checkpoint,
         "checkpoint_sha256": sha256,
-        "weights": order.weights,
+        "weights": model.weights,
         "step": model.step,
         "n": n,
         "label": order.label,

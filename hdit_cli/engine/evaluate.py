@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from hdit_cli import catalog, files, runtime
-from hdit_cli.engine.checkpoint import list_steps, load
+from hdit_cli.engine.checkpoint import list_steps
 from hdit_cli.engine.collect import sampling_of
 from hdit_cli.engine.generate import check, choose_labels
 from hdit_cli.engine.grid import picture_png
+from hdit_cli.engine.load import load
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.picture_sets import Generated, PictureSet, Stored, is_data_set, open_stored
 from hdit_cli.engine.scores import OnProgress, Score, check_counts, check_sizes, needs_inception, score
@@ -218,6 +219,7 @@ def _facts(request: Request, pictures: PictureSet, reference: Stored, net: Incep
         model = pictures.model
         facts["sampling"] = {**asdict(pictures.sampling), "label": request.label}
         facts["model"] = {"step": model.step, "images_seen": model.images_seen, "weights": model.weights}
+        facts["model"]["origin"] = model.origin
     elif isinstance(pictures, Stored):
         facts["fingerprint"] = pictures.fingerprint
     return {**facts, "processes": runtime.ranks().world, "environment": runtime.environment()}

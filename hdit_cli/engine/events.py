@@ -52,6 +52,14 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A snapshot of the averages of `ema.stds` is on the disk."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
 class Warned:
     """Something the user should know and that does not stop the run."""
 
@@ -66,4 +74,4 @@ class Finished:
     stopped_by: str = ""
 
 
-Event = Started | Stepped | Logged | Drawn | Saved | Warned | Finished
+Event = Started | Stepped | Logged | Drawn | Saved | Kept | Warned | Finished

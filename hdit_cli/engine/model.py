@@ -25,9 +25,10 @@ class Model:
         denoiser: the preconditioned network, in eval mode.
         recipe: the resolved recipe, as a dict.
         classes: names, in the order of the labels; empty for an unconditional model.
-        weights: "ema" or "raw".
+        weights: "ema", "raw", or "std 0.050", a power-function average by its width.
         step, images_seen: how far it was trained.
         data: path, fingerprint and, where known, pictures per class of the data it was trained on.
+        origin: where the weights were read, or what they were reconstructed from; "" for a model in training.
     """
 
     denoiser: Denoiser
@@ -37,6 +38,7 @@ class Model:
     step: int = 0
     images_seen: int = 0
     data: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
 
     @property
     def network(self) -> HDiT:

@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.keep",
     "train.stop_after",
+    "ema.snapshot_every",
     "train.nonfinite",  # and its cap: decide about steps that have not been
     "sample.",
     "eval.",
@@ -36,6 +37,7 @@ class RunFolder:
         self.timing_file = path / "timing.jsonl"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
+        self.averages = path / "ema"
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Raises UsageError, with the differences, if the folder's recipe computes something else than `recipe`."""
@@ -59,6 +61,7 @@ class RunFolder:
         for folder in (self.path, self.samples, self.checkpoints):
             files.make_folder(folder)
             files.reap(folder)
+        files.reap(self.averages)
         files.write_text(self.recipe_file, recipe.to_toml())
 
     def metrics_size(self) -> int:

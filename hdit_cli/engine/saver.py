@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from hdit_cli.engine.events import Event, Saved
+from hdit_cli.engine.events import Event
 
 Proceed = Callable[[], None]
 
@@ -21,7 +21,7 @@ class Saver:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._saved: Saved | None = None
+        self._saved: Event | None = None
         self._error: BaseException | None = None
         self._give_up = threading.Event()
 
@@ -35,7 +35,7 @@ class Saver:
             self._give_up.set()  # ends before its next file, and leaves no trace
         self.wait()
 
-    def start(self, write: Callable[[Proceed], Saved]) -> None:
+    def start(self, write: Callable[[Proceed], Event]) -> None:
         """Runs `write(proceed)` in a thread; `wait` must have been called before.
 
         Args:
@@ -65,7 +65,7 @@ class Saver:
             raise error
         return [] if saved is None else [saved]
 
-    def _run(self, write: Callable[[Proceed], Saved]) -> None:
+    def _run(self, write: Callable[[Proceed], Event]) -> None:
         try:
             self._saved = write(self._proceed)
         except _GivenUp:

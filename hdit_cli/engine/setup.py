@@ -75,7 +75,9 @@ def plan(recipe: Recipe, *, data: Path) -> dict[str, Any]:
         "steps": section.steps,
         "steps_per_epoch": len(reader) / section.batch_size,
         "epochs": section.steps * section.batch_size / len(reader),
-        "bytes_of_weights_gradients_moments_average": facts["params"] * DTYPES[section.precision].itemsize * 5,
+        "bytes_of_weights_gradients_moments_average": facts["params"]
+        * DTYPES[section.precision].itemsize
+        * (5 + len(recipe.ema.stds)),
         "device": str(runtime.device()),
     }
 

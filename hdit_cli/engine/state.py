@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdit_cli.engine.checkpoint import Snapshot, check_tensors, metadata_of
-from hdit_cli.engine.ema import EMA
+from hdit_cli.engine.checkpoint import Averages, Snapshot, check_tensors, metadata_of
+from hdit_cli.engine.ema import EMA, PowerAverages
 from hdit_cli.engine.model import Model, param_groups
+from hdit_cli.engine.weights import file_name, name_of
 from hdit_cli.errors import CheckpointError
 from hdit_cli.recipe import Recipe
 
@@ -41,12 +42,13 @@ class Window:
 
 @dataclass
 class TrainState:
-    """Weights, average, optimizer, position. The position is the number of images seen: step * batch size."""
+    """Weights, averages, optimizer, position. The position is the number of images seen: step * batch size."""
 
     model: Model
     ema: EMA
     optimizer: torch.optim.Optimizer
     window: Window
+    averages: PowerAverages
     step: int = 0
     base_lrs: list[float] = field(default_factory=list)
 
@@ -56,10 +58,23 @@ class TrainState:
 
     def ema_model(self) -> Model:
         """The averaged weights as a model."""
+        return self._model_of(self.ema, weights="ema")
+
+    def _model_of(self, ema: EMA, *, weights: str) -> Model:
         denoiser = type(self.model.denoiser)(
-            self.ema.network, sigma_data=self.model.denoiser.sigma_data, weighting=self.model.denoiser.weighting
+            ema.network, sigma_data=self.model.denoiser.sigma_data, weighting=self.model.denoiser.weighting
         )
-        return dataclasses.replace(self.model, denoiser=denoiser.eval(), weights="ema")
+        return dataclasses.replace(self.model, denoiser=denoiser.eval(), weights=weights)
+
+    def copied_averages(self) -> Averages:
+        """The power-function averages on the host, as inference files hold them; training may go on."""
+        models = {std: self._model_of(ema, weights=name_of(std)) for std, ema in self.averages.by_std.items()}
+        return Averages(
+            tensors={file_name(std): _copied(model.network.state_dict()) for std, model in models.items()},
+            headers={file_name(std): metadata_of(model) for std, model in models.items()},
+            stds={file_name(std): std for std in models},
+            updates=int(self.averages.updates),
+        )
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """The optimizer's state as "<state>/<parameter>"."""
@@ -78,6 +93,7 @@ class TrainState:
             _copied(ema.network.state_dict()),
             _copied(self.optimizer_tensors()),
             facts,
+            self.copied_averages(),
             headers={"raw": metadata_of(self.model), "ema": metadata_of(ema)},
         )
 
@@ -86,9 +102,15 @@ class TrainState:
         device, dtype = self.model.device, self.model.dtype
         check_tensors(self.model.network.state_dict(), snapshot.raw, where="model.safetensors")
         check_tensors(self.ema.network.state_dict(), snapshot.ema, where="ema.safetensors")
+        networks = {file_name(std): ema.network for std, ema in self.averages.by_std.items()}
+        for name, network in networks.items():
+            check_tensors(network.state_dict(), snapshot.averages.tensors.get(name, {}), where=name)
         self._restore_optimizer(snapshot.optimizer)
         self.model.network.load_state_dict(snapshot.raw)
         self.ema.network.load_state_dict(snapshot.ema)
+        for name, network in networks.items():
+            network.load_state_dict(snapshot.averages.tensors[name])
+        self.averages.updates.fill_(snapshot.averages.updates)
         self.step = snapshot.state["step"]
         window = snapshot.state["window"]
         same = len(window["loss"]) == world

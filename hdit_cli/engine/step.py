@@ -16,7 +16,7 @@ from hdit_cli.data.augment import augment
 from hdit_cli.data.loader import Batch, flip, to_x0
 from hdit_cli.diffusion.denoiser import LossOf
 from hdit_cli.diffusion.densities import noise_density
-from hdit_cli.engine.ema import EMA, ema_decay
+from hdit_cli.engine.ema import EMA, PowerAverages, ema_decay
 from hdit_cli.engine.guard import FiniteGuard
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.setup import DTYPES
@@ -42,7 +42,8 @@ class Stepper:
         self.density = noise_density(density.type, **density.options())
         model.denoiser.to(self.device)
         window = Window.empty(device=self.device)
-        self.state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), window)
+        averages = PowerAverages(model.network, stds=recipe.ema.stds)
+        self.state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), window, averages)
         self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
         self.loss_of = accelerator.prepare_model(LossOf(model.denoiser).train())
         cap = recipe.train.nonfinite_cap if recipe.train.nonfinite == "skip" else 1
@@ -96,7 +97,7 @@ class Stepper:
         state.step += 1
 
     def update(self, refused: Tensor) -> None:
-        """AdamW and EMA, masked on the device where `refused` is 1."""
+        """AdamW and the averages, masked on the device where `refused` is 1."""
         state, section = self.state, self.recipe.optimizer
         warm = min(1.0, (state.step + 1) / section.warmup) if section.warmup else 1.0
         for group, lr in zip(state.optimizer.param_groups, state.base_lrs, strict=True):
@@ -104,4 +105,6 @@ class Stepper:
         state.optimizer.grad_scale, state.optimizer.found_inf = None, refused  # type: ignore[attr-defined]
         state.optimizer.step()
         decay = ema_decay(state.step, power=self.recipe.ema.power, max_value=self.recipe.ema.max_decay)
-        state.ema.update(state.parameters, decay=decay, keep=(1 - refused).to(self.dtype))
+        keep = (1 - refused).to(self.dtype)
+        state.ema.update(state.parameters, decay=decay, keep=keep)
+        state.averages.update(state.parameters, keep=keep)

@@ -13,10 +13,10 @@ from hdit_cli import files, runtime
 from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine import checkpoint
+from hdit_cli.engine import checkpoint, snapshots
 from hdit_cli.engine.clock import Clock
 from hdit_cli.engine.draw import draw_grids
-from hdit_cli.engine.events import Drawn, Event, Finished, Logged, Saved, Started, Stepped, Warned
+from hdit_cli.engine.events import Drawn, Event, Finished, Kept, Logged, Saved, Started, Stepped, Warned
 from hdit_cli.engine.model import count
 from hdit_cli.engine.run import RunFolder
 from hdit_cli.engine.saver import Proceed, Saver
@@ -122,6 +122,26 @@ class Trainer:
         self.saver.start(partial(self._write, state.snapshot(facts)))
         return ended
 
+    def keep_averages(self) -> list[Event]:
+        """Copies the power-function averages to the host and has a snapshot written in a thread, by the main process.
+
+        Returns:
+            as `save`.
+        """
+        self.check_finite()
+        state = self.state
+        if not self.accelerator.is_main_process:
+            return []
+        ended = self.saver.wait()
+        state.model.step = state.step
+        state.model.images_seen = state.step * self.recipe.train.batch_size
+        self.saver.start(partial(self._write_averages, state.copied_averages(), state.step))
+        return ended
+
+    def _write_averages(self, averages: checkpoint.Averages, step: int, proceed: Proceed) -> Kept:
+        """In the thread."""
+        return Kept(step, snapshots.write(self.folder.path, averages, step=step, proceed=proceed))
+
     def _write(self, snapshot: checkpoint.Snapshot, proceed: Proceed) -> Saved:
         """In the thread: the log made durable, a checkpoint folder, `ckpt.safetensors`, then rotation."""
         self.folder.sync_metrics()
@@ -155,6 +175,8 @@ class Trainer:
                 self.folder.cut_metrics(snapshot.state["metrics_bytes"])
         elif self.accelerator.is_main_process:
             self.folder.cut_metrics(0)
+        if self.accelerator.is_main_process:
+            snapshots.cut(self.folder.path, after=self.state.step)
 
     def check_data(self, snapshot: checkpoint.Snapshot) -> None:
         """Raises UsageError where the data is not what the run was started with, wherever it lies now."""
@@ -183,7 +205,7 @@ class Trainer:
             device=str(self.device),
             step=self.state.step,
             steps=section.steps,
-            bytes_held=held * 5,  # weights, gradients, two moments, average
+            bytes_held=held * (5 + len(self.recipe.ema.stds)),  # weights, gradients, two moments, averages
         )
 
     def events(self) -> Generator[Event]:
@@ -228,6 +250,8 @@ class Trainer:
             reason = stop.agreed()
             if section.sample_every and due(section.sample_every):
                 yield from self.draw()
+            if self.recipe.ema.snapshot_every and due(self.recipe.ema.snapshot_every):
+                yield from self.keep_averages()
             if reason or due(section.save_every):
                 yield from self.save()
         yield from self.saver.wait()

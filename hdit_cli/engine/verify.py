@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hdit_cli import files
 from hdit_cli.data import shards
-from hdit_cli.engine import checkpoint
+from hdit_cli.engine import checkpoint, snapshots
 from hdit_cli.errors import DataError
 
 
@@ -22,7 +22,7 @@ class Checked:
 
 
 def verify_run(run: Path) -> Iterator[Checked]:
-    """Every checkpoint folder of a run, oldest first, then `ckpt.safetensors`.
+    """Every checkpoint folder of a run, oldest first, then `ckpt.safetensors`, then the snapshots of averages.
 
     What was set aside as `.bad` is no longer part of the run, and not looked at.
     """
@@ -33,13 +33,20 @@ def verify_run(run: Path) -> Iterator[Checked]:
         if not problem:
             manifest = json.loads((folder / checkpoint.MANIFEST).read_bytes())
             averages.add(manifest["files"]["ema.safetensors"]["sha256"])
-        yield Checked(folder.name, sum(p.stat().st_size for p in folder.iterdir() if p.is_file()), problem)
+        yield Checked(folder.name, _size(folder), problem)
     public = run / "ckpt.safetensors"
     if public.is_file():
         known = not averages or files.sha256(public) in averages
         yield Checked(public.name, public.stat().st_size, "" if known else "is not the average of any whole checkpoint")
     elif averages:
         yield Checked(public.name, 0, "is missing; the next `hdit train` writes it again")
+    for step in snapshots.list_steps(run):
+        folder = snapshots.folder_of(run, step)
+        yield Checked(f"{snapshots.FOLDER}/{folder.name}", _size(folder), checkpoint.verify(folder))
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
 def verify_data(data: Path) -> Iterator[Checked]:

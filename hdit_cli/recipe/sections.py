@@ -1,7 +1,7 @@
 """The sections that are not the model's or the diffusion's: data, training, optimizer, average, sampling, scores."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -22,6 +22,8 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 Interval = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+STD_MIN, STD_MAX = 0.001, 0.28  # of power-function averages; 0.2887 would be the mean of all weights so far
+Std = Annotated[float, Field(ge=STD_MIN, le=STD_MAX)]
 
 
 def _duration(value: str) -> str:
@@ -31,7 +33,7 @@ def _duration(value: str) -> str:
     return value
 
 
-def _no_repeats(value: tuple[str, ...]) -> tuple[str, ...]:
+def _no_repeats(value: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(value)) < len(value):
         raise PydanticCustomError("sentence", "{text}", {"text": "names the same thing twice"})
     return value
@@ -96,10 +98,18 @@ class Optimizer(Section):
 
 
 class Ema(Section):
-    """Average of the weights: decay min(max_decay, 1 - (1 + step)^-power)."""
+    """Averages of the weights: the main one with decay min(max_decay, 1 - (1 + step)^-power), and EDM2's by their widths."""
 
     power: Annotated[float, Field(gt=0.0, le=10.0)] = 0.75
     max_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9999
+    stds: Annotated[tuple[Std, ...], Listed, Field(max_length=16), AfterValidator(_no_repeats)] = ()
+    snapshot_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0  # steps between snapshots of `stds`; 0 = none
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.snapshot_every and not self.stds:
+            stop_at([(("snapshot_every",), "has nothing to write: ema.stds is empty; [0.05, 0.10] are usual")])
+        return self
 
 
 class Sample(Section):

@@ -58,6 +58,7 @@ def tiny(**changes):
             "keep": KEEP,
         },
         "optimizer": {"lr": 2e-3, "warmup": 3},
+        "ema": {"stds": [0.1], "snapshot_every": 3},
         "sample": {"n": 2, "steps": 1, "batch_size": 2},
     }
     for key, value in changes.items():

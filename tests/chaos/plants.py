@@ -11,7 +11,7 @@ from unittest import mock
 
 from hdit_cli import files, runtime
 from hdit_cli.data import loader, order
-from hdit_cli.engine import checkpoint, ema, guard, run, saver, state, step, train
+from hdit_cli.engine import checkpoint, ema, guard, run, saver, snapshots, state, step, train
 
 
 @contextlib.contextmanager
@@ -173,6 +173,15 @@ def restored(change):
     return [(state.TrainState, "restore", restore)]
 
 
+def forget_updates(self, before):
+    self.averages.updates.zero_()
+
+
+def restart_widths(self, before):
+    for average in self.averages.by_std.values():
+        average.network.load_state_dict(before)
+
+
 def forget_window(self, before):
     self.window = state.Window.empty(device=self.window.loss.device)
 
@@ -261,6 +270,9 @@ PLANTS = {
     "no fall-back": lambda: [(checkpoint, "newest_verified", no_fall_back)],
     "no lock": lambda: [(files, "lock", no_lock)],
     "average not restored": lambda: restored(lambda self, before: self.ema.network.load_state_dict(before)),
+    "widths not restored": lambda: restored(restart_widths),
+    "updates not restored": lambda: restored(forget_updates),
+    "snapshots not cut": lambda: [(snapshots, "cut", lambda folder, *, after: None)],
     "moments not restored": lambda: [(state.TrainState, "_restore_optimizer", lambda self, tensors: None)],
     "step off by one": lambda: restored(step_off),
     "log window not restored": lambda: restored(forget_window),

@@ -64,6 +64,7 @@ def not_finite(servers, place, *, fault, plants=()):
     for step in steps:
         found = checkpoint.load_snapshot(run / "checkpoints" / checkpoint.step_name(step))
         tensors = [*found.raw.values(), *found.ema.values(), *found.optimizer.values()]
+        tensors += [t for part in found.averages.tensors.values() for t in part.values()]
         wrong += [f"step {step} is not finite"] * (not all(torch.isfinite(t).all() for t in tensors))
     return wrong + half_checkpoints(run)
 
@@ -82,6 +83,10 @@ def skipped(servers, place, *, fault, plants=()):
     for part in ("raw", "ema", "optimizer"):
         ours, theirs = getattr(after, part), getattr(before, part)
         wrong += [f"{part} {name} changed" for name in theirs if not torch.equal(ours[name], theirs[name])]
+    ours, theirs = after.averages.tensors["ema-0.100.safetensors"], before.averages.tensors["ema-0.100.safetensors"]
+    wrong += [f"average 0.100 {name} changed" for name in theirs if not torch.equal(ours[name], theirs[name])]
+    if after.averages.updates != before.averages.updates:
+        wrong.append("the refused step counts as an update")
     lines = (run / "metrics.jsonl").read_text().splitlines()
     if '"skipped": 1' not in lines[-1] or '"loss": null' not in lines[-1] or '"skipped": 0' not in lines[0]:
         wrong.append(f"not counted: {lines}")

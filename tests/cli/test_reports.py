@@ -132,7 +132,7 @@ def test_info_of_a_checkpoint_and_a_run(capsys, run_folder, data_set):
     wanted = {"kind": "checkpoint", "name": "tiny", "step": 7, "images_seen": 112, "weights": "ema", "classes": 2}
     assert {key: found[key] for key in wanted} == wanted and found["class_names"] == ["daisy", "rose"]
     from_run = facts(capsys, "info", str(run_folder))
-    assert from_run == {**found, "kind": "run", "checkpoints": []}
+    assert from_run == {**found, "kind": "run", "checkpoints": [], "snapshots": []}
     # the recipe alone finds the number of classes in the data it names
     assert facts(capsys, "info", str(run_folder / "recipe.toml"))["params"] == found["params"]
     (run_folder / "ckpt.safetensors").unlink()

@@ -1,0 +1,80 @@
+"""`hdit ema RUN --std 0.05,0.10`: averages of any width after the training, from a run's snapshots."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hdit_cli.engine.posthoc import Plan
+
+
+def ema(
+    run: Annotated[Path, typer.Argument(help="A run that was trained with ema.stds and ema.snapshot_every.")],
+    std: Annotated[
+        str, typer.Option(help="Widths with commas: standard deviations, as a part of the training so far; 0.05,0.10.")
+    ],
+    step: Annotated[
+        int | None, typer.Option(help="A step that has a snapshot: the average there.", show_default="the newest")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="RUN")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Facts on stdout as JSON, with the coefficients.")] = False,
+) -> None:
+    """Write one inference file for each width, reconstructed from the run's snapshots (post-hoc EMA, EDM2)."""
+    import json
+
+    from hdit_cli import files
+    from hdit_cli.engine.weights import parse_stds
+    from hdit_cli.errors import UsageError
+
+    stds = parse_stds(std)
+    if not run.is_dir():
+        raise UsageError(f"{run} is not a run folder", hint="give a folder that `hdit train` made")
+
+    from hdit_cli.engine.checkpoint import serialise
+    from hdit_cli.engine.posthoc import plan, reconstruct
+
+    plans = plan(run, stds, step=step)
+    paths = [(out or run) / _file_name(planned, newest=step is None) for planned in plans]
+    taken = [path for path in paths if path.exists()]
+    if taken and not force:
+        raise UsageError(f"{taken[0]} exists", hint="--out elsewhere, or --force to overwrite")
+    if out is not None:
+        files.make_folder(out)
+    facts = []
+    for planned, path, (tensors, header) in zip(plans, paths, reconstruct(plans), strict=True):
+        data = serialise(tensors, header)
+        files.write_bytes(path, data)
+        facts.append(_facts(planned, path, data))
+        if not json_:
+            typer.echo(f"{path}: std {planned.std:g}, {planned}")
+    if json_:
+        typer.echo(json.dumps(facts, indent=2))
+
+
+def _file_name(plan: "Plan", *, newest: bool) -> str:
+    """`ema-0.050.safetensors` of the newest snapshot; of another one its step stands in the name."""
+    from hdit_cli.engine.checkpoint import step_name
+    from hdit_cli.engine.weights import file_name
+
+    name = file_name(plan.std)
+    return name if newest else f"{step_name(plan.step)}-{name}"
+
+
+def _facts(plan: "Plan", path: Path, data: bytes) -> dict[str, Any]:
+    from hdit_cli import files
+
+    return {
+        "path": str(path),
+        "std": plan.std,
+        "step": plan.step,
+        "snapshots": plan.count,
+        "profile_error": plan.fit.error,
+        "coefficients": {
+            f"{file.parent.name}/{file.name}": float(value)
+            for file, value in zip(plan.files, plan.fit.coefficients, strict=True)
+        },
+        "bytes": len(data),
+        "sha256": files.sha256_of(data),
+    }

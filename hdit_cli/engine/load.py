@@ -1,0 +1,125 @@
+"""From what a user calls a checkpoint to a model: a file, or a run folder and which of its weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hdit_cli import files, runtime
+from hdit_cli.engine import posthoc, snapshots
+from hdit_cli.engine import weights as names
+from hdit_cli.engine.checkpoint import FORMAT, assemble, list_steps, read_header, read_tensors, step_name
+from hdit_cli.engine.model import Model
+from hdit_cli.errors import CheckpointError, UsageError
+
+
+@dataclass(frozen=True)
+class InFile:
+    """Weights that lie in an inference file."""
+
+    file: Path
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+    def read(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and header.
+
+        Raises:
+            CheckpointError: not a safetensors file, damaged, or not ours.
+        """
+        tensors, header = read_tensors(self.file)
+        if header.get("hdit.format") != FORMAT:
+            hint = "`hdit convert` turns a k-diffusion checkpoint into ours" if "config" in header else ""
+            raise CheckpointError(f"{self.file} is not an hdit checkpoint", hint=hint or "give a file that hdit wrote")
+        return tensors, header
+
+    def sha256(self) -> str:
+        """Of the file."""
+        return files.sha256(self.file)
+
+
+Source = InFile | posthoc.Plan
+
+
+def find(path: Path, *, weights: str | float) -> Source:
+    """What a CKPT argument means: a file, or the newest of the wanted weights that a run has.
+
+    A width is looked for in the newest checkpoint, which holds those of `ema.stds`; then among the files that `hdit ema`
+    wrote, unless the run has a newer snapshot; then it is reconstructed from the snapshots.
+
+    Args:
+        weights: "ema", "raw", or a relative standard deviation.
+
+    Raises:
+        UsageError: no such weights can be.
+        CheckpointError: the run has no checkpoint, or nothing to make the average of.
+    """
+    name = names.parse(weights)
+    if not path.is_dir():
+        return InFile(path)
+    std, steps = names.std_of(name), list_steps(path)
+    if std is not None:
+        return _average(path, std, newest=path / "checkpoints" / step_name(steps[-1]) if steps else path)
+    if name == "ema" and (path / "ckpt.safetensors").is_file():
+        return InFile(path / "ckpt.safetensors")
+    if steps:
+        file = "ema.safetensors" if name == "ema" else "model.safetensors"
+        return InFile(path / "checkpoints" / step_name(steps[-1]) / file)
+    raise CheckpointError(f"{path} holds no checkpoint", hint="train there first, or give a .safetensors file")
+
+
+def _average(run: Path, std: float, *, newest: Path) -> Source:
+    """A power-function average of a run; see `find`."""
+    tracked, written = newest / names.file_name(std), run / names.file_name(std)
+    if newest != run and tracked.is_file():
+        return InFile(tracked)
+    steps = snapshots.list_steps(run)
+    if written.is_file() and (not steps or int(read_header(written).get("hdit.step", -1)) >= steps[-1]):
+        return InFile(written)
+    return posthoc.plan(run, [std])[0]
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    weights: str | float = "ema",
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """Loads a model from an inference file or a run folder.
+
+    Args:
+        path: `*.safetensors`, or a run folder (its newest weights).
+        device: where to; None chooses CUDA, MPS, or the CPU.
+        weights: "ema", "raw", or the relative standard deviation of a power-function average: tracked by the run, or
+            reconstructed from its snapshots. A file of such an average counts as "ema" too.
+        dtype: of the parameters; None keeps the file's.
+
+    Raises:
+        CheckpointError: no file, not a checkpoint, damaged, or of another kind.
+        UsageError: the file holds the other weights.
+    """
+    return open_source(find(Path(path), weights=weights), weights=weights, device=device, dtype=dtype)
+
+
+def open_source(
+    source: Source,
+    *,
+    weights: str | float,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """Builds the model of what `find` found; see `load`."""
+    tensors, header = source.read()
+    model = assemble(tensors, header, where=str(source))
+    wanted = names.parse(weights)
+    if model.weights != wanted and (wanted != "ema" or names.std_of(model.weights) is None):
+        raise UsageError(
+            f"{source} holds {model.weights} weights, not {wanted}",
+            hint=f"say --weights {names.option(model.weights)}, or give the run folder",
+        )
+    model.origin = str(source)
+    model.denoiser.to(device=torch.device(device) if device is not None else runtime.device(), dtype=dtype)
+    return model
