@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hdit_cli import __version__
-from hdit_cli.commands import convert, doctor, eval_fid, export, info, prepare, recipe, sample, train, verify
+from hdit_cli.commands import convert, doctor, eval_fid, export, info, prepare, recipe, report, sample, train, verify
 from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError, is_out_of_memory
 
 COMMANDS = {
@@ -24,6 +24,7 @@ COMMANDS = {
     "export": (export.export, "A file that other software loads."),
     "convert": (convert.convert, "A foreign checkpoint to one of ours."),
     "verify": (verify.verify, "Whether checkpoints or shards are what was written."),
+    "report": (report.report, "One HTML page about runs: curves, grids, scores."),
     "info": (info.info, "What a recipe, data set, run or checkpoint is."),
     "doctor": (doctor.doctor, "What this machine has, and what is missing."),
     "recipe": (recipe.recipe, "Print a shipped recipe, to be edited."),
