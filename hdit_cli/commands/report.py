@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared on one page.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared on one page.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -19,7 +21,9 @@ def report(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is no report.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Path, size, and each run's facts and notes on stdout.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Path, size, and each run's facts and notes on stdout.")
+    ] = False,
 ) -> None:
     """Write one HTML page about one or several runs. It needs no server and no network: open it, send it, print it.
 

@@ -118,7 +118,8 @@ def evaluate(
     if not runtime.ranks().is_main:
         return None
     evaluation = Evaluation(scores, _facts(request, pictures, reference, net), notes)
-    notes += _keep(evaluation, request.source) if model else []
+    if model is not None:
+        evaluation.notes.extend(_keep(evaluation, request.source))
     return evaluation
 
 

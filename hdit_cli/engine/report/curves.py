@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hdit_cli.engine.report.logs import Axes, newest_of_each_step, number, numbers, thinned
+from hdit_cli.engine.report.logs import Axes, exact, newest_of_each_step, number, numbers, thinned
 from hdit_cli.engine.report.pictures import evenly
 
 SIGMAS = 16  # noise levels with a curve of their own
@@ -39,7 +39,7 @@ def timing(lines: Sequence[dict[str, Any]], axes: Axes) -> dict[str, Any]:
     """Images per second and peak memory in GiB."""
 
     def memory(line: dict[str, Any]) -> float | None:
-        peak = number(line.get("peak_bytes"))
+        peak = exact(line.get("peak_bytes"))
         return None if peak is None else peak / 2**30
 
     return thinned(lines, {"images_per_second": _getter("images_per_second"), "memory": memory}, axes)
@@ -117,10 +117,11 @@ def scores(lines: Sequence[dict[str, Any]], axes: Axes) -> list[dict[str, Any]]:
     found = []
     for line in sorted(lines, key=lambda line: line["step"]):
         values = line.get("scores")
-        values = {str(name): score for name, value in values.items() if (score := number(value)) is not None} if isinstance(values, dict) else {}  # fmt: skip
-        if values:
+        told = {str(name): number(value) for name, value in values.items()} if isinstance(values, dict) else {}
+        told = {name: value for name, value in told.items() if value is not None}
+        if told:
             place = {name: column[0] for name, column in axes.columns([line["step"]]).items()}
-            found.append({**place, "scores": values, **_conditions(line)})
+            found.append({**place, "scores": told, **_conditions(line)})
     return found
 
 

@@ -12,7 +12,7 @@ from hdit_cli.engine import checkpoint
 from hdit_cli.engine.evaluate import SCORES
 from hdit_cli.engine.model import count
 from hdit_cli.engine.report import curves
-from hdit_cli.engine.report.logs import Axes, Log, newest_of_each_step, number, read_json, read_log
+from hdit_cli.engine.report.logs import Axes, Log, exact, newest_of_each_step, number, read_json, read_log
 from hdit_cli.engine.report.pictures import grids
 from hdit_cli.engine.run import RunFolder
 from hdit_cli.errors import HditError, UsageError
@@ -44,7 +44,9 @@ def _check(folder: Path) -> None:
     if not folder.is_dir():
         raise UsageError(f"no run folder {folder}", hint="`hdit train` makes one, by default runs/<recipe name>")
     if not any(path.exists() for path in (run.recipe_file, run.metrics_file, run.samples, run.checkpoints)):
-        hint = "a prepared data set is not a run" if (folder / "manifest.json").is_file() else "give the folder of a run"
+        hint = (
+            "a prepared data set is not a run" if (folder / "manifest.json").is_file() else "give the folder of a run"
+        )
         raise UsageError(f"{folder} is not a run: no recipe.toml, logs, samples or checkpoints", hint=hint)
 
 
@@ -139,8 +141,8 @@ def _summary(
     size, images = (recipe.model.size if recipe else None), axes.columns([last])["images"][0]
     counted = count(recipe, classes=len(classes)) if recipe else {}
     rates = [rate for line in logs["timing"].lines if (rate := number(line.get("images_per_second")))]
-    peaks = [peak for line in logs["timing"].lines if (peak := number(line.get("peak_bytes")))]
-    times = [moment for line in logs["timing"].lines if (moment := number_exact(line.get("time")))]
+    peaks = [peak for line in logs["timing"].lines if (peak := exact(line.get("peak_bytes")))]
+    times = [moment for line in logs["timing"].lines if (moment := exact(line.get("time")))]
     dataset = sum(counts) if isinstance(counts, list) and all(isinstance(n, int) for n in counts) else None
     return {
         "state": _state(run, last=last, steps=section.steps if section else None),
@@ -162,11 +164,6 @@ def _summary(
         "wall_seconds": number(max(times) - min(times)) if len(times) > 1 else None,
         "last_time": max(times) if times else None,
     }
-
-
-def number_exact(value: Any) -> float | None:
-    """As `number`, with all its digits: a time of day."""
-    return None if number(value) is None else float(value)
 
 
 def _state(run: RunFolder, *, last: int, steps: int | None) -> str:

@@ -35,7 +35,9 @@ def read_log(path: Path) -> Log:
                 elif raw.strip() and raw.endswith(b"\n"):
                     bad += 1
                 elif raw.strip():
-                    log.notes.append(f"the last line of {path.name} is cut short: it was being written, or the disk was full")
+                    log.notes.append(
+                        f"the last line of {path.name} is cut short: it was being written, or the disk was full"
+                    )
     except OSError as error:
         log.notes.append(f"{path.name} cannot be read: {error.strerror}")
     if bad:
@@ -62,15 +64,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def number(value: Any) -> float | None:
-    """A finite number with six digits, or None: what a curve can show."""
+def exact(value: Any) -> float | None:
+    """A finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
-        rounded = float(f"{value:.6g}")
+        return float(value) if math.isfinite(value) else None
     except OverflowError:
         return None
-    return rounded if math.isfinite(rounded) else None
+
+
+def number(value: Any) -> float | None:
+    """As `exact`, with six digits: what a curve can show."""
+    found = exact(value)
+    rounded = None if found is None else float(f"{found:.6g}")
+    return rounded if rounded is None or math.isfinite(rounded) else None
 
 
 def numbers(value: Any) -> list[float | None]:
@@ -91,7 +99,9 @@ class Axes:
         batch_size: images of a step where the log does not say; None where nobody does.
     """
 
-    def __init__(self, metrics: Sequence[dict[str, Any]], timing: Sequence[dict[str, Any]], *, batch_size: int | None):
+    def __init__(
+        self, metrics: Sequence[dict[str, Any]], timing: Sequence[dict[str, Any]], *, batch_size: int | None
+    ) -> None:
         known = [line["images"] / line["step"] for line in metrics if line["step"] and number(line.get("images"))]
         self.images_per_step = known[-1] if known else batch_size
         self.steps: list[int] = []

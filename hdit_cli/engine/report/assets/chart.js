@@ -7,6 +7,7 @@ const view = {
   logLoss: false,
   zoom: null, // [low, high] of the common axis
   hidden: new Set(), // keys of series
+  paper: false, // while it is printed
   charts: [],
   change(what) {
     Object.assign(view, what);
@@ -99,17 +100,23 @@ class Chart {
         const keep = one.x.map((x, i) => x !== null && x !== undefined && one.y[i] !== undefined && (!this.options.own?.log || x > 0));
         const x = one.x.filter((_, i) => keep[i]);
         const raw = one.y.filter((_, i) => keep[i]);
-        const width = one.smooth ? (view.smoothing / 100) * Math.min(raw.length, 600) * 0.15 : 0;
+        const width = one.smooth ? (view.smoothing / 100) * raw.length * 0.05 : 0;
         return { ...one, x, raw, y: smoothed(raw, width), isSmooth: width >= 0.5 };
       })
       .filter((one) => one.raw.some((y) => y !== null));
   }
 
+  // pixels: on paper those of its columns, so that the letters keep their size
+  room() {
+    if (!view.paper) return this.plot.clientWidth || this.width || 640;
+    return this.options.small ? 220 : this.figure.closest(".two")?.children.length > 1 ? 330 : 680;
+  }
+
   redraw() {
     const all = this.lines();
     this.shown = all.filter((one) => !view.hidden.has(one.key) && !view.hidden.has(one.run));
-    this.width = this.plot.clientWidth || this.width || 640;
-    const height = this.options.small ? 150 : Math.min(280, Math.max(210, this.width * 0.42));
+    this.width = this.room();
+    const height = this.options.small ? 150 : Math.min(320, Math.max(210, this.width * 0.42));
     const log = Boolean(this.options.logY?.());
     const margin = { left: 54, right: 14, top: 10, bottom: this.options.small ? 22 : 38 };
     this.box = { ...margin, width: this.width, height, right: this.width - margin.right, bottom: height - margin.bottom };
@@ -148,12 +155,12 @@ class Chart {
     const { left, right, top, bottom } = this.box;
     const clip = `clip-${this.number}`;
     root.append(draw("defs", {}, draw("clipPath", { id: clip }, draw("rect", { x: left, y: top - 4, width: right - left, height: bottom - top + 8 }))));
-    for (const tickAt of this.y.ticks(this.options.small ? 3 : 5)) {
+    for (const tickAt of this.y.ticks(this.options.small ? 3 : 6)) {
       const y = this.y.pixel(tickAt);
       root.append(draw("line", { class: "grid", x1: left, x2: right, y1: y, y2: y }));
       root.append(draw("text", { class: "ytick", x: left - 6, y: y + 4 }, tick(tickAt)));
     }
-    for (const tickAt of this.x.ticks(Math.max(2, Math.floor((right - left) / 90)))) {
+    for (const tickAt of this.x.ticks(Math.max(2, Math.floor((right - left) / 65)))) {
       const x = this.x.pixel(tickAt);
       root.append(draw("line", { class: "grid", x1: x, x2: x, y1: top, y2: bottom }));
       root.append(draw("text", { class: "xtick", x, y: bottom + 15 }, tick(tickAt)));
@@ -210,7 +217,8 @@ class Chart {
       return;
     }
     const focused = this.legend.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-    this.legend.replaceChildren(...all.map((one) => legendButton(one)));
+    const offered = all.filter((one) => one.key === one.run || !view.hidden.has(one.run));
+    this.legend.replaceChildren(...offered.map((one) => legendButton(one)));
     if (focused !== null) [...this.legend.children].find((button) => button.dataset.key === focused)?.focus();
   }
 
@@ -233,7 +241,11 @@ class Chart {
       this.read(this.x.value(this.clamp(at(event))));
     });
     plot.addEventListener("pointerdown", (event) => {
-      if (!this.x || event.pointerType === "touch" || event.button !== 0) return;
+      if (!this.x || event.button !== 0) return;
+      if (event.pointerType === "touch") {
+        this.read(this.x.value(this.clamp(at(event)))); // a finger reads; the buttons zoom
+        return;
+      }
       from = this.clamp(at(event));
       plot.setPointerCapture(event.pointerId);
     });
@@ -244,7 +256,7 @@ class Chart {
       if (ends[1] - ends[0] > 6) this.setZoom(ends.map((end) => this.x.value(end)));
     });
     plot.addEventListener("pointercancel", () => (from = null));
-    plot.addEventListener("pointerleave", () => from === null && this.hide());
+    plot.addEventListener("pointerleave", (event) => from === null && event.pointerType !== "touch" && this.hide());
     plot.addEventListener("blur", () => this.hide());
     plot.addEventListener("dblclick", () => this.setZoom(null));
     plot.addEventListener("keydown", (event) => this.key(event));
@@ -300,7 +312,7 @@ class Chart {
     this.tip.hidden = false;
     const scale = this.plot.clientWidth / this.width;
     const left = pixel * scale;
-    const room = this.plot.clientWidth - this.tip.offsetWidth - 4;
+    const room = this.plot.clientWidth - this.tip.offsetWidth;
     this.tip.style.left = `${Math.max(0, Math.min(room, left > this.plot.clientWidth / 2 ? left - this.tip.offsetWidth - 12 : left + 12))}px`;
   }
 

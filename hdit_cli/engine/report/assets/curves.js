@@ -127,7 +127,7 @@ function verdict(run, runs) {
   const what = `the held-out loss of the ${weightsName(curve.weights)} weights`;
   if (at === last) return note(`${who}${what} is lowest at the newest step, ${count(curve.table.step[last])} (${value(means[last])}): no overfitting so far.`);
   const rise = ((means[last] / means[at] - 1) * 100).toPrecision(2);
-  return note(`${who}${what} was lowest at step ${count(curve.table.step[at])} (${value(means[at])}) and has risen by ${Number(rise)} % since.`);
+  return note(`${who}${what} was lowest at step ${count(curve.table.step[at])} (${value(means[at])}) and is ${Number(rise)} % higher at the newest, ${count(curve.table.step[last])}.`);
 }
 
 function validationSection(runs) {
@@ -153,6 +153,6 @@ function validationSection(runs) {
     logY: () => true,
     series: () => validationSeries(runs, (curve) => ({ x: curve.latest.sigmas, y: curve.latest.loss })),
   });
-  const counts = told.flatMap((run) => run.validation.map((curve) => `${curveLabel(runs, run, curve)}: ${count(curve.n)} pictures`));
+  const counts = [...new Set(told.flatMap((run) => run.validation.map((curve) => `${runs.length > 1 ? `${run.name}, ` : ""}${curve.split}: ${count(curve.n)} pictures`)))];
   return section("validation", "Validation", over.figure, runs.map((run) => verdict(run, runs)), by.figure, make("p", { class: "faint" }, counts.join("; "), "."));
 }

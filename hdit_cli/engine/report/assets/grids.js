@@ -23,7 +23,7 @@ class Grids {
     this.told = make("output", { for: "grid-step" });
     this.place = make("div", { class: "grids" });
     const names = [...this.weights, ...(this.pair ? Object.keys(MODES) : [])];
-    const modes = make("fieldset", { class: "choice" }, make("legend", {}, "weights"), names.map((name) => this.choice(name)));
+    const modes = make("div", { class: "choice", role: "radiogroup", "aria-label": "weights" }, make("span", { class: "name" }, "weights"), names.map((name) => this.choice(name)));
     this.wiper = make("label", { class: "slide" }, "raw | EMA", make("input", { type: "range", "aria-label": "Where raw ends and EMA begins, in percent", min: 0, max: 100, value: this.wipe, on: { input: (event) => this.move(event) } }));
     const step = make("label", { class: "slide grow", for: "grid-step" }, "step", this.slider, this.told);
     const controls = make("div", { class: "controls" }, step, names.length > 1 ? modes : "", this.wiper);

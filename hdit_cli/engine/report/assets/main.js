@@ -6,7 +6,7 @@ function choice(name, label, options, act) {
   const inputs = Object.entries(options).map(([key, text]) =>
     make("label", {}, make("input", { type: "radio", name, value: key, checked: key === view[name], on: { change: () => act(key) } }), text),
   );
-  return make("fieldset", { class: "choice" }, make("legend", {}, label), inputs);
+  return make("div", { class: "choice", role: "radiogroup", "aria-label": label }, make("span", { class: "name" }, label), inputs);
 }
 
 function toolbar(runs) {
@@ -50,11 +50,13 @@ function page() {
   view.smoothing = runs.some((run) => (run.log.loss || []).length > 30) ? 20 : 0;
   const names = runs.map((run) => run.name);
   document.title = `${names.slice(0, 3).join(", ")}${names.length > 3 ? ", …" : ""} – hdit report`;
-  const head = make("header", {}, make("h1", {}, names.length > 1 ? `${names.length} runs` : names[0]), make("p", { class: "faint" }, `hdit report of ${made.date}`));
+  const head = make("header", {}, make("h1", {}, names.length > 1 ? `${names.length} runs` : [names[0], state(runs[0])]), make("p", { class: "faint" }, `hdit report of ${made.date}`));
   const sections = [lossSection, validationSection, gridSection, scoreSection, sigmaSection, trainingSection, recipeSection, environmentSection].map((build) => build(runs));
-  const hint = make("p", { class: "faint hint" }, "Point at a curve to read it, drag to zoom, double-click to see all again. With the keyboard: arrows, + and −, 0.");
+  const hint = make("p", { class: "faint hint" }, "Point at a curve or tap it to read it; drag to zoom, double-click to see all again, or use the buttons. With the keyboard: arrows, + and −, 0.");
   const foot = make("footer", { class: "faint" }, `Made by hdit ${made.hdit} on ${made.date}. This page is one file of ${bytes(facts.bytes)}; it loads nothing from anywhere.`);
-  document.body.append(head, make("div", { class: "cards" }, runs.map(card)), contents(sections), toolbar(runs), hint, make("main", {}, sections), foot);
+  document.body.append(head, make("div", { class: "cards" }, runs.map((run, slot) => card(run, slot, runs.length))), contents(sections), toolbar(runs), hint, make("main", {}, sections), foot);
+  addEventListener("beforeprint", () => view.change({ paper: true }));
+  addEventListener("afterprint", () => view.change({ paper: false }));
   view.change({});
 }
 

@@ -79,7 +79,7 @@ function smoothed(values, width) {
 function extent(values, trim) {
   const sorted = values.filter((each) => each !== null).sort((a, b) => a - b);
   if (!sorted.length) return null;
-  const cut = trim && sorted.length > 50 ? Math.floor(sorted.length / 100) : 0;
+  const cut = trim && sorted.length > 200 ? Math.floor(sorted.length / 100) : 0;
   return [sorted[cut], sorted[sorted.length - 1 - cut]];
 }
 

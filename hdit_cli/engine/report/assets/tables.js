@@ -2,7 +2,11 @@
 
 const STATES = { finished: "finished", training: "training now", stopped: "stopped", empty: "nothing trained yet" };
 
-function card(run, slot) {
+function state(run) {
+  return make("span", { class: `state ${run.summary.state}` }, STATES[run.summary.state]);
+}
+
+function card(run, slot, runs) {
   const told = run.summary;
   const of = told.steps ? ` of ${count(told.steps)}` : "";
   const newest = run.environment.length ? run.environment[run.environment.length - 1].environment : {};
@@ -21,8 +25,8 @@ function card(run, slot) {
     "peak memory": told.peak_bytes && `${(told.peak_bytes / 2 ** 30).toFixed(2)} GiB`,
     "last logged": told.last_time && new Date(told.last_time * 1000).toISOString().slice(0, 16).replace("T", " ") + " UTC",
   };
-  const rows = Object.entries(facts).filter(([, text]) => text).map(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]);
-  const head = make("h2", {}, swatch({ slot, dash: slot }), make("span", {}, run.name), make("span", { class: `state ${told.state}` }, STATES[told.state]));
+  const rows = Object.entries(facts).filter(([, text]) => text).map(([name, text]) => make("div", {}, make("dt", {}, name), make("dd", {}, text)));
+  const head = runs > 1 ? make("h2", {}, swatch({ slot, dash: slot }), make("span", {}, run.name), state(run)) : "";
   const notes = run.notes.length ? make("ul", { class: "notes" }, run.notes.map((text) => make("li", {}, text))) : "";
   return make("article", { class: "card" }, head, make("p", { class: "faint path" }, run.path), make("dl", {}, rows), notes);
 }
