@@ -13,7 +13,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from hdit_cli import __version__
-from hdit_cli.commands import convert, doctor, ema, eval_fid, export, info, prepare, recipe, sample, train, verify
+from hdit_cli.commands import (
+    convert,
+    doctor,
+    ema,
+    eval_fid,
+    export,
+    info,
+    prepare,
+    recipe,
+    report,
+    sample,
+    train,
+    verify,
+)
 from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError, is_out_of_memory
 
 COMMANDS = {
@@ -25,6 +38,7 @@ COMMANDS = {
     "convert": (convert.convert, "A foreign checkpoint to one of ours."),
     "ema": (ema.ema, "An average of any width, from a run's snapshots."),
     "verify": (verify.verify, "Whether checkpoints or shards are what was written."),
+    "report": (report.report, "One HTML page about runs: curves, grids, scores."),
     "info": (info.info, "What a recipe, data set, run or checkpoint is."),
     "doctor": (doctor.doctor, "What this machine has, and what is missing."),
     "recipe": (recipe.recipe, "Print a shipped recipe, to be edited."),

@@ -280,3 +280,21 @@ def lock(path: Path, *, what: str) -> Iterator[None]:
         handle.write(f"host {socket.gethostname()} pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         handle.flush()
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether the process that `lock` wrote down lives on this machine. Only looks: taking the lock could stop that process."""
+    try:
+        words = path.read_text(encoding="utf-8", errors="replace").split()
+        host, pid = words[1], int(words[3])
+    except (OSError, IndexError, ValueError):
+        return False
+    if os.name != "posix" or host != socket.gethostname() or pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it lives, and is someone else's
+        return True
+    return True

@@ -1,5 +1,7 @@
 """What `hdit eval-fid` does: finds the two sets of pictures, checks what can be checked at once, then scores."""
 
+import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,11 +19,12 @@ from hdit_cli.engine.load import load
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.picture_sets import Generated, PictureSet, Stored, is_data_set, open_stored
 from hdit_cli.engine.scores import OnProgress, Score, check_counts, check_sizes, needs_inception, score
-from hdit_cli.errors import DataError, UsageError
+from hdit_cli.errors import DataError, StorageError, UsageError
 from hdit_cli.metrics import inception
 from hdit_cli.metrics.inception import RESIZE, Inception
 
 FORMAT = "hdit-scores/1"
+SCORES = "scores.jsonl"  # in a run folder: a line for each evaluation of its checkpoints
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,39 @@ def evaluate(
     scores = score(pictures, reference, metrics, net=net, on_progress=on_progress)
     if not runtime.ranks().is_main:
         return None
-    return Evaluation(scores, _facts(request, pictures, reference, net), notes)
+    evaluation = Evaluation(scores, _facts(request, pictures, reference, net), notes)
+    if model is not None:
+        evaluation.notes.extend(_keep(evaluation, request.source))
+    return evaluation
+
+
+def _keep(evaluation: Evaluation, source: Path) -> list[str]:
+    """Adds the scores to the log of the run that the checkpoint lies in; a note where that cannot be done.
+
+    A line: step, weights, n, scores (metric => value), details (the numbers of pictures and the rest), sampling, reference,
+    features, date (UTC).
+    """
+    place = source.absolute()
+    run = next((folder for folder in (place, *list(place.parents)[:3]) if (folder / "recipe.toml").is_file()), None)
+    if run is None:
+        return []
+    facts = evaluation.facts
+    line = {
+        "step": facts["model"]["step"],
+        "weights": facts["model"]["weights"],
+        "n": max(score.n for score in evaluation.scores),
+        "scores": {score.metric: score.value for score in evaluation.scores},
+        "details": {s.metric: {"n": s.n, "n_reference": s.n_reference, **s.details} for s in evaluation.scores},
+        "sampling": facts["sampling"],
+        "reference": facts["reference"],
+        "features": facts["features"],
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    try:
+        files.append_line(run / SCORES, json.dumps(line))
+    except StorageError as error:  # the scores took long to make: they are printed, whatever becomes of the log
+        return [f"the scores were not added to {run / SCORES}: {error.message}"]
+    return []
 
 
 def _model(request: Request) -> Model | None:

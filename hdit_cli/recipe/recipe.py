@@ -105,7 +105,7 @@ def _key_tree() -> messages.KeyTree:
 
 def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What changed between two recipes given as `to_dict`: lines like `train.batch_size: 32 -> 64`."""
-    before, after = _flat(old), _flat(new)
+    before, after = flat(old), flat(new)
     keys = dict.fromkeys([*before, *after])
     return [
         f"{key}: {before.get(key, 'none')} -> {after.get(key, 'none')}"
@@ -114,11 +114,12 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _flat(value: Any, path: str = "") -> dict[str, str]:
+def flat(value: Any, path: str = "") -> dict[str, str]:
+    """A recipe given as `to_dict` as dotted keys with their values in JSON; levels by number."""
     if isinstance(value, dict):
         entries = list(value.items())
     elif isinstance(value, (list, tuple)) and any(isinstance(entry, dict) for entry in value):
         entries = list(enumerate(value))
     else:
         return {path: json.dumps(value)}
-    return {key: text for name, entry in entries for key, text in _flat(entry, f"{path}.{name}".lstrip(".")).items()}
+    return {key: text for name, entry in entries for key, text in flat(entry, f"{path}.{name}".lstrip(".")).items()}

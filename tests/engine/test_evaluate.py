@@ -315,3 +315,35 @@ def test_the_command_prints_n_beside_every_score(place, tmp_path, capsys):
     assert "inception-2015-12-05.pt" in err and str(tmp_path) in err
     assert typed("--metrics", "nope")[0] == 2
     assert typed("-n", "0")[0] == 2
+
+
+# The log of a run's scores
+
+
+@pytest.mark.parametrize("where", ["ckpt.safetensors", "checkpoints/step-00000000/ema.safetensors", "."])
+def test_scores_of_a_runs_checkpoint_are_added_to_the_run(place, tmp_path, where):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-00000000").mkdir(parents=True)
+    (run / "recipe.toml").write_text("")
+    (run / (where if where != "." else "ckpt.safetensors")).write_bytes((place / "model.safetensors").read_bytes())
+    request = Request(run / where, metrics=("swd",), sampling={"seed": 3})
+    evaluations = [scored(request), scored(request)]
+    lines = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
+    assert [line["scores"] for line in lines] == [values(evaluation) for evaluation in evaluations]
+    assert lines[0]["sampling"]["seed"] == 3 and lines[0]["reference"]["count"] == 10
+    assert (lines[0]["step"], lines[0]["weights"], lines[0]["n"]) == (0, "ema", 6)
+
+
+def test_scores_are_told_where_they_cannot_be_added(place, tmp_path):
+    run = tmp_path / "run"
+    (run / "scores.jsonl").mkdir(parents=True)
+    (run / "recipe.toml").write_text("")
+    (run / "ckpt.safetensors").write_bytes((place / "model.safetensors").read_bytes())
+    evaluation = scored(Request(run, metrics=("swd",)))
+    assert evaluation.scores and "were not added" in evaluation.notes[-1]
+
+
+def test_pictures_have_no_run_to_add_to(place):
+    scored(Request(place / "pictures", reference=place / "set", metrics=("swd",)))
+    scored(Request(place / "model.safetensors", metrics=("swd",)))
+    assert not list(place.rglob("scores.jsonl"))

@@ -1,0 +1,53 @@
+"""`hdit report RUN [RUN …]`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from hdit_cli.engine.report import Report
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared on one page.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The HTML file; an earlier report is replaced.",
+            show_default="RUN/report.html; report.html here for several runs",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is no report.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Path, size, and each run's facts and notes on stdout.")
+    ] = False,
+) -> None:
+    """Write one HTML page about one or several runs. It needs no server and no network: open it, send it, print it.
+
+    Curves to hover and zoom, loss by noise level, validation, sample grids over time, scores, differences between the recipes,
+    environment. It reads the run folders only, also while a run trains; what is not there is said on the page.
+    """
+    import json
+
+    from hdit_cli.engine.report import write_report
+
+    one = len({folder.resolve() for folder in runs}) == 1
+    written = write_report(runs, out=out or (runs[0] / "report.html" if one else Path("report.html")), force=force)
+    if json_:
+        told = [{key: run[key] for key in ("name", "path", "summary", "notes")} for run in written.facts["runs"]]
+        typer.echo(json.dumps({"path": str(written.path), "bytes": written.bytes, "runs": told}, indent=2))
+    else:
+        typer.echo(_page(written))
+
+
+def _page(written: "Report") -> str:
+    lines = []
+    for run in written.facts["runs"]:
+        summary = run["summary"]
+        end = f" of {summary['steps']:,}" if summary["steps"] else ""
+        lines.append(f"{run['name']}: {summary['state']}, step {summary['step']:,}{end}")
+        lines += [f"  note: {note}" for note in run["notes"]]
+    return "\n".join([*lines, f"{written.path}: {written.bytes / 1e6:.1f} MB"])

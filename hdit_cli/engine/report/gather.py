@@ -1,0 +1,196 @@
+"""What a report says: facts of run folders as one JSON value. A run may be empty, damaged, or training at this moment."""
+
+import json
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hdit_cli import __version__, files
+from hdit_cli.engine import checkpoint
+from hdit_cli.engine.evaluate import SCORES
+from hdit_cli.engine.model import count
+from hdit_cli.engine.report import curves
+from hdit_cli.engine.report.logs import Axes, Log, exact, newest_of_each_step, number, read_json, read_log
+from hdit_cli.engine.report.pictures import grids
+from hdit_cli.engine.run import RunFolder
+from hdit_cli.errors import HditError, UsageError
+from hdit_cli.recipe import Recipe, flat, load_recipe, shipped
+
+FORMAT = "hdit-report/1"
+
+
+def gather(folders: Sequence[Path]) -> dict[str, Any]:
+    """All that the page shows.
+
+    Args:
+        folders: run folders; one named twice counts once.
+
+    Raises:
+        UsageError: a folder is not a run.
+    """
+    chosen = {folder.resolve(): folder for folder in folders}
+    for folder in chosen.values():
+        _check(folder)
+    names = _names(list(chosen))
+    runs = [_run(RunFolder(path), name=name, runs=len(chosen)) for path, name in zip(chosen, names, strict=True)]
+    made = {"date": time.strftime("%Y-%m-%d %H:%M"), "hdit": __version__}
+    return {"format": FORMAT, "made": made, "runs": runs}
+
+
+def _check(folder: Path) -> None:
+    run = RunFolder(folder)
+    if not folder.is_dir():
+        raise UsageError(f"no run folder {folder}", hint="`hdit train` makes one, by default runs/<recipe name>")
+    if not any(path.exists() for path in (run.recipe_file, run.metrics_file, run.samples, run.checkpoints)):
+        hint = (
+            "a prepared data set is not a run" if (folder / "manifest.json").is_file() else "give the folder of a run"
+        )
+        raise UsageError(f"{folder} is not a run: no recipe.toml, logs, samples or checkpoints", hint=hint)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path; more parts where two are equal."""
+    for parts in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+        names = ["/".join(path.parts[-parts:]).replace("//", "/") for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _run(run: RunFolder, *, name: str, runs: int) -> dict[str, Any]:
+    notes: list[str] = []
+    recipe, values = _recipe(run, notes)
+    header = _header(run, notes)
+    logs = {
+        kind: read_log(path)
+        for kind, path in {
+            "metrics": run.metrics_file,
+            "timing": run.timing_file,
+            "validation": run.path / "validation.jsonl",
+            "scores": run.path / SCORES,
+        }.items()
+    }
+    metrics, timing = newest_of_each_step(logs["metrics"].lines), newest_of_each_step(logs["timing"].lines)
+    axes = Axes(metrics, logs["timing"].lines, batch_size=recipe.train.batch_size if recipe else None)
+    if not metrics and logs["metrics"].found:
+        notes.append("metrics.jsonl holds no line yet")
+    elif not metrics:
+        notes.append("no metrics.jsonl: no step was logged yet")
+    shown = grids(run.samples, runs=runs)
+    notes += [note for log in logs.values() for note in log.notes] + shown.pop("notes")
+    return {
+        "name": name,
+        "path": str(run.path),
+        "summary": _summary(run, recipe, header, logs=logs, axes=axes),
+        "notes": notes,
+        "log": curves.log(metrics, axes),
+        "sigma": curves.sigma(metrics, axes),
+        "timing": curves.timing(timing, axes),
+        "validation": curves.validation(logs["validation"].lines, axes),
+        "grids": shown,
+        "scores": curves.scores(logs["scores"].lines, axes),
+        "recipe": flat(values),
+        "base": _base(recipe),
+        "environment": _environment(run),
+    }
+
+
+def _recipe(run: RunFolder, notes: list[str]) -> tuple[Recipe | None, dict[str, Any]]:
+    """The run's recipe, and its values complete; as they stand where this version does not understand them."""
+    try:
+        values = tomllib.loads(run.recipe_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        notes.append("no recipe.toml")
+        return None, {}
+    except (OSError, ValueError, RecursionError) as error:
+        notes.append(f"recipe.toml cannot be read: {error}"[:200])
+        return None, {}
+    try:
+        recipe = Recipe.from_dict(values)
+    except HditError as error:
+        notes.append(f"recipe.toml is not a recipe of this version: {' '.join(error.message.split())}"[:300])
+        return None, json.loads(json.dumps(values, default=str))
+    return recipe, recipe.to_dict()
+
+
+def _header(run: RunFolder, notes: list[str]) -> dict[str, Any]:
+    """What the newest inference file says of itself; empty where there is none."""
+    path = run.path / "ckpt.safetensors"
+    if not path.exists():
+        notes.append("no ckpt.safetensors: no checkpoint was saved yet")
+        return {}
+    try:
+        told = checkpoint.read_header(path)
+        classes, data = json.loads(told["hdit.classes"]), json.loads(told["hdit.data"])
+        return {"step": int(told["hdit.step"]), "classes": [str(name) for name in classes], "data": dict(data)}
+    except (HditError, KeyError, ValueError, TypeError) as error:
+        sentence = error.message if isinstance(error, HditError) else f"its header lacks or garbles {error}"
+        notes.append(f"ckpt.safetensors cannot be read: {sentence}"[:200])
+        return {}
+
+
+def _summary(
+    run: RunFolder, recipe: Recipe | None, header: dict[str, Any], *, logs: dict[str, Log], axes: Axes
+) -> dict[str, Any]:
+    """The facts at the head of the page; None for what nobody wrote down."""
+    classes, counts = header.get("classes", []), header.get("data", {}).get("class_counts")
+    last = max([header.get("step", 0), *(line["step"] for line in logs["metrics"].lines)])
+    section = recipe.train if recipe else None
+    size, images = (recipe.model.size if recipe else None), axes.columns([last])["images"][0]
+    counted = count(recipe, classes=len(classes)) if recipe else {}
+    rates = [rate for line in logs["timing"].lines if (rate := number(line.get("images_per_second")))]
+    peaks = [peak for line in logs["timing"].lines if (peak := exact(line.get("peak_bytes")))]
+    times = [moment for line in logs["timing"].lines if (moment := exact(line.get("time")))]
+    dataset = sum(counts) if isinstance(counts, list) and all(isinstance(n, int) for n in counts) else None
+    return {
+        "state": _state(run, last=last, steps=section.steps if section else None),
+        "step": last,
+        "steps": section.steps if section else None,
+        "images": images,
+        "pictures": dataset,
+        "epochs": number(images / dataset) if images and dataset else None,
+        "classes": classes,
+        "unconditional": recipe is not None and recipe.model.classes == 0,
+        "params": counted.get("params"),
+        "gmacs": number(counted.get("gmacs")),
+        "size": list(size) if size else None,
+        "batch_size": section.batch_size if section else None,
+        "precision": section.precision if section else None,
+        "rate": sorted(rates)[len(rates) // 2] if rates else None,
+        "peak_bytes": max(peaks) if peaks else None,
+        "trained_seconds": number(axes.seconds) if rates else None,
+        "wall_seconds": number(max(times) - min(times)) if len(times) > 1 else None,
+        "last_time": max(times) if times else None,
+    }
+
+
+def _state(run: RunFolder, *, last: int, steps: int | None) -> str:
+    """finished, training, stopped or empty."""
+    if steps is not None and last >= steps:
+        return "finished"
+    if files.is_held(run.path / ".lock"):
+        return "training"
+    return "stopped" if last else "empty"
+
+
+def _base(recipe: Recipe | None) -> dict[str, Any] | None:
+    """The shipped recipe of the same name, to show what was changed in a single run; None where there is none."""
+    if recipe is None:
+        return None
+    name = next((name for name in shipped() if name.rpartition("/")[2] == recipe.name), None)
+    return {"name": name, "recipe": flat(load_recipe(name).to_dict())} if name else None
+
+
+def _environment(run: RunFolder) -> list[dict[str, Any]]:
+    """What the checkpoints say of machine and versions, each change of it with its first step."""
+    found: list[dict[str, Any]] = []
+    for step in checkpoint.list_steps(run.path):
+        told = read_json(run.checkpoints / checkpoint.step_name(step) / "state.json").get("environment")
+        if not isinstance(told, dict):
+            continue
+        entry = {str(key): str(value) for key, value in told.items()}
+        if not found or found[-1]["environment"] != entry:
+            found.append({"step": step, "environment": entry})
+    return found
