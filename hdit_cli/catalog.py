@@ -43,6 +43,11 @@ CATALOG: dict[str, dict[str, str]] = {
         "soft-min-snr": "hdit_cli.diffusion.weightings:soft_min_snr",
         "min-snr": "hdit_cli.diffusion.weightings:min_snr",
     },
+    "learning-rate": {
+        "constant": "hdit_cli.engine.learning_rate:constant",
+        "cosine": "hdit_cli.engine.learning_rate:cosine",
+        "inverse-sqrt": "hdit_cli.engine.learning_rate:inverse_sqrt",
+    },
     "metric": {
         "fid": "hdit_cli.metrics.frechet:FID",
         "kid": "hdit_cli.metrics.kernel:KID",

@@ -155,6 +155,39 @@ def environment() -> dict[str, str]:
     }
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that a device has: a GPU's own, else the machine's, or less where a control group allows less."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_group_limits()])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a device's memory that nothing uses yet."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    facts = Path("/proc/meminfo")
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min([total_memory(device), *free])
+
+
+def _group_limits() -> list[int]:
+    """What Linux control groups, and so containers, allow this process."""
+    places = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    found = [Path(place).read_text().strip() for place in places if Path(place).is_file()]
+    return [int(text) for text in found if text.isdecimal()]
+
+
+def readable(size: float) -> str:
+    """A number of bytes for people: 1.25 GiB."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}" if size < 1000 else f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB" if size < 1000 else f"{size:,.0f} GiB"
+
+
 def cache_folder() -> Path:
     """Where downloaded weights and computed reference statistics are kept: $HDIT_CACHE, else ~/.cache/hdit."""
     named = os.environ.get("HDIT_CACHE")

@@ -1,5 +1,6 @@
 """`hdit train RECIPE`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,8 +21,17 @@ def train(
     run: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<recipe name>")] = None,
     processes: Annotated[int, typer.Option(help="Processes on this machine: one for each GPU.")] = 1,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old run is moved to <run>.old-N.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Facts of the end as JSON on stdout.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything, take a few real steps, say what a run costs; write nothing."),
+    ] = False,
+    find_batch: Annotated[
+        bool, typer.Option("--find-batch", help="Try batches and name the accumulation that is fastest; write nothing.")
+    ] = False,
+    memory: Annotated[
+        str | None, typer.Option(help="--find-batch: memory to stay within, e.g. 8G.", show_default="what is free")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Facts as JSON on stdout.")] = False,
 ) -> None:
     """Train a recipe; goes on by itself where the run folder holds a checkpoint."""
     from hdit_cli.engine.launch import relaunch
@@ -32,8 +42,12 @@ def train(
     if not loaded.data.path:
         raise DataError("no data set: the recipe names none", hint="--data DIR, a folder that `hdit prepare` made")
     folder = run or Path("runs") / loaded.name
-    if dry_run:
-        _print_plan(loaded, as_json=json_)
+    if dry_run or find_batch or memory:
+        from hdit_cli.commands import cost
+
+        cost.check(dry_run=dry_run, find_batch=find_batch, memory=memory)
+        show = partial(cost.find, memory=cost.parse_memory(memory)) if find_batch else cost.show
+        show(loaded, processes=processes, as_json=json_)
         return
     if fresh and not _is_child():
         from hdit_cli.engine.run import set_aside
@@ -56,20 +70,6 @@ def _is_child() -> bool:
     from hdit_cli.engine.launch import is_child
 
     return is_child()
-
-
-def _print_plan(recipe: "Recipe", *, as_json: bool) -> None:
-    """What `--dry-run` says."""
-    import json
-
-    from hdit_cli.engine.setup import plan
-
-    facts = plan(recipe, data=Path(recipe.data.path))
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2))
-        return
-    for name, value in facts.items():
-        typer.echo(f"{name.replace('_', ' '):>20}  {value}")
 
 
 def _train_here(folder: Path, recipe: "Recipe", *, as_json: bool) -> None:

@@ -12,6 +12,8 @@ from hdit_cli.engine.events import Drawn
 from hdit_cli.engine.generate import Sampling, choose_labels, stream
 from hdit_cli.engine.grid import grid_png
 from hdit_cli.engine.model import Model
+from hdit_cli.engine.out_of_memory import in_drawing
+from hdit_cli.errors import OutOfMemory
 from hdit_cli.recipe import Recipe
 
 
@@ -30,11 +32,14 @@ def draw_grids(models: Mapping[str, Model], recipe: Recipe, *, folder: Path, ste
         wanted = "all" if model.network.classes else None
         labels = choose_labels(model, n=section.n, wanted=wanted, seed=sampling.seed)
         mine = range(here.rank, section.n, here.world)
-        parts = {
-            i: image
-            for batch, images in stream(model, indices=mine, labels=labels, sampling=sampling)
-            for i, image in zip(batch, images.numpy(), strict=True)
-        }
+        try:
+            parts = {
+                i: image
+                for batch, images in stream(model, indices=mine, labels=labels, sampling=sampling)
+                for i, image in zip(batch, images.numpy(), strict=True)
+            }
+        except OutOfMemory as error:
+            raise in_drawing(recipe) from error
         model.denoiser.train(training)
         found = {i: image for part in runtime.gather(parts) for i, image in part.items()}
         path = folder / f"{step_name(step)}-{name}.png"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from hdit_cli.diffusion.guidance import classifier_free, conditioned
 from hdit_cli.diffusion.samplers import sampler as find_sampler
 from hdit_cli.diffusion.schedules import schedule as find_schedule
 from hdit_cli.engine.model import Model
-from hdit_cli.errors import NonFiniteError, UsageError
+from hdit_cli.engine.out_of_memory import in_sampling, told
+from hdit_cli.errors import NonFiniteError, OutOfMemory, UsageError
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def stream(
     for start in range(0, len(indices), sampling.batch_size):
         batch = [int(i) for i in indices[start : start + sampling.batch_size]]
         label = None if labels is None else labels[torch.tensor(batch)]
-        with torch.inference_mode():
+        with torch.inference_mode(), told(partial(_too_much, model, sampling, count=len(batch))):
             x = denoise_batch(model, batch, label=label, sampling=sampling, on_step=on_step)
         if not torch.isfinite(x).all():
             raise NonFiniteError(
@@ -189,6 +191,13 @@ def stream(
                 hint="the weights diverged, or --cfg is too large; try an older checkpoint or --cfg 1",
             )
         yield batch, to_uint8(x)
+
+
+def _too_much(model: Model, sampling: Sampling, *, count: int) -> OutOfMemory:
+    """A batch of `count` images did not fit."""
+    height, width = (p * 2 ** len(model.network.merges) for p in model.network.patch)
+    size = sampling.size or model.image_size
+    return in_sampling(images=count, size=size, unit=(height, width), cfg=sampling.cfg)
 
 
 def generate(

@@ -103,7 +103,7 @@ def class_count(recipe: Recipe, *, classes: Sequence[str]) -> int:
 def build_network(recipe: Recipe, *, classes: int) -> HDiT:
     """The bare network of a recipe, new, on the default device."""
     section = recipe.model
-    fields = ("depth", "width", "d_ff", "dropout", "attention", "head_dim", "kernel", "window")
+    fields = ("depth", "width", "d_ff", "dropout", "attention", "head_dim", "kernel", "window", "checkpoint")
     levels = [Level(**{name: getattr(level, name) for name in fields}) for level in section.levels]
     return catalog.get("model", section.type)(
         levels,

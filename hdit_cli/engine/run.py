@@ -1,7 +1,9 @@
 """The run folder: recipe, logs, and the rule what may change when a run goes on."""
 
 import json
+import re
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,13 @@ from hdit_cli import files
 from hdit_cli.errors import UsageError
 from hdit_cli.recipe import Recipe, diff
 
-# a resumed run may differ in these: they say when to stop and what to write down, not what is computed
+# a resumed run may differ in these: they say when to stop, what to write down and how a step is cut into pieces that fit
 MAY_CHANGE = (
     "name",
     "data.path",  # the fingerprint must stay
     "data.workers",
-    "train.steps",
+    "train.steps",  # unless the learning rate follows a curve that ends there
+    "train.accumulate",  # like the number of processes: the same losses but for rounding and dropout
     "train.save_every",
     "train.sample_every",
     "train.log_every",
@@ -25,6 +28,14 @@ MAY_CHANGE = (
     "sample.",
     "eval.",
 )
+_CHECKPOINTING = re.compile(r"model\.levels\.\d+\.checkpoint:")  # the same values, computed again
+
+
+def _may_change(line: str, recipe: Recipe) -> bool:
+    """Whether a run may go on under this difference, a line of `diff`."""
+    if line.startswith("train.steps:") and recipe.optimizer.schedule == "cosine":
+        return False
+    return line.startswith(MAY_CHANGE) or _CHECKPOINTING.match(line) is not None
 
 
 class RunFolder:
@@ -49,7 +60,16 @@ class RunFolder:
             raise UsageError(
                 f"{self.recipe_file} cannot be read: {error}", hint="restore it, or use --fresh"
             ) from error
-        changed = [line for line in diff(old, recipe.to_dict()) if not line.startswith(MAY_CHANGE)]
+        if not any(self.checkpoints.glob("step-*")):  # nothing to go on from, so nothing that must fit
+            return
+        with suppress(UsageError):  # keys younger than the run have the values they stand for when left out
+            old = Recipe.from_dict(old).to_dict()
+        changed = [line for line in diff(old, recipe.to_dict()) if not _may_change(line, recipe)]
+        if changed == [line for line in changed if line.startswith("train.steps:")] != []:
+            raise UsageError(
+                f"with optimizer.schedule=cosine every learning rate of {self.path} hangs on {changed[0]}",
+                hint="undo the change, or start over with --fresh (the old run is kept)",
+            )
         if changed:
             raise UsageError(
                 f"the recipe differs from the one {self.path} was started with:\n    " + "\n    ".join(changed),

@@ -1,16 +1,15 @@
-"""What a run is made of: a recipe held against its data, a new model, and the plan that `--dry-run` prints."""
+"""What a run is made of: a recipe held against its data, a new model, the accelerator."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from hdit_cli import runtime
-from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine.model import Model, build_network, class_count, count, precondition
-from hdit_cli.errors import OutOfMemory, UsageError
+from hdit_cli.engine.model import Model, build_network, class_count, precondition
+from hdit_cli.errors import UsageError
 from hdit_cli.recipe import Recipe
 
 DTYPES = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}  # of the weights; bf16 is autocast
@@ -53,49 +52,8 @@ def new_model(recipe: Recipe, reader: ShardReader, *, path: str) -> Model:
     return Model(precondition(network, recipe), recipe.to_dict(), classes, weights="raw", data=data)
 
 
-def plan(recipe: Recipe, *, data: Path) -> dict[str, Any]:
-    """What a run would do, after the checks that a run makes; nothing is allocated and nothing written.
-
-    Raises:
-        UsageError: recipe and data do not fit.
-        DataError: the data cannot be read.
-    """
-    reader = ShardReader(data)
-    check_fit(recipe, reader)
-    reader.picture(0)
-    section, here = recipe.train, runtime.ranks()
-    slots = split(section.batch_size, world=here.world, rank=here.rank, accumulate=section.accumulate)
-    facts = count(recipe, classes=len(reader.classes))
-    return {
-        **facts,
-        "images": len(reader),
-        "classes": len(reader.classes) if recipe.model.classes else 0,
-        "batch": section.batch_size,
-        "micro_batch": len(slots[0]),
-        "steps": section.steps,
-        "steps_per_epoch": len(reader) / section.batch_size,
-        "epochs": section.steps * section.batch_size / len(reader),
-        "bytes_of_weights_gradients_moments_average": facts["params"]
-        * DTYPES[section.precision].itemsize
-        * (5 + len(recipe.ema.stds)),
-        "device": str(runtime.device()),
-    }
-
-
-def out_of_memory(recipe: Recipe) -> OutOfMemory:
-    """What to say when a step does not fit: three switches, with values, that make it smaller."""
-    section = recipe.train
-    pieces = next(
-        (a for a in range(section.accumulate * 2, section.batch_size) if section.batch_size % a == 0),
-        section.batch_size,
-    )
-    third = f"train.batch_size={max(1, section.batch_size // 4)}"
-    second = (
-        "train.precision=bf16"
-        if section.precision != "bf16"
-        else f"sample.batch_size={max(1, recipe.sample.batch_size // 4)}"
-    )
-    return OutOfMemory(
-        f"out of memory at batch {section.batch_size}, accumulate {section.accumulate}, precision {section.precision}",
-        hint=f"what helps: --set train.accumulate={pieces} (the same batch in more pieces), --set {second}, or --set {third}",
-    )
+def new_accelerator(recipe: Recipe) -> Accelerator:
+    """Device placement, autocast and the exchange of gradients, as `train.precision` and the machine ask for."""
+    precision = "bf16" if recipe.train.precision == "bf16" else "no"
+    cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    return Accelerator(cpu=cpu, mixed_precision=precision)

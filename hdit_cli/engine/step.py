@@ -18,6 +18,7 @@ from hdit_cli.diffusion.denoiser import LossOf
 from hdit_cli.diffusion.densities import noise_density
 from hdit_cli.engine.ema import EMA, PowerAverages, ema_decay
 from hdit_cli.engine.guard import FiniteGuard
+from hdit_cli.engine.learning_rate import learning_rate
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.setup import DTYPES
 from hdit_cli.engine.state import TrainState, Window, build_optimizer
@@ -45,6 +46,7 @@ class Stepper:
         averages = PowerAverages(model.network, stds=recipe.ema.stds)
         self.state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), window, averages)
         self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
+        self.lr_factor = learning_rate(recipe)
         self.loss_of = accelerator.prepare_model(LossOf(model.denoiser).train())
         cap = recipe.train.nonfinite_cap if recipe.train.nonfinite == "skip" else 1
         self.guard = FiniteGuard(cap=cap, device=self.device)
@@ -98,10 +100,9 @@ class Stepper:
 
     def update(self, refused: Tensor) -> None:
         """AdamW and the averages, masked on the device where `refused` is 1."""
-        state, section = self.state, self.recipe.optimizer
-        warm = min(1.0, (state.step + 1) / section.warmup) if section.warmup else 1.0
+        state, factor = self.state, self.lr_factor(self.state.step)
         for group, lr in zip(state.optimizer.param_groups, state.base_lrs, strict=True):
-            group["lr"] = lr * warm
+            group["lr"] = lr * factor
         state.optimizer.grad_scale, state.optimizer.found_inf = None, refused  # type: ignore[attr-defined]
         state.optimizer.step()
         decay = ema_decay(state.step, power=self.recipe.ema.power, max_value=self.recipe.ema.max_decay)

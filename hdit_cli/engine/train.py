@@ -6,9 +6,6 @@ from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-
 from hdit_cli import files, runtime
 from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
@@ -18,13 +15,14 @@ from hdit_cli.engine.clock import Clock
 from hdit_cli.engine.draw import draw_grids
 from hdit_cli.engine.events import Drawn, Event, Finished, Kept, Logged, Saved, Started, Stepped, Warned
 from hdit_cli.engine.model import count
+from hdit_cli.engine.out_of_memory import in_training, told
 from hdit_cli.engine.run import RunFolder
 from hdit_cli.engine.saver import Proceed, Saver
-from hdit_cli.engine.setup import check_fit, new_model, out_of_memory
+from hdit_cli.engine.setup import check_fit, new_accelerator, new_model
 from hdit_cli.engine.state import Window
 from hdit_cli.engine.step import Stepper
 from hdit_cli.engine.stop import StopRequest
-from hdit_cli.errors import NonFiniteError, UsageError, is_out_of_memory
+from hdit_cli.errors import NonFiniteError, UsageError
 from hdit_cli.recipe import Recipe
 
 
@@ -43,8 +41,7 @@ class Trainer:
         check_fit(recipe, self.reader)
         runtime.set_deterministic(recipe.train.deterministic)
         runtime.fast_matmul()
-        precision = "bf16" if recipe.train.precision == "bf16" else "no"
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available() and not _has_mps(), mixed_precision=precision)
+        self.accelerator = new_accelerator(recipe)
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.slots = split(
@@ -263,10 +260,6 @@ def _due(step: int, every: int, *, last: int) -> bool:
     return step % every == 0 or step == last
 
 
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
-
-
 Watch = Callable[[Event], None]
 
 
@@ -295,14 +288,10 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch) -> Finished
             run.start(recipe)
         runtime.wait_for_all()
         finished = Finished(0)
-        try:
-            with closing(trainer.events()) as stream:  # closed under the lock, whatever happens
-                for event in stream:
-                    watch(event)
-                    if isinstance(event, Finished):
-                        finished = event
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise out_of_memory(recipe) from error
+        # closed under the lock, whatever happens
+        with told(lambda: in_training(recipe)), closing(trainer.events()) as stream:
+            for event in stream:
+                watch(event)
+                if isinstance(event, Finished):
+                    finished = event
     return finished

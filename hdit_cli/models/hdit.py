@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hdit_cli.models.attention.dense import global_attention, window_attention
 from hdit_cli.models.attention.dispatch import neighborhood_attention
@@ -45,6 +46,7 @@ class Level:
         attention: neighborhood, global, shifted-window or none.
         kernel: side of the neighborhood in tokens.
         window: side of the shifted windows in tokens.
+        checkpoint: training keeps the input of each layer alone and computes the rest again (Chen et al. 2016).
     """
 
     depth: int
@@ -55,6 +57,7 @@ class Level:
     head_dim: int = 64
     kernel: int = 7
     window: int = 8
+    checkpoint: bool = False
 
 
 class SelfAttention(nn.Module):
@@ -138,10 +141,16 @@ class Stack(nn.ModuleList):
     def __init__(self, level: Level, *, first: int, condition_width: int) -> None:
         indices = range(first, first + level.depth)
         super().__init__(Layer(level, index=i, condition_width=condition_width) for i in indices)
+        self.level = level
 
     def forward(self, x: Tensor, positions: Tensor, condition: Tensor) -> Tensor:
+        again = self.level.checkpoint and self.training and torch.is_grad_enabled()
         for layer in self:
-            x = layer(x, positions, condition)
+            if again:  # with the random state of the first time, where dropout draws from it
+                rng = self.level.dropout > 0
+                x = checkpoint(layer, x, positions, condition, use_reentrant=False, preserve_rng_state=rng)
+            else:
+                x = layer(x, positions, condition)
         return x
 
     def macs(self, height: int, width: int) -> int:

@@ -44,6 +44,7 @@ class Level(Section):
     head_dim: Annotated[int, Field(ge=8, le=1024)] = 64
     kernel: Annotated[int, Field(ge=1, le=255)] = 7
     window: Annotated[int, Field(ge=2, le=255)] = 8
+    checkpoint: bool = False  # training computes the layers' insides a second time instead of keeping them
 
     def problems(self) -> Iterator[Problem]:
         """What does not fit together within this level."""

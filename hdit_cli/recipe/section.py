@@ -63,6 +63,7 @@ PathText = Annotated[str, Field(max_length=4096), AfterValidator(no_control_char
 SamplerName = Annotated[str, AfterValidator(one_of("sampler"))]
 ScheduleName = Annotated[str, AfterValidator(one_of("schedule"))]
 WeightingName = Annotated[str, AfterValidator(one_of("weighting"))]
+LearningRateName = Annotated[str, AfterValidator(one_of("learning-rate"))]
 MetricName = Annotated[str, AfterValidator(one_of("metric"))]
 Sigma = Annotated[float, Field(gt=0.0, le=1e6)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from hdit_cli.recipe.section import (
+    LearningRateName,
     Listed,
     MetricName,
     PathText,
@@ -95,6 +96,19 @@ class Optimizer(Section):
     weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 1e-2
     mapping_lr_scale: Annotated[float, Field(ge=0.0, le=10.0)] = 1 / 3
     warmup: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0  # steps of linear rise
+    schedule: LearningRateName = "constant"  # of the learning rate, after the warm-up
+    final_lr: Probability = 0.0  # cosine: share of `lr` that is left at train.steps
+    hold: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0  # inverse-sqrt: steps before the rate falls
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.final_lr and self.schedule != "cosine":
+            stop_at([(("final_lr",), f'is read by schedule = "cosine" alone, and that is "{self.schedule}"')])
+        if self.hold and self.schedule != "inverse-sqrt":
+            stop_at([(("hold",), f'is read by schedule = "inverse-sqrt" alone, and that is "{self.schedule}"')])
+        if self.schedule == "inverse-sqrt" and not self.hold:
+            stop_at([(("schedule",), '"inverse-sqrt" needs optimizer.hold: at which step the rate begins to fall')])
+        return self
 
 
 class Ema(Section):

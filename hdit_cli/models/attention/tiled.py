@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from hdit_cli.models.attention.request import Request
+from hdit_cli.models.attention.request import Held, Request
 
 TILE = 8  # 8 x 8 queries meet 14 x 14 keys at kernel 7; 4, 6 and 16 were no faster on a 2-core Xeon
 
@@ -22,6 +22,20 @@ TILE = 8  # 8 x 8 queries meet 14 x 14 keys at kernel 7; 4, 6 and 16 were no fas
 def refuse(request: Request) -> str:
     """Runs everywhere."""
     return ""
+
+
+def held(request: Request, *, height: int, width: int) -> Held:
+    """Tiles of queries, halos of keys and values, on a CPU the softmax of their products, and the result twice."""
+    tiles, halos, pairs = 1, 1, 1
+    for length in (height, width):
+        tile = min(TILE, length)
+        count, halo = -(-length // tile), min(tile + request.kernel - 1, length)
+        tiles, halos, pairs = tiles * count * tile, halos * count * halo, pairs * count * tile * halo
+    tokens, d = height * width, request.head_dim
+    plain = request.device == "cpu" and request.dtype in (torch.float32, torch.float64)
+    if plain:
+        return Held((2 * d * (tiles + halos) + pairs) / tokens, 2 * (pairs + d * halos) / tokens)
+    return Held((d * (3 * tiles + 2 * halos) + tiles) / tokens, 2 * d * halos / tokens)
 
 
 class Axis(NamedTuple):
