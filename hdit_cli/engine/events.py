@@ -20,6 +20,13 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """A new run starts from another one's weights; `lines` say what was loaded and what is new."""
+
+    lines: list[str]
+
+
+@dataclass(frozen=True)
 class Stepped:
     """After each optimizer step; `images_per_second` counts training time alone, not saving or drawing."""
 
@@ -66,4 +73,4 @@ class Finished:
     stopped_by: str = ""
 
 
-Event = Started | Stepped | Logged | Drawn | Saved | Warned | Finished
+Event = Started | Begun | Stepped | Logged | Drawn | Saved | Warned | Finished

@@ -16,7 +16,8 @@ from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine import checkpoint
 from hdit_cli.engine.clock import Clock
 from hdit_cli.engine.draw import draw_grids
-from hdit_cli.engine.events import Drawn, Event, Finished, Logged, Saved, Started, Stepped, Warned
+from hdit_cli.engine.events import Begun, Drawn, Event, Finished, Logged, Saved, Started, Stepped, Warned
+from hdit_cli.engine.init import begin
 from hdit_cli.engine.model import count
 from hdit_cli.engine.run import RunFolder
 from hdit_cli.engine.saver import Proceed, Saver
@@ -35,9 +36,10 @@ class Trainer:
         folder: the run folder, locked by the caller.
         recipe: validated and resolved.
         data: path of the prepared data set.
+        init: checkpoint whose weights a new run starts from.
     """
 
-    def __init__(self, folder: RunFolder, recipe: Recipe, *, data: Path) -> None:
+    def __init__(self, folder: RunFolder, recipe: Recipe, *, data: Path, init: Path | None = None) -> None:
         self.folder, self.recipe = folder, recipe
         self.reader = ShardReader(data)
         check_fit(recipe, self.reader)
@@ -51,6 +53,7 @@ class Trainer:
             recipe.train.batch_size, world=self.world, rank=self.rank, accumulate=recipe.train.accumulate
         )
         model = new_model(recipe, self.reader, path=str(data))
+        self.beginning = begin(model, folder.path, init)
         self.stepper = Stepper(recipe, model=model, accelerator=self.accelerator)
         self.state, self.guard = self.stepper.state, self.stepper.guard
         self.saver = Saver()
@@ -191,6 +194,8 @@ class Trainer:
         section = self.recipe.train
         yield from self.resume()
         yield self.started()
+        if self.beginning and self.beginning.lines:
+            yield Begun(self.beginning.lines)
         if self.state.step >= section.steps:
             yield Finished(self.state.step)
             return
@@ -246,15 +251,16 @@ def _has_mps() -> bool:
 Watch = Callable[[Event], None]
 
 
-def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch) -> Finished:
+def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch, init: Path | None = None) -> Finished:
     """Runs a recipe in a folder, telling `watch` of every event; goes on where the folder stands.
 
     Args:
         folder: the run folder; created where it is missing, locked while this runs.
         data: a prepared data set.
+        init: checkpoint whose weights a new run starts from; a run that goes on does not need it.
 
     Raises:
-        UsageError: recipe and data, or recipe and run, do not fit; the folder is in use.
+        UsageError: recipe and data, recipe and `init`, or recipe and run, do not fit; the folder is in use.
         DataError: the data cannot be read.
         CheckpointError: every checkpoint is damaged.
         NonFiniteError: loss, gradient or weights became NaN or infinite.
@@ -263,12 +269,14 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch) -> Finished
     here = runtime.join_processes()
     run = RunFolder(folder)
     run.check_recipe(recipe)
-    trainer = Trainer(run, recipe, data=data)  # fails on bad input before the folder exists
+    trainer = Trainer(run, recipe, data=data, init=init)  # fails on bad input before the folder exists
     if here.is_main:
         files.make_folder(folder)
     with files.lock(folder / ".lock", what=f"run {folder}") if here.is_main else nullcontext():
         if here.is_main:
             run.start(recipe)
+            if trainer.beginning and trainer.beginning.lines:
+                trainer.beginning.write(folder)
         runtime.wait_for_all()
         finished = Finished(0)
         try:
