@@ -41,7 +41,7 @@ def pictures(root, classes, *, size=16, count=12):
     return root / "data"
 
 
-def recipe_for(steps=6, **changes):
+def recipe_for(steps=4, **changes):
     fixed = {"train__steps": steps, "train__save_every": 1000, "train__sample_every": 0, "train__log_every": 1}
     return tiny_recipe(**{**fixed, "train__batch_size": 16, "optimizer__warmup": 0, **changes})
 
@@ -64,14 +64,22 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
-    run(folder, recipe_for(150), data)
+    run(folder, recipe_for(80), data)
     return folder
 
 
 @pytest.fixture(scope="module")
 def unconditional(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unconditional") / "run"
-    run(folder, recipe_for(150, model__classes=0), data)
+    run(folder, recipe_for(80, model__classes=0), data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def begun(data, tmp_path_factory):
+    """A run of two steps, for tests of what is taken over and not of how good it is."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    run(folder, recipe_for(2), data)
     return folder
 
 
@@ -90,6 +98,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_it_starts_below_a_new_run(case, request, tmp_path):
     source, classes, size, changes = CASES[case]
@@ -103,7 +112,7 @@ def test_it_starts_below_a_new_run(case, request, tmp_path):
     assert sum(first) < 0.8 * sum(new)
     begun = [event for event in seen if isinstance(event, events.Begun)]
     assert len(begun) == 1
-    assert f"starts from {source}: ema weights, step 150" in begun[0].lines[0]
+    assert f"starts from {source}: ema weights, step 80" in begun[0].lines[0]
 
 
 # What comes over, exactly
@@ -273,9 +282,13 @@ def short(steps=4, **changes):
     return recipe_for(steps, train__save_every=2, **changes)
 
 
-def test_a_run_goes_on_without_its_source(trained, data, tmp_path):
+def raw_of(folder):
+    return folder / "checkpoints" / "step-00000002" / "model.safetensors"
+
+
+def test_a_run_goes_on_without_its_source(begun, data, tmp_path):
     source = tmp_path / "source.safetensors"
-    shutil.copy(trained / "ckpt.safetensors", source)
+    shutil.copy(begun / "ckpt.safetensors", source)
     run(tmp_path / "whole", short(), data, init=source)
     run(tmp_path / "cut", short(2), data, init=source)
     source.unlink()
@@ -286,24 +299,24 @@ def test_a_run_goes_on_without_its_source(trained, data, tmp_path):
     run(tmp_path / "cut", short(6), data)  # and without the option
     model = hdit_cli.load(tmp_path / "cut", device="cpu")
     assert model.data["init"] == read_record(tmp_path / "cut")["source"]
-    assert model.data["init"]["step"] == 150
+    assert model.data["init"]["step"] == 2
 
 
-def test_another_source_is_refused_once_the_run_has_started(trained, unconditional, data, tmp_path):
-    run(tmp_path / "run", short(2), data, init=trained)
-    run(tmp_path / "run", short(), data, init=trained / "ckpt.safetensors")  # the same by its content
+def test_another_source_is_refused_once_the_run_has_started(begun, data, tmp_path):
+    run(tmp_path / "run", short(2), data, init=begun)
+    run(tmp_path / "run", short(), data, init=begun / "ckpt.safetensors")  # the same by its content
     with pytest.raises(UsageError, match="goes on from its own checkpoint"):
-        run(tmp_path / "run", short(6), data, init=unconditional)
+        run(tmp_path / "run", short(6), data, init=raw_of(begun))
     run(tmp_path / "new", short(2), data)
     with pytest.raises(UsageError, match="was started without --init"):
-        run(tmp_path / "new", short(), data, init=trained)
+        run(tmp_path / "new", short(), data, init=begun)
     with pytest.raises(UsageError, match="lies in the run"):
         run(tmp_path / "run", short(6), data, init=tmp_path / "run" / "ckpt.safetensors")
 
 
-def test_a_run_that_never_saved_starts_from_the_same_again(trained, data, tmp_path):
+def test_a_run_that_never_saved_starts_from_the_same_again(begun, data, tmp_path):
     source = tmp_path / "source.safetensors"
-    shutil.copy(trained / "ckpt.safetensors", source)
+    shutil.copy(begun / "ckpt.safetensors", source)
     run(tmp_path / "whole", short(), data, init=source)
     (tmp_path / "run").mkdir()
     shutil.copy(tmp_path / "whole" / "init.json", tmp_path / "run")
@@ -316,10 +329,10 @@ def test_a_run_that_never_saved_starts_from_the_same_again(trained, data, tmp_pa
         run(tmp_path / "run", short(), data)
 
 
-def test_the_average_starts_from_the_loaded_weights_and_raw_files_are_taken_as_they_are(trained, data, tmp_path):
-    raw = trained / "checkpoints" / "step-00000150" / "model.safetensors"
+def test_the_average_starts_from_the_loaded_weights_and_raw_files_are_taken_as_they_are(begun, data, tmp_path):
+    raw = raw_of(begun)
     assert read_source(raw).model.weights == "raw"
-    assert read_source(trained).model.weights == "ema"
+    assert read_source(begun).model.weights == "ema"
     still = {"optimizer__lr": 1e-9, "optimizer__weight_decay": 0.0}
     run(tmp_path / "run", recipe_for(1, **still), data, init=raw)
     before, _ = checkpoint.read_tensors(raw)
