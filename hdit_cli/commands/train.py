@@ -165,6 +165,8 @@ class Watcher:
         from hdit_cli.commands.progress import bar
 
         classes = f"{started.classes} classes" if started.classes else "unconditional"
+        names = list(started.class_names[:8]) + (["…"] if len(started.class_names) > 8 else [])
+        classes += f" ({', '.join(names)})" if names else ""
         self._say(
             f"{started.params:,} parameters, {started.gmacs:.3f} GMAC an image; {started.images:,} images, {classes}; "
             f"{started.split}; {started.device}"

@@ -276,7 +276,6 @@ def _columns(model: Model, order: Order, n: int) -> int | None:
 def _record(model: Model, order: Order, content: Content, *, sha256: str) -> dict[str, Any]:
     start = {"path": order.init_image, "sha256": content.init_sha256}
     ends = {"seeds": list(order.seeds), "classes": [class_name(model, class_index(model, c)) for c in order.classes]}
-    named = order.label if order.label in (None, "all") else class_name(model, class_index(model, order.label))
     return {
         "format": FORMAT,
         "checkpoint": order.checkpoint,
@@ -284,7 +283,7 @@ def _record(model: Model, order: Order, content: Content, *, sha256: str) -> dic
         "weights": order.weights,
         "step": model.step,
         "n": content.n,
-        "label": named,
+        "label": label_name(model, order.label),
         "init_image": start if order.init_image is not None else None,
         "interpolate": ends if order.interpolates else None,
         "sampling": asdict(order.sampling),
@@ -299,3 +298,8 @@ def class_name(model: Model, label: int) -> str:
     if label < len(model.classes):
         return model.classes[label]
     return "no class" if label == model.network.classes else str(label)
+
+
+def label_name(model: Model, wanted: str | None) -> str | None:
+    """What `choose_labels` was asked for, a class by its name where it was given by number."""
+    return wanted if wanted in (None, "all") else class_name(model, class_index(model, wanted))

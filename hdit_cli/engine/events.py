@@ -17,6 +17,7 @@ class Started:
     step: int
     steps: int
     bytes_held: int
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

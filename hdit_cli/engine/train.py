@@ -187,6 +187,7 @@ class Trainer:
             step=self.state.step,
             steps=section.steps,
             bytes_held=held * 5,  # weights, gradients, two moments, average
+            class_names=tuple(self.state.model.classes),
         )
 
     def events(self) -> Generator[Event]:
