@@ -14,10 +14,10 @@ from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine import checkpoint
+from hdit_cli.engine.beginning import begin
 from hdit_cli.engine.clock import Clock
 from hdit_cli.engine.draw import draw_grids
 from hdit_cli.engine.events import Begun, Drawn, Event, Finished, Logged, Saved, Started, Stepped, Warned
-from hdit_cli.engine.init import begin
 from hdit_cli.engine.model import count
 from hdit_cli.engine.run import RunFolder
 from hdit_cli.engine.saver import Proceed, Saver
