@@ -2,11 +2,14 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hdit_cli.commands import sampling as shared
+
+if TYPE_CHECKING:
+    from hdit_cli.engine.model import Model
 
 
 class Form(StrEnum):
@@ -31,25 +34,35 @@ def export(
     to: Annotated[Form, typer.Option(help="Form of the file.")] = Form.SAFETENSORS,
     dtype: Annotated[Dtype, typer.Option(help="Number format of the weights.")] = Dtype.FP32,
     weights: shared.Weights = "ema",
-    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="export/<name><suffix>")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="export/<name>/<name><suffix>")
+    ] = None,
+    license_: Annotated[
+        str, typer.Option("--license", help="Licence named in the model card, e.g. apache-2.0 or cc-by-4.0.")
+    ] = "unknown",
+    no_grid: Annotated[bool, typer.Option("--no-grid", help="Leave the picture out of the model card.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Facts on stdout as JSON.")] = False,
 ) -> None:
-    """Write a file that other software loads, and check it by loading it back."""
+    """Write a file that other software loads, check it by loading it back, and put a model card (README.md) beside it."""
     import json
 
     from hdit_cli import catalog
+    from hdit_cli.engine.card import own_grid, run_of, write_card
     from hdit_cli.engine.load import load
     from hdit_cli.errors import UsageError
 
     shared.check_weights(weights)
     place = checkpoint.resolve()
-    path = out or Path("export") / f"{place.parent.name if place.is_file() else place.name}{SUFFIX[to]}"
+    name = place.parent.name if place.is_file() else place.name
+    path = out or Path("export") / name / f"{name}{SUFFIX[to]}"
     if path.exists() and not force:
         raise UsageError(f"{path} exists", hint="--out elsewhere, or --force to overwrite")
     model = load(checkpoint, weights=weights, device="cpu")
     shared.tell_origin(weights=model.weights, origin=model.origin)
+    picture = None if no_grid else own_grid(model, run_of(checkpoint)) or _drawn(model)
     done = catalog.get("export", to.value)(model, path, dtype=dtype.value)
+    card, grid_path = write_card(model, done, checkpoint=checkpoint, licence=license_, picture=picture)
     facts = {
         "path": str(done.path),
         "to": to.value,
@@ -59,6 +72,8 @@ def export(
         "bytes": done.bytes,
         "sha256": done.sha256,
         "error": done.error,
+        "card": str(card),
+        "grid": str(grid_path) if grid_path else None,
     }
     if json_:
         typer.echo(json.dumps(facts))
@@ -67,3 +82,12 @@ def export(
             f"{path}: {done.bytes / 1e6:.1f} MB, {dtype.value}, {model.weights} weights, read back with error {done.error:.1e}"
         )
         typer.echo(f"sha256 {done.sha256}")
+        typer.echo(f"model card {card}")
+
+
+def _drawn(model: "Model") -> bytes | None:
+    """A grid drawn now, which is said: a large model takes its time on a CPU."""
+    from hdit_cli.engine.card import drawn_grid
+
+    typer.echo("drawing a grid for the model card; --no-grid leaves it out", err=True)
+    return drawn_grid(model)

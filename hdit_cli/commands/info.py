@@ -127,12 +127,15 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not an hdit checkpoint", hint=hint or "give a file that hdit wrote")
     try:
         recipe, classes = Recipe.from_dict(json.loads(header["hdit.recipe"])), json.loads(header["hdit.classes"])
+        data = json.loads(header["hdit.data"])
+        if classes and len(data.get("class_counts", ())) == len(classes):
+            data["class_counts"] = dict(zip(classes, data["class_counts"], strict=True))
         facts = {
             "step": int(header["hdit.step"]),
             "images_seen": int(header["hdit.images_seen"]),
             "weights": header["hdit.weights"],
             "class_names": classes,
-            "data": json.loads(header["hdit.data"]),
+            "data": data,
             "version": header["hdit.version"],
             "bytes": path.stat().st_size,
         }

@@ -1,14 +1,17 @@
 """`hdit sample CKPT`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hdit_cli.commands import sampling as shared
 
 if TYPE_CHECKING:
-    from hdit_cli.engine.collect import Order
+    from hdit_cli.engine.collect import Order, Recorded
+    from hdit_cli.engine.model import Model
+
+STRENGTH = 0.6  # where a picture is given and nobody says
 
 
 def sample(
@@ -16,9 +19,10 @@ def sample(
         str | None, typer.Argument(metavar="CKPT", help="A checkpoint file or a run folder.", show_default=False)
     ] = None,
     n: Annotated[
-        int | None, typer.Option("-n", help="Number of images.", show_default="16, or 8 a class for all")
+        int | None,
+        typer.Option("-n", help="Number of images, or frames.", show_default="16, 8 a class for all, or 9 frames"),
     ] = None,
-    seed: shared.Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Image i is a function of (seed, i).", show_default="0")] = None,
     steps: shared.Steps = None,
     sampler: shared.Sampler = None,
     class_: shared.ClassName = None,
@@ -27,17 +31,34 @@ def sample(
     size: shared.Size = None,
     weights: shared.Weights = "ema",
     batch_size: shared.BatchSize = None,
+    init_image: Annotated[
+        Path | None, typer.Option(help="A picture that every image starts from.", show_default=False)
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How far --init-image is left behind: (0, 1], the share of steps run.", show_default="0.6"),
+    ] = None,
+    interpolate_seeds: Annotated[
+        str | None, typer.Option(help="A:B[:C…], seeds: frames from image 0 of one to that of the next.")
+    ] = None,
+    interpolate_classes: Annotated[
+        str | None, typer.Option(help="A:B[:C…], classes: frames from one to the next, the noise the same.")
+    ] = None,
     processes: shared.Processes = 1,
     out: Annotated[Path | None, typer.Option(help="Folder for the images.", show_default="samples/<name>")] = None,
     from_: Annotated[
-        Path | None, typer.Option("--from", help="A samples.json: makes the same images again.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--from",
+            help="A samples.json: makes the same images again. CKPT and --init-image say where a file is now.",
+            show_default=False,
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an earlier set in --out.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="The record on stdout.")] = False,
 ) -> None:
-    """Make images: PNGs, one grid, and a samples.json that reproduces them."""
+    """Make images: PNGs, one grid or strip, and a samples.json that reproduces them."""
     import json
-    from dataclasses import replace
 
     from hdit_cli import runtime
     from hdit_cli.commands.progress import bar
@@ -54,8 +75,12 @@ def sample(
         "cfg_interval": shared.parse_interval(cfg_interval),
         "size": shared.parse_size(size),
         "batch_size": batch_size,
+        "strength": strength,
     }
-    if (checkpoint is None) == (from_ is None):
+    ends = {"seeds": _seeds(interpolate_seeds), "classes": _classes(interpolate_classes)}
+    named = {"n": n, "label": class_, "weights": weights, "init_image": init_image and str(init_image), **ends}
+    _check_together({**wanted, **named}, redo=from_ is not None)
+    if checkpoint is None and from_ is None:
         raise UsageError("give a checkpoint, or --from a samples.json", hint="hdit sample runs/NAME")
     name = Path(checkpoint or str(from_)).resolve()
     folder = out or Path("samples") / (name.parent.name if name.is_file() else name.name)
@@ -65,32 +90,122 @@ def sample(
     if code is not None:
         raise typer.Exit(code)
     runtime.join_processes()
-    order, sha256 = _order(checkpoint, from_, n=n, label=class_, weights=weights)
 
-    from hdit_cli.engine.collect import collect, image_count, load_for, sampling_of
+    from hdit_cli.engine.collect import collect, load_for, prepare
 
-    model, sha256 = load_for(order, sha256=sha256)
-    if from_ is None:
-        order = replace(order, sampling=sampling_of(model, **wanted))
+    asked = _recorded(checkpoint, from_, named)
+    model, sha256 = load_for(asked.order, sha256=asked.sha256)
+    order = asked.order if from_ is not None else _sampled(asked.order, model, wanted)
+    content = prepare(model, order, init_sha256=asked.init_sha256)
     main = runtime.ranks().is_main
     if main:
         shared.tell_origin(weights=model.weights, origin=model.origin)
-    with bar(total=image_count(model, order), unit="image", label="sampling", quiet=not main) as progress:
+    with bar(total=content.n, unit="image", label="sampling", quiet=not main) as progress:
         world = runtime.ranks().world
         record = collect(
-            model, order, out=folder, sha256=sha256, on_images=lambda count: progress.advance(count * world)
+            model,
+            order,
+            out=folder,
+            sha256=sha256,
+            content=content,
+            on_images=lambda count: progress.advance(count * world),
         )
     if main:
-        typer.echo(json.dumps(record) if json_ else f"{record['n']} images, grid.png and samples.json in {folder}")
+        typer.echo(json.dumps(record) if json_ else _sentence(record, folder))
 
 
-def _order(
-    checkpoint: str | None, from_: Path | None, *, n: int | None, label: str | None, weights: str
-) -> "tuple[Order, str]":
-    """The order of this command line, or of a record; with it the recorded SHA-256 of the checkpoint."""
-    from hdit_cli.engine.collect import Order, Sampling, read_order
+def _seeds(text: str | None) -> tuple[int, ...]:
+    """The numbers of A:B[:C…].
 
-    if from_ is not None:
-        return read_order(from_)
-    assert checkpoint is not None
-    return Order(checkpoint, Sampling(), n, label, weights), ""
+    Raises:
+        UsageError: fewer than two, or not whole numbers.
+    """
+    from hdit_cli.errors import UsageError
+
+    parts = [] if text is None else text.split(":")
+    try:
+        seeds = tuple(int(part) for part in parts)
+    except ValueError:
+        seeds = (0,)
+    if len(seeds) == 1:
+        raise UsageError(f"--interpolate-seeds {text!r} is not A:B", hint="two seeds or more, for example 0:7")
+    return seeds
+
+
+def _classes(text: str | None) -> tuple[str, ...]:
+    """The names of A:B[:C…].
+
+    Raises:
+        UsageError: fewer than two, or an empty one.
+    """
+    from hdit_cli.errors import UsageError
+
+    names = () if text is None else tuple(part.strip() for part in text.split(":"))
+    if len(names) == 1 or not all(names):
+        raise UsageError(
+            f"--interpolate-classes {text!r} is not A:B",
+            hint="two classes or more, for example daisy:rose; a number where a name holds a colon",
+        )
+    return names
+
+
+def _check_together(given: dict[str, Any], *, redo: bool) -> None:
+    """Raises UsageError for options of which one would do nothing."""
+    from hdit_cli.errors import UsageError
+
+    options = {"label": "--class", "n": "-n", "seeds": "--interpolate-seeds", "classes": "--interpolate-classes"}
+    if redo:
+        plain = {"weights": "ema", "init_image": given["init_image"], "seeds": (), "classes": ()}
+        extra = [name for name, value in given.items() if value != plain.get(name)]
+        if extra:
+            words = ", ".join(options.get(name, f"--{name.replace('_', '-')}") for name in extra)
+            raise UsageError("--from makes the same images again, as recorded", hint=f"leave out {words}")
+        return
+    if given["strength"] is not None and given["init_image"] is None:
+        raise UsageError("--strength needs a picture to start from", hint="--init-image FILE")
+    if given["seeds"] and given["seed"] is not None:
+        raise UsageError("--interpolate-seeds names the seeds", hint="leave --seed out")
+
+
+def _recorded(checkpoint: str | None, from_: Path | None, named: dict[str, Any]) -> "Recorded":
+    """The order of this command line, or of a record; CKPT and --init-image then only say where its files are now."""
+    from dataclasses import replace
+
+    from hdit_cli.engine.collect import Order, Recorded, Sampling, read_order
+    from hdit_cli.errors import UsageError
+
+    if from_ is None:
+        assert checkpoint is not None
+        return Recorded(Order(checkpoint, Sampling(), **named), "")
+    recorded = read_order(from_)
+    order = recorded.order
+    if named["init_image"] and not order.init_image:
+        raise UsageError(f"the samples of {from_} were started from no picture", hint="leave --init-image out")
+    moved = {"checkpoint": checkpoint or order.checkpoint, "init_image": named["init_image"] or order.init_image}
+    return replace(recorded, order=replace(order, **moved))
+
+
+def _sampled(order: "Order", model: "Model", wanted: dict[str, Any]) -> "Order":
+    """The order with its sampling: what was asked for, over the recipe's defaults."""
+    from dataclasses import replace
+
+    from hdit_cli.engine.collect import sampling_of
+
+    if order.init_image and wanted["strength"] is None:
+        wanted = {**wanted, "strength": STRENGTH}
+    return replace(order, sampling=sampling_of(model, **wanted))
+
+
+def _sentence(record: dict[str, Any], folder: Path) -> str:
+    """What was made, of what, and where."""
+    ends = record["interpolate"]
+    if ends:
+        seeds, classes = ":".join(map(str, ends["seeds"])), ":".join(ends["classes"])
+        words = [f"{record['n']} frames", *([f"seeds {seeds}"] if seeds else []), *([classes] if classes else [])]
+    else:
+        words = [f"{record['n']} images"]
+    if record["label"] is not None:
+        words.append("all classes" if record["label"] == "all" else f"class {record['label']}")
+    if record["init_image"]:
+        words.append(f"from {record['init_image']['path']} at strength {record['sampling']['strength']:g}")
+    return f"{', '.join(words)}; {record['overview']} and samples.json in {folder}"

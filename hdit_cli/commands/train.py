@@ -20,6 +20,14 @@ def train(
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<recipe name>")] = None,
     processes: Annotated[int, typer.Option(help="Processes on this machine: one for each GPU.")] = 1,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start a new run from the weights of this checkpoint: a run folder (its EMA weights), or a file (as it is). "
+            "Classes are matched by name, levels from the innermost outwards; what fits nowhere is new.",
+            show_default=False,
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old run is moved to <run>.old-N.")] = False,
     dry_run: Annotated[
         bool,
@@ -35,7 +43,7 @@ def train(
 ) -> None:
     """Train a recipe; goes on by itself where the run folder holds a checkpoint."""
     from hdit_cli.engine.launch import relaunch
-    from hdit_cli.errors import DataError
+    from hdit_cli.errors import DataError, UsageError
     from hdit_cli.recipe import load_recipe
 
     loaded = load_recipe(recipe, [*(set_ or ()), *([f"data.path={_quoted(data)}"] if data else [])])
@@ -45,6 +53,8 @@ def train(
     if dry_run or find_batch or memory:
         from hdit_cli.commands import cost
 
+        if init is not None:
+            _print_match(init, loaded)
         cost.check(dry_run=dry_run, find_batch=find_batch, memory=memory)
         show = partial(cost.find, memory=cost.parse_memory(memory)) if find_batch else cost.show
         show(loaded, processes=processes, as_json=json_)
@@ -52,12 +62,14 @@ def train(
     if fresh and not _is_child():
         from hdit_cli.engine.run import set_aside
 
+        if init is not None and init.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"--fresh would move {init} away", hint="choose another --run, which may start from it")
         if moved := set_aside(folder):
             typer.echo(f"the old run is now {moved}", err=True)
     code = relaunch(processes, drop=("--fresh",))
     if code is not None:
         raise typer.Exit(code)
-    _train_here(folder, loaded, as_json=json_)
+    _train_here(folder, loaded, init=init, as_json=json_)
 
 
 def _quoted(text: str) -> str:
@@ -72,7 +84,19 @@ def _is_child() -> bool:
     return is_child()
 
 
-def _train_here(folder: Path, recipe: "Recipe", *, as_json: bool) -> None:
+def _print_match(init: Path, recipe: "Recipe") -> None:
+    """What a run would load, on stderr."""
+    from hdit_cli.data.reader import ShardReader
+    from hdit_cli.engine.init import match, read_source
+    from hdit_cli.engine.setup import check_fit
+
+    reader = ShardReader(Path(recipe.data.path))
+    check_fit(recipe, reader)
+    found = match(read_source(init), recipe, classes=reader.classes if recipe.model.classes else [])
+    typer.echo("\n".join([f"would start from {init}:", *found.lines()]), err=True)
+
+
+def _train_here(folder: Path, recipe: "Recipe", *, init: Path | None, as_json: bool) -> None:
     import json
 
     from hdit_cli import runtime
@@ -80,7 +104,7 @@ def _train_here(folder: Path, recipe: "Recipe", *, as_json: bool) -> None:
     from hdit_cli.errors import Interrupted
 
     with Watcher(quiet=not runtime.ranks().is_main) as watcher:
-        finished = run_training(folder, recipe, data=Path(recipe.data.path), watch=watcher)
+        finished = run_training(folder, recipe, data=Path(recipe.data.path), watch=watcher, init=init)
     if not runtime.ranks().is_main:
         if finished.stopped_by.startswith("SIG"):
             raise typer.Exit(Interrupted.exit_code)
@@ -122,6 +146,8 @@ class Watcher:
         match event:
             case events.Started():
                 self._start(event)
+            case events.Begun(lines=lines):
+                self._say("\n".join(lines))
             case events.Stepped(step=step, images_per_second=rate):
                 self.bar.images_per_second = rate
                 self.bar.update(step - self.bar.n)
@@ -141,6 +167,8 @@ class Watcher:
         from hdit_cli.commands.progress import bar
 
         classes = f"{started.classes} classes" if started.classes else "unconditional"
+        names = list(started.class_names[:8]) + (["…"] if len(started.class_names) > 8 else [])
+        classes += f" ({', '.join(names)})" if names else ""
         self._say(
             f"{started.params:,} parameters, {started.gmacs:.3f} GMAC an image; {started.images:,} images, {classes}; "
             f"{started.split}; {started.device}"

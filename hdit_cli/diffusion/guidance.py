@@ -25,18 +25,24 @@ def classifier_free(
 
     Args:
         denoiser: called as (x, sigma, label=).
-        label: int64 (N,).
+        label: int64 (N,), or weights of the classes, float (N, classes + 1).
         no_class: the label that means "no class".
         scale: guidance strength.
         interval: (low, high) noise levels within which guidance acts (Kynkaanniemi et al. 2024); outside it the conditional
             denoiser is called alone, at half the cost. None: everywhere.
     """
 
+    if label.ndim == 2:
+        empty = torch.zeros_like(label)
+        empty[:, no_class] = 1
+    else:
+        empty = torch.full_like(label, no_class)
+
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         inside = interval is None or interval[0] <= float(sigma[0]) <= interval[1]
         if scale == 1 or not inside:
             return denoiser(x, sigma, label=label)
-        both = torch.cat([label, torch.full_like(label, no_class)])
+        both = torch.cat([label, empty])
         cond, uncond = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), label=both).chunk(2)
         return uncond + scale * (cond - uncond)
 

@@ -1,4 +1,4 @@
-"""A set of samples on the disk: pictures, a grid, and the `samples.json` that makes them again."""
+"""A set of samples on the disk: pictures, a grid or strip, and the `samples.json` that makes them again."""
 
 import json
 from collections.abc import Callable
@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from hdit_cli import files, runtime
-from hdit_cli.engine.generate import Sampling, check, choose_labels, stream
+from hdit_cli.engine.blend import Blend, way
+from hdit_cli.engine.generate import Draw, Sampling, check, choose_labels, class_index, stream
 from hdit_cli.engine.grid import grid_png, picture_png
-from hdit_cli.engine.load import find, open_source
+from hdit_cli.engine.load import InFile, find, open_source
 from hdit_cli.engine.model import Model
-from hdit_cli.errors import CheckpointError, UsageError
+from hdit_cli.engine.picture import read_picture_for
+from hdit_cli.errors import CheckpointError, DataError, UsageError
 
 FORMAT = "hdit-samples/1"
 RECORD = "samples.json"
+GRID, STRIP = "grid.png", "strip.png"  # written beside the pictures, and none of them
+FRAMES = 9  # of an interpolation, where nobody says
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,10 @@ class Order:
 
     Attributes:
         checkpoint: inference file or run folder.
-        n: number of images; None is 16, or 8 of each class for "all".
+        n: number of images; None is 16, 8 of each class for "all", or 9 frames.
         label: class name, number, "all", or None for the proportions of the data.
+        init_image: a picture that every image starts from.
+        seeds, classes: ends of an interpolation; see `blend.way`.
     """
 
     checkpoint: str
@@ -34,6 +41,23 @@ class Order:
     n: int | None = None
     label: str | None = None
     weights: str = "ema"
+    init_image: str | None = None
+    seeds: tuple[int, ...] = ()
+    classes: tuple[str, ...] = ()
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether the images are frames between samples."""
+        return bool(self.seeds or self.classes)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An order as `samples.json` tells it, with the SHA-256 of the files it depends on."""
+
+    order: Order
+    sha256: str
+    init_sha256: str = ""
 
 
 def sampling_of(model: Model, **wanted: Any) -> Sampling:
@@ -47,11 +71,13 @@ def image_count(model: Model, order: Order) -> int:
     """Number of images of an order."""
     if order.n is not None:
         return order.n
+    if order.interpolates:
+        return max(FRAMES, len(order.seeds), len(order.classes))
     return 8 * model.network.classes if order.label == "all" and model.network.classes else 16
 
 
-def read_order(path: Path) -> tuple[Order, str]:
-    """An order as `samples.json` records it, and the SHA-256 of its checkpoint.
+def read_order(path: Path) -> Recorded:
+    """What a `samples.json` records.
 
     Raises:
         UsageError: the file is not such a record.
@@ -63,13 +89,23 @@ def read_order(path: Path) -> tuple[Order, str]:
         values = record["sampling"]
         pairs = {name: tuple(values[name]) for name in ("cfg_interval", "size") if values[name] is not None}
         sampling = replace(Sampling(**{k: v for k, v in values.items() if k not in pairs}), **pairs)
-        order = Order(record["checkpoint"], sampling, record["n"], record["label"], record["weights"])
-        return order, record["checkpoint_sha256"]
+        start, ends = record.get("init_image") or {}, record.get("interpolate") or {}
+        order = Order(
+            record["checkpoint"],
+            sampling,
+            record["n"],
+            record["label"],
+            record["weights"],
+            init_image=start.get("path"),
+            seeds=tuple(ends.get("seeds", ())),
+            classes=tuple(ends.get("classes", ())),
+        )
+        return Recorded(order, record["checkpoint_sha256"], start.get("sha256", ""))
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}", hint="give the samples.json of an earlier sampling"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{path} is not a record of samples: {error}", hint="give a samples.json that hdit wrote"
         ) from error
@@ -82,14 +118,99 @@ def load_for(order: Order, *, sha256: str = "") -> tuple[Model, str]:
         CheckpointError: it cannot be loaded, or is another file than the one recorded.
     """
     source = find(Path(order.checkpoint), weights=order.weights)
-    model = open_source(source, weights=order.weights)
-    found = source.sha256()
-    if sha256 and found != sha256:
+    found = "" if isinstance(source, InFile) and not source.file.is_file() else source.sha256()
+    if sha256 and found and found != sha256:
         raise CheckpointError(
             f"{source} is not the checkpoint these samples were made with",
-            hint="the run has gone on; find the older file",
+            hint="the run has gone on, or it was moved: `hdit sample CKPT --from samples.json` says where the file is now",
         )
-    return model, found
+    return open_source(source, weights=order.weights), found
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an order means for a model.
+
+    Attributes:
+        labels: of every image, as `stream` takes them.
+        names: over every picture; None where there is nothing to say.
+        blend: the way that the frames lie on.
+        x0: the picture that the images start from, (1, C, H, W).
+        init_sha256: of its file.
+    """
+
+    n: int
+    labels: Tensor | None
+    names: list[str] | None
+    blend: Blend | None = None
+    x0: Tensor | None = None
+    init_sha256: str = ""
+
+    @property
+    def draw(self) -> Draw | None:
+        """The source of noise, where it is not the plain one."""
+        return self.blend.draw if self.blend else None
+
+    def facts(self, model: Model) -> list[dict[str, Any]]:
+        """What the record says of each image."""
+        images: list[dict[str, Any]] = [{"file": f"{i:05d}.png", "index": i} for i in range(self.n)]
+        for i, image in enumerate(images):
+            if self.blend:
+                a, b, t = self.blend.place(i)
+                image |= {"between": [_end(model, a.seed, a.label), _end(model, b.seed, b.label)], "place": t}
+            elif self.names:
+                image["class"] = self.names[i]
+        return images
+
+
+def _end(model: Model, seed: int, label: int | None) -> dict[str, Any]:
+    return {"seed": seed, **({} if label is None else {"class": class_name(model, label)})}
+
+
+def prepare(model: Model, order: Order, *, init_sha256: str = "") -> Content:
+    """Checks an order against the model and reads what it needs, before anything is sampled.
+
+    Args:
+        init_sha256: of the picture to start from, as recorded; "" where nothing is.
+
+    Raises:
+        UsageError: the order does not fit the model.
+        DataError: the picture cannot be read, or is another one than the one recorded.
+    """
+    check(model, order.sampling)
+    n = image_count(model, order)
+    x0, found = None, ""
+    if order.init_image is not None:
+        size = order.sampling.size or model.image_size
+        picture = read_picture_for(Path(order.init_image), size=size, channels=model.channels)
+        x0, found = picture.x0, picture.sha256
+        if init_sha256 and found != init_sha256:
+            raise DataError(
+                f"{order.init_image} is not the picture these samples were started from: it has changed",
+                hint="restore it, or name the unchanged file with --init-image",
+            )
+    if order.interpolates:
+        blend = way(
+            model, seeds=order.seeds, classes=order.classes, label=order.label, sampling=order.sampling, frames=n
+        )
+        return Content(n, blend.labels(model.network.classes), _frame_names(model, blend), blend, x0, found)
+    labels = choose_labels(model, n=n, wanted=order.label, seed=order.sampling.seed)
+    names = None if labels is None else [class_name(model, int(label)) for label in labels]
+    return Content(n, labels, names, None, x0, found)
+
+
+def _frame_names(model: Model, blend: Blend) -> list[str]:
+    """At an end its seed or class, between two how far on the way: "40 %"."""
+    by_class = len({point.label for point in blend.points}) > 1 and len({point.seed for point in blend.points}) == 1
+
+    def name(frame: int) -> str:
+        a, b, t = blend.place(frame)
+        if 0 < t < 1:
+            return f"{t:.0%}"
+        end = b if t else a
+        return class_name(model, end.label) if by_class and end.label is not None else f"seed {end.seed}"
+
+    return [name(frame) for frame in range(blend.frames)]
 
 
 def collect(
@@ -98,12 +219,16 @@ def collect(
     *,
     out: Path,
     sha256: str,
+    content: Content | None = None,
     on_step: Callable[[int], None] | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Makes the images of an order and writes `00000.png` …, `grid.png` and `samples.json` into `out`.
+    """Makes the images of an order and writes `00000.png` …, `grid.png` or `strip.png`, and `samples.json` into `out`.
 
     With several processes each makes its share; the first writes grid and record when all are done.
+
+    Args:
+        content: of `prepare`; None prepares here.
 
     Returns:
         the record.
@@ -112,14 +237,18 @@ def collect(
         UsageError: the order does not fit the model.
         NonFiniteError: the model returned NaN or infinity.
     """
-    check(model, order.sampling)
-    here = runtime.ranks()
-    n = image_count(model, order)
-    labels = choose_labels(model, n=n, wanted=order.label, seed=order.sampling.seed)
+    content = content or prepare(model, order)
+    here, n = runtime.ranks(), content.n
     mine: dict[int, np.ndarray] = {}
     files.make_folder(out)
     for batch, images in stream(
-        model, indices=range(here.rank, n, here.world), labels=labels, sampling=order.sampling, on_step=on_step
+        model,
+        indices=range(here.rank, n, here.world),
+        labels=content.labels,
+        sampling=order.sampling,
+        draw=content.draw,
+        x0=content.x0,
+        on_step=on_step,
     ):
         for i, image in zip(batch, images.numpy(), strict=True):
             files.write_bytes(out / f"{i:05d}.png", picture_png(image))
@@ -127,27 +256,41 @@ def collect(
         if on_images is not None:
             on_images(len(batch))
     pictures = {i: image for part in runtime.gather(mine) for i, image in part.items()}
-    names = None if labels is None else [class_name(model, int(label)) for label in labels]
-    record = {
+    record = _record(model, order, content, sha256=sha256)
+    if here.is_main:
+        stacked = np.stack([pictures[i] for i in range(n)])
+        png = grid_png(stacked, labels=content.names, columns=_columns(model, order, n))
+        files.write_bytes(out / record["overview"], png)
+        files.write_json(out / RECORD, record)
+    return record
+
+
+def _columns(model: Model, order: Order, n: int) -> int | None:
+    """One row for frames, one for each class where all are drawn, else about a square."""
+    if order.interpolates:
+        return n
+    classes = model.network.classes
+    return n // classes if order.label == "all" and classes and n % classes == 0 else None
+
+
+def _record(model: Model, order: Order, content: Content, *, sha256: str) -> dict[str, Any]:
+    start = {"path": order.init_image, "sha256": content.init_sha256}
+    ends = {"seeds": list(order.seeds), "classes": [class_name(model, class_index(model, c)) for c in order.classes]}
+    return {
         "format": FORMAT,
         "checkpoint": order.checkpoint,
         "checkpoint_sha256": sha256,
         "weights": model.weights,
         "step": model.step,
-        "n": n,
-        "label": order.label,
+        "n": content.n,
+        "label": label_name(model, order.label),
+        "init_image": start if order.init_image is not None else None,
+        "interpolate": ends if order.interpolates else None,
         "sampling": asdict(order.sampling),
-        "images": [{"file": f"{i:05d}.png", "index": i, **({"class": names[i]} if names else {})} for i in range(n)],
+        "overview": STRIP if order.interpolates else GRID,
+        "images": content.facts(model),
         "environment": runtime.environment(),
     }
-    if here.is_main:
-        columns = (
-            n // model.network.classes if order.label == "all" and n % max(model.network.classes, 1) == 0 else None
-        )
-        stacked = np.stack([pictures[i] for i in range(n)])
-        files.write_bytes(out / "grid.png", grid_png(stacked, labels=names, columns=columns))
-        files.write_json(out / RECORD, record)
-    return record
 
 
 def class_name(model: Model, label: int) -> str:
@@ -155,3 +298,8 @@ def class_name(model: Model, label: int) -> str:
     if label < len(model.classes):
         return model.classes[label]
     return "no class" if label == model.network.classes else str(label)
+
+
+def label_name(model: Model, wanted: str | None) -> str | None:
+    """What `choose_labels` was asked for, a class by its name where it was given by number."""
+    return wanted if wanted in (None, "all") else class_name(model, class_index(model, wanted))

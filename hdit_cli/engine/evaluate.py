@@ -12,7 +12,7 @@ import torch
 
 from hdit_cli import catalog, files, runtime
 from hdit_cli.engine.checkpoint import list_steps
-from hdit_cli.engine.collect import sampling_of
+from hdit_cli.engine.collect import label_name, sampling_of
 from hdit_cli.engine.generate import check, choose_labels
 from hdit_cli.engine.grid import picture_png
 from hdit_cli.engine.load import load
@@ -252,7 +252,7 @@ def _facts(request: Request, pictures: PictureSet, reference: Stored, net: Incep
     }
     if isinstance(pictures, Generated):
         model = pictures.model
-        facts["sampling"] = {**asdict(pictures.sampling), "label": request.label}
+        facts["sampling"] = {**asdict(pictures.sampling), "label": label_name(model, request.label)}
         facts["model"] = {"step": model.step, "images_seen": model.images_seen, "weights": model.weights}
         facts["model"]["origin"] = model.origin
     elif isinstance(pictures, Stored):

@@ -17,6 +17,14 @@ class Started:
     step: int
     steps: int
     bytes_held: int
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A new run starts from another one's weights; `lines` say what was loaded and what is new."""
+
+    lines: list[str]
 
 
 @dataclass(frozen=True)
@@ -74,4 +82,4 @@ class Finished:
     stopped_by: str = ""
 
 
-Event = Started | Stepped | Logged | Drawn | Saved | Kept | Warned | Finished
+Event = Started | Begun | Stepped | Logged | Drawn | Saved | Kept | Warned | Finished

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from hdit_cli.diffusion.samplers import sampler as find_sampler
 from hdit_cli.diffusion.schedules import schedule as find_schedule
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.out_of_memory import in_sampling, told
+from hdit_cli.engine.picture import read_picture_for
 from hdit_cli.errors import NonFiniteError, OutOfMemory, UsageError
 
 
@@ -29,6 +31,7 @@ class Sampling:
         cfg_interval: (low, high) noise levels within which guidance acts; None everywhere.
         size: (height, width) in pixels; None is the size the model was trained at.
         batch_size: images denoised together.
+        strength: share of the steps that are run, 0 ... 1, where images start from a picture; 1 without one.
     """
 
     seed: int = 0
@@ -41,6 +44,13 @@ class Sampling:
     cfg_interval: tuple[float, float] | None = None
     size: tuple[int, int] | None = None
     batch_size: int = 16
+    strength: float = 1.0
+
+
+class Draw(Protocol):
+    """Standard normal noise (n, *shape) for the images of these numbers: of the start, and of each step of a stochastic sampler."""
+
+    def __call__(self, stream: str, index: Sequence[int], shape: Sequence[int], *, like: Tensor) -> Tensor: ...
 
 
 STOCHASTIC = ("euler-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde")
@@ -108,8 +118,20 @@ def check(model: Model, sampling: Sampling) -> None:
                 )
     if sampling.cfg != 1 and not model.network.classes:
         raise UsageError("--cfg needs a model with classes", hint="leave --cfg out")
+    if not 0 < sampling.strength <= 1:
+        raise UsageError(f"--strength {sampling.strength:g} is not in (0, 1]", hint="0.3 keeps much, 0.8 little")
     if model.network.mapping_inputs:
         raise UsageError("this model needs a condition vector", hint="sample it through the Python API")
+
+
+def noise_levels(model: Model, sampling: Sampling) -> Tensor:  # => (steps run + 1,), descending to 0
+    """The part of the schedule that is run: all of it, or the last steps, `strength` of them and at least one."""
+    diffusion = model.recipe["diffusion"]
+    spacing = {"rho": sampling.rho} if sampling.schedule == "karras" else {}
+    sigmas = find_schedule(sampling.schedule)(
+        sampling.steps, sigma_min=diffusion["sigma_min"], sigma_max=diffusion["sigma_max"], **spacing
+    )
+    return sigmas[sampling.steps - max(1, round(sampling.steps * sampling.strength)) :]
 
 
 def denoise_batch(
@@ -118,18 +140,18 @@ def denoise_batch(
     *,
     label: Tensor | None,
     sampling: Sampling,
+    draw: Draw,
+    x0: Tensor | None,
     on_step: Callable[[int], None] | None,
 ) -> Tensor:  # => (n, C, H, W) in [-1, 1] and a little beyond
-    """Runs the sampler for the images of these numbers."""
+    """Runs the sampler for the images of these numbers; from a picture x0 (1, C, H, W) as SDEdit does (Meng et al. 2021)."""
     height, width = sampling.size or model.image_size
     shape = (model.channels, height, width)
     like = torch.empty(0, device=model.device)
-    diffusion = model.recipe["diffusion"]
-    spacing = {"rho": sampling.rho} if sampling.schedule == "karras" else {}
-    sigmas = find_schedule(sampling.schedule)(
-        sampling.steps, sigma_min=diffusion["sigma_min"], sigma_max=diffusion["sigma_max"], **spacing
-    )
-    x = runtime.normal(sampling.seed, "sample/start", indices, shape, like=like) * float(sigmas[0])
+    sigmas = noise_levels(model, sampling)
+    x = draw("sample/start", indices, shape, like=like) * float(sigmas[0])
+    if x0 is not None:
+        x = x0.to(model.device) + x
     if label is not None:
         label = label.to(model.device)
 
@@ -148,7 +170,7 @@ def denoise_batch(
         denoise,
         x,
         sigmas,
-        noise=lambda i: runtime.normal(sampling.seed, f"sample/step-{i}", indices, shape, like=like),
+        noise=lambda i: draw(f"sample/step-{i}", indices, shape, like=like),
         callback=on_step,
         **options,
     )
@@ -165,13 +187,18 @@ def stream(
     indices: Sequence[int],
     labels: Tensor | None,
     sampling: Sampling,
+    draw: Draw | None = None,
+    x0: Tensor | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Batches of finished images, in the order of `indices`.
 
     Args:
         indices: numbers of the images to make.
-        labels: int64, label of every image by its number; None for an unconditional model.
+        labels: int64 (images,), label of every image by its number, or weights of the classes, float (images, classes + 1);
+            None for an unconditional model.
+        draw: source of the noise; None is a function of (seed, image number).
+        x0: a picture (1, C, H, W) in [-1, 1] that every image starts from.
         on_step: called after each sampler step with its number.
 
     Yields:
@@ -180,11 +207,12 @@ def stream(
     Raises:
         NonFiniteError: the model returned NaN or infinity.
     """
+    draw = draw or partial(runtime.normal, sampling.seed)
     for start in range(0, len(indices), sampling.batch_size):
         batch = [int(i) for i in indices[start : start + sampling.batch_size]]
         label = None if labels is None else labels[torch.tensor(batch)]
         with torch.inference_mode(), told(partial(_too_much, model, sampling, count=len(batch))):
-            x = denoise_batch(model, batch, label=label, sampling=sampling, on_step=on_step)
+            x = denoise_batch(model, batch, label=label, sampling=sampling, draw=draw, x0=x0, on_step=on_step)
         if not torch.isfinite(x).all():
             raise NonFiniteError(
                 f"the model returned NaN or infinity for image {batch[0]} or one after it",
@@ -201,7 +229,14 @@ def _too_much(model: Model, sampling: Sampling, *, count: int) -> OutOfMemory:
 
 
 def generate(
-    model: Model, *, n: int = 4, seed: int = 0, steps: int = 50, label: str | None = None, **options: Any
+    model: Model,
+    *,
+    n: int = 4,
+    seed: int = 0,
+    steps: int = 50,
+    label: str | None = None,
+    init_image: str | Path | None = None,
+    **options: Any,
 ) -> Tensor:
     """n images of a model.
 
@@ -210,15 +245,24 @@ def generate(
         seed: image i is a function of (seed, i).
         steps: of the sampler.
         label: a class name, a number as text, or "all"; None draws in the proportions of the data.
-        options: the other fields of `Sampling`: sampler, schedule, eta, rho, cfg, cfg_interval, size, batch_size.
+        init_image: a picture that every image starts from; `strength` says how far it is left behind.
+        options: the other fields of `Sampling`: sampler, schedule, eta, rho, cfg, cfg_interval, size, batch_size, strength.
 
     Returns:
         uint8 (n, H, W, C) on the CPU.
 
     Raises:
         UsageError: unknown class, sampler, or a size the levels do not divide.
+        DataError: the picture cannot be read.
     """
     sampling = Sampling(seed=seed, steps=steps, **options)
     check(model, sampling)
     labels = choose_labels(model, n=n, wanted=label, seed=seed)
-    return torch.cat([images for _, images in stream(model, indices=range(n), labels=labels, sampling=sampling)])
+    size = sampling.size or model.image_size
+    x0 = None
+    if init_image is not None:
+        x0 = read_picture_for(Path(init_image), size=size, channels=model.channels).x0
+    elif sampling.strength != 1:
+        raise UsageError("strength needs a picture to start from", hint="give init_image")
+    batches = stream(model, indices=range(n), labels=labels, sampling=sampling, x0=x0)
+    return torch.cat([images for _, images in batches])

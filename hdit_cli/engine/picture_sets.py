@@ -13,7 +13,7 @@ from hdit_cli import runtime
 from hdit_cli.data.folder import FolderReader
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import MANIFEST
-from hdit_cli.engine.collect import RECORD
+from hdit_cli.engine.collect import GRID, RECORD, STRIP
 from hdit_cli.engine.generate import Sampling, stream
 from hdit_cli.engine.model import Model
 from hdit_cli.errors import DataError
@@ -126,5 +126,5 @@ def open_stored(path: Path, *, n: int | None = None) -> Stored:
     """
     if is_data_set(path):
         return Stored(ShardReader(path), name=str(path), n=n)
-    overview = frozenset({"grid.png"}) if (path / RECORD).is_file() else frozenset()  # of `hdit sample`
+    overview = frozenset({GRID, STRIP}) if (path / RECORD).is_file() else frozenset()  # of `hdit sample`
     return Stored(FolderReader(path, skip=overview), name=str(path), n=n)

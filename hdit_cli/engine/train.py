@@ -11,9 +11,10 @@ from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine import checkpoint, snapshots
+from hdit_cli.engine.beginning import begin
 from hdit_cli.engine.clock import Clock
 from hdit_cli.engine.draw import draw_grids
-from hdit_cli.engine.events import Drawn, Event, Finished, Kept, Logged, Saved, Started, Stepped, Warned
+from hdit_cli.engine.events import Begun, Drawn, Event, Finished, Kept, Logged, Saved, Started, Stepped, Warned
 from hdit_cli.engine.model import count
 from hdit_cli.engine.out_of_memory import in_training, told
 from hdit_cli.engine.run import RunFolder
@@ -33,9 +34,10 @@ class Trainer:
         folder: the run folder, locked by the caller.
         recipe: validated and resolved.
         data: path of the prepared data set.
+        init: checkpoint whose weights a new run starts from.
     """
 
-    def __init__(self, folder: RunFolder, recipe: Recipe, *, data: Path) -> None:
+    def __init__(self, folder: RunFolder, recipe: Recipe, *, data: Path, init: Path | None = None) -> None:
         self.folder, self.recipe = folder, recipe
         self.reader = ShardReader(data)
         check_fit(recipe, self.reader)
@@ -48,6 +50,7 @@ class Trainer:
             recipe.train.batch_size, world=self.world, rank=self.rank, accumulate=recipe.train.accumulate
         )
         model = new_model(recipe, self.reader, path=str(data))
+        self.beginning = begin(model, folder.path, init)
         self.stepper = Stepper(recipe, model=model, accelerator=self.accelerator)
         self.state, self.guard = self.stepper.state, self.stepper.guard
         self.saver = Saver()
@@ -203,6 +206,7 @@ class Trainer:
             step=self.state.step,
             steps=section.steps,
             bytes_held=held * (5 + len(self.recipe.ema.stds)),  # weights, gradients, two moments, averages
+            class_names=tuple(self.state.model.classes),
         )
 
     def events(self) -> Generator[Event]:
@@ -210,6 +214,8 @@ class Trainer:
         section = self.recipe.train
         yield from self.resume()
         yield self.started()
+        if self.beginning and self.beginning.lines:
+            yield Begun(self.beginning.lines)
         if self.state.step >= section.steps:
             yield Finished(self.state.step)
             return
@@ -263,15 +269,16 @@ def _due(step: int, every: int, *, last: int) -> bool:
 Watch = Callable[[Event], None]
 
 
-def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch) -> Finished:
+def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch, init: Path | None = None) -> Finished:
     """Runs a recipe in a folder, telling `watch` of every event; goes on where the folder stands.
 
     Args:
         folder: the run folder; created where it is missing, locked while this runs.
         data: a prepared data set.
+        init: checkpoint whose weights a new run starts from; a run that goes on does not need it.
 
     Raises:
-        UsageError: recipe and data, or recipe and run, do not fit; the folder is in use.
+        UsageError: recipe and data, recipe and `init`, or recipe and run, do not fit; the folder is in use.
         DataError: the data cannot be read.
         CheckpointError: every checkpoint is damaged.
         NonFiniteError: loss, gradient or weights became NaN or infinite.
@@ -280,12 +287,14 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch) -> Finished
     here = runtime.join_processes()
     run = RunFolder(folder)
     run.check_recipe(recipe)
-    trainer = Trainer(run, recipe, data=data)  # fails on bad input before the folder exists
+    trainer = Trainer(run, recipe, data=data, init=init)  # fails on bad input before the folder exists
     if here.is_main:
         files.make_folder(folder)
     with files.lock(folder / ".lock", what=f"run {folder}") if here.is_main else nullcontext():
         if here.is_main:
             run.start(recipe)
+            if trainer.beginning and trainer.beginning.lines:
+                trainer.beginning.write(folder)
         runtime.wait_for_all()
         finished = Finished(0)
         # closed under the lock, whatever happens

@@ -206,6 +206,12 @@ class HDiT(nn.Module):
         self.out_norm = RMSNorm(levels[0].width)
         self.patch_out = Unpatch(levels[0].width, channels, patch=patch)
 
+    def class_vector(self, label: Tensor) -> Tensor:
+        """The embedded class (N, mapping_width): a row of the table, or for weights (N, classes + 1) the sum of rows by weight."""
+        return (
+            label.to(self.class_emb.weight.dtype) @ self.class_emb.weight if label.ndim == 2 else self.class_emb(label)
+        )
+
     def condition(
         self, sigma: Tensor, *, label: Tensor | None, augment: Tensor | None, mapping: Tensor | None
     ) -> Tensor:
@@ -216,7 +222,7 @@ class HDiT(nn.Module):
         if self.classes:
             if label is None:
                 label = torch.full((sigma.shape[0],), self.classes, device=sigma.device)
-            total = total + self.class_emb(label)
+            total = total + self.class_vector(label)
         elif label is not None:
             raise ValueError("this network has no classes: leave label out")
         if self.mapping_inputs:
@@ -240,7 +246,8 @@ class HDiT(nn.Module):
         Args:
             x: (N, C, H, W), scaled by the preconditioner; H and W multiples of patch * 2^(levels - 1).
             sigma: (N,), positive.
-            label: int64 (N,), 0 ... classes, the last meaning "no class"; None the same.
+            label: int64 (N,), 0 ... classes, the last meaning "no class"; None the same. Or float (N, classes + 1): weights
+                of the classes and of "no class" in the embedding, for what lies between two.
             augment: (N, 9), condition of the Karras augmentation; None is zeros.
             mapping: (N, mapping_inputs), free condition vector.
 

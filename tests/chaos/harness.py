@@ -39,7 +39,9 @@ def tiny(**changes):
         "model": {
             "size": [16, 16],
             "patch": 4,
-            "levels": [{"depth": 1, "width": 16, "head_dim": 8, "attention": "neighborhood", "kernel": 3, "dropout": 0.1}],
+            "levels": [
+                {"depth": 1, "width": 16, "head_dim": 8, "attention": "neighborhood", "kernel": 3, "dropout": 0.1}
+            ],
             "mapping_width": 16,
             "mapping_depth": 1,
             "classes": "data",

@@ -115,10 +115,11 @@ def test_a_record_makes_the_same_images_again(saved, tmp_path):
         str(saved), sampling_of(model, seed=4, steps=3, cfg_interval=(0.1, 9.0), cfg=2.0, size=(20, 16)), 5, "all"
     )
     collect(model, order, out=tmp_path / "first", sha256=sha256)
-    again, recorded = read_order(tmp_path / "first" / "samples.json")
+    recorded = read_order(tmp_path / "first" / "samples.json")
+    again = recorded.order
     assert again == order
-    model, _ = load_for(again, sha256=recorded)
-    collect(model, again, out=tmp_path / "second", sha256=recorded)
+    model, _ = load_for(again, sha256=recorded.sha256)
+    collect(model, again, out=tmp_path / "second", sha256=recorded.sha256)
     names = sorted(p.name for p in (tmp_path / "first").iterdir())
     assert names == ["00000.png", "00001.png", "00002.png", "00003.png", "00004.png", "grid.png", "samples.json"]
     for name in names:

@@ -1,0 +1,281 @@
+"""The model card: a README.md beside an exported file, with the score, the recipe and a grid, as model hubs read it.
+
+The front matter follows Hugging Face's model cards (Mitchell et al. 2019 for the idea). Every scalar in it is written as JSON,
+which is YAML too.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hdit_cli import __version__, files
+from hdit_cli.engine.checkpoint import step_name
+from hdit_cli.engine.collect import class_name, sampling_of
+from hdit_cli.engine.export import Exported
+from hdit_cli.engine.generate import check, choose_labels, stream
+from hdit_cli.engine.grid import grid_png
+from hdit_cli.engine.init import class_names
+from hdit_cli.engine.model import Model
+from hdit_cli.errors import UsageError
+from hdit_cli.recipe import Recipe
+
+_MARK = "<!-- model card by hdit of {stem} -->"
+_IMAGES = 9  # of a grid drawn for the card
+_CLASSES = 100  # named in the card; the file's header has all
+_SCORES = 10  # newest lines shown
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder that a CKPT argument lies in; None for a file by itself."""
+    place = checkpoint.resolve()
+    return next((p for p in (place, *place.parents[:3]) if p.is_dir() and (p / "recipe.toml").is_file()), None)
+
+
+# Scores
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One evaluation of a run."""
+
+    step: int
+    weights: str
+    n: int | None
+    scores: dict[str, float]
+
+
+def read_scores(run: Path | None) -> list[Scored]:
+    """The evaluations of a run's `scores.jsonl`, oldest first; lines that cannot be read are passed over."""
+    path = run / "scores.jsonl" if run else None
+    if path is None or not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+            scores = {str(k): float(v) for k, v in values["scores"].items() if math.isfinite(float(v))}
+            n = values.get("n")
+            found.append(Scored(int(values["step"]), str(values["weights"]), None if n is None else int(n), scores))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return [scored for scored in found if scored.scores]
+
+
+def best_known(scored: list[Scored], model: Model) -> dict[str, tuple[float, int | None]]:
+    """For each metric its score for these very weights, and of how many pictures: the most pictures, then the newest."""
+    chosen: dict[str, tuple[float, int | None]] = {}
+    for each in scored:
+        if (each.step, each.weights) != (model.step, model.weights):
+            continue
+        for name, value in each.scores.items():
+            if name not in chosen or (each.n or 0) >= (chosen[name][1] or 0):
+                chosen[name] = (value, each.n)
+    return chosen
+
+
+# The grid
+
+
+def own_grid(model: Model, run: Path | None) -> bytes | None:
+    """The grid that the run drew of these very weights, as PNG bytes; None where it has none."""
+    path = run / "samples" / f"{step_name(model.step)}-{model.weights}.png" if run else None
+    return path.read_bytes() if path is not None and path.is_file() else None
+
+
+def drawn_grid(model: Model) -> bytes | None:
+    """A small grid drawn now, as the recipe samples; None for a model that cannot be sampled without more conditions."""
+    sampling = sampling_of(model, batch_size=_IMAGES)
+    try:
+        check(model, sampling)
+    except UsageError:
+        return None
+    labels = choose_labels(model, n=_IMAGES, wanted="all" if model.network.classes else None, seed=sampling.seed)
+    pictures = []
+    for _, images in stream(model, indices=range(_IMAGES), labels=labels, sampling=sampling):
+        pictures.append(images.numpy())
+    names = None if labels is None else [class_name(model, int(label)) for label in labels]
+    return grid_png(np.concatenate(pictures), labels=names)
+
+
+# The text
+
+
+def front_matter(model: Model, *, licence: str, scores: dict[str, tuple[float, int | None]]) -> str:
+    """YAML between lines of dashes: license, tags, library, and the scores as a model-index."""
+    name = str(model.recipe["name"])
+    tags = ["image-generation", "diffusion", "hourglass-diffusion-transformer", "arxiv:2401.11605"]
+    lines = [
+        "---",
+        f"license: {_scalar(licence)}",
+        "library_name: hdit",
+        "pipeline_tag: unconditional-image-generation",
+        "tags:",
+        *(f"- {_scalar(tag)}" for tag in tags),
+    ]
+    if scores:
+        data = Path(model.data_path).name or "training data"
+        lines += [
+            "model-index:",
+            f"- name: {_scalar(name)}",
+            "  results:",
+            "  - task:",
+            "      type: unconditional-image-generation",
+            "    dataset:",
+            f"      type: {_scalar(data)}",
+            f"      name: {_scalar(data)}",
+            "    metrics:",
+        ]
+        for metric, (value, n) in scores.items():
+            shown = f"{metric.upper()}, {n:,} pictures" if n else metric.upper()
+            lines += [f"    - type: {_scalar(metric)}", f"      value: {value!r}", f"      name: {_scalar(shown)}"]
+    return "\n".join([*lines, "---"])
+
+
+def _scalar(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def card(model: Model, done: Exported, *, licence: str, scored: list[Scored], grid_name: str | None) -> str:
+    """The whole text.
+
+    Args:
+        done: the file that the card is about.
+        scored: evaluations of the run.
+        grid_name: of the grid beside it.
+    """
+    name, recipe = str(model.recipe["name"]), Recipe.from_dict(model.recipe)
+    height, width = model.image_size
+    known = best_known(scored, model)
+    parts = [
+        front_matter(model, licence=licence, scores=known),
+        _MARK.format(stem=done.path.stem),
+        f"# {name}",
+        f"An Hourglass Diffusion Transformer ([arXiv 2401.11605](https://arxiv.org/abs/2401.11605)) that makes pictures of "
+        f"{height}×{width} pixels{_kinds(model)}. Trained with `hdit` {__version__}.",
+        f"![samples]({grid_name})" if grid_name else "",
+        _facts(model, done),
+        "## Classes\n\n" + _class_list(model) if model.network.classes else "",
+        "## Scores\n\n" + _score_table(scored) if scored else "",
+        "## Use\n\n" + _use(model, done),
+        "## Recipe\n\n```toml\n" + recipe.to_toml().strip() + "\n```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _kinds(model: Model) -> str:
+    classes = model.network.classes
+    return f" in {classes} classes" if classes else ""
+
+
+def _facts(model: Model, done: Exported) -> str:
+    data, params = model.data, sum(p.numel() for p in model.network.parameters())
+    counts = data.get("class_counts")
+    fingerprint = f", fingerprint `{data['fingerprint'][:12]}`" if data.get("fingerprint") else ""
+    rows = {
+        "file": f"`{done.path.name}`, {done.bytes:,} bytes, SHA-256 `{done.sha256}`",
+        "parameters": f"{params:,}",
+        "weights": {"ema": "averaged (EMA)", "raw": "as trained, not averaged"}.get(model.weights, model.weights),
+        "trained": f"{model.step:,} steps, {model.images_seen:,} images seen",
+        "data": f"`{_tail(model.data_path)}`{fingerprint}"
+        + (f", {sum(counts):,} pictures with a class" if counts else "")
+        if data.get("path")
+        else "not recorded",
+        "started from": _origin(data["init"]) if data.get("init") else "",
+    }
+    lines = [f"| {key} | {value} |" for key, value in rows.items() if value]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _origin(init: dict[str, Any]) -> str:
+    told = f"step {init['step']:,}, {init['weights']} weights, SHA-256 `{init['sha256']}`"
+    return f"`{_tail(init['path'])}`, {told}"
+
+
+def _tail(path: str) -> str:
+    """The end of a path: the rest is of no use to others, and may name the user."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def _class_list(model: Model) -> str:
+    names, counts = class_names(model), model.data.get("class_counts")
+    told = [
+        f"- `{name}`" + (f" ({counts[i]:,} pictures)" if counts and i < len(counts) else "")
+        for i, name in enumerate(names[:_CLASSES])
+    ]
+    more = [f"- … {len(names):,} in all; the header of the file names them"] if len(names) > _CLASSES else []
+    return "\n".join([*told, *more])
+
+
+def _score_table(scored: list[Scored]) -> str:
+    shown = scored[-_SCORES:]
+    metrics = list(dict.fromkeys(name for each in shown for name in each.scores))
+    lines = [
+        "| step | weights | pictures | " + " | ".join(name.upper() for name in metrics) + " |",
+        "|---|---|---|" + "---|" * len(metrics),
+    ]
+    for each in shown:
+        cells = [f"{each.scores[name]:.4g}" if name in each.scores else "" for name in metrics]
+        pictures = f"{each.n:,}" if each.n else ""
+        lines.append(f"| {each.step:,} | {each.weights} | {pictures} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _use(model: Model, done: Exported) -> str:
+    file, classes = done.path.name, class_names(model)
+    label = f", label={classes[0]!r}" if classes else ""
+    if done.path.suffix != ".pt2":
+        option = " --weights raw" if model.weights == "raw" else ""
+        weights = ', weights="raw"' if model.weights == "raw" else ""
+        return (
+            f"```bash\nhdit sample {file}{option} -n 16\n```\n\n"
+            f'```python\nimport hdit_cli\n\nmodel = hdit_cli.load("{file}"{weights})\n'
+            f"images = hdit_cli.generate(model, n=4, seed=0{label})  # uint8 (4, H, W, C)\n```"
+        )
+    arguments = "x, sigma, label" if classes else "x, sigma"
+    about = (
+        ""
+        if not classes
+        else f'; label: int64 (N,), 0 ... {len(classes) - 1} in the order above, {len(classes)} "no class"'
+    )
+    return (
+        "A `torch.export` program of the denoiser; it needs PyTorch alone.\n\n"
+        f'```python\nimport torch\n\ndenoiser = torch.export.load("{file}").module()\n'
+        f"x0 = denoiser({arguments})  # x: (N, C, H, W) = x0 + sigma * noise; sigma: (N,){about}\n```"
+    )
+
+
+def place_for(path: Path) -> Path:
+    """README.md beside an export, unless that is somebody's own, or another export's: then `<name>.md`."""
+    mark = _MARK.format(stem=path.stem)
+    names = ("README.md", f"{path.stem}.md", f"{path.stem}-model-card.md")
+    for place in map(path.with_name, names[:-1]):
+        if not place.is_file() or mark in place.read_text(encoding="utf-8", errors="replace"):
+            return place
+    return path.with_name(names[-1])
+
+
+def write_card(
+    model: Model, done: Exported, *, checkpoint: Path, licence: str, picture: bytes | None
+) -> tuple[Path, Path | None]:
+    """Writes the card and its grid beside an exported file.
+
+    Args:
+        checkpoint: what was exported; a run it lies in gives the scores.
+        licence: identifier of a licence, for the front matter.
+        picture: PNG bytes of a grid, or None.
+
+    Returns:
+        paths of the card and of the grid.
+    """
+    path = place_for(done.path)
+    grid_path = None if picture is None else done.path.with_name(f"{done.path.stem}-grid.png")
+    if grid_path is not None and picture is not None:
+        files.write_bytes(grid_path, picture)
+    scored = read_scores(run_of(checkpoint))
+    name = grid_path.name if grid_path else None
+    files.write_text(path, card(model, done, licence=licence, scored=scored, grid_name=name))
+    return path, grid_path
