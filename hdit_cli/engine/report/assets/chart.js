@@ -341,5 +341,5 @@ function legendButton(one) {
     else view.hidden.delete(one.key);
     view.change({});
   };
-  return make("button", { type: "button", "aria-pressed": on, "data-key": one.key, on: { click: toggle } }, swatch(one), one.label);
+  return make("button", { type: "button", "aria-pressed": String(on), "data-key": one.key, on: { click: toggle } }, swatch(one), one.label);
 }
