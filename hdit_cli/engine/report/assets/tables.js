@@ -26,7 +26,7 @@ function card(run, slot, runs) {
     "last logged": told.last_time && new Date(told.last_time * 1000).toISOString().slice(0, 16).replace("T", " ") + " UTC",
   };
   const rows = Object.entries(facts).filter(([, text]) => text).map(([name, text]) => make("div", {}, make("dt", {}, name), make("dd", {}, text)));
-  const head = runs > 1 ? make("h2", {}, swatch({ slot, dash: slot }), make("span", {}, run.name), state(run)) : "";
+  const head = runs > 1 ? make("h2", {}, swatch({ slot, dash: dashOf(slot) }), make("span", {}, run.name), state(run)) : "";
   const notes = run.notes.length ? make("ul", { class: "notes" }, run.notes.map((text) => make("li", {}, text))) : "";
   return make("article", { class: "card" }, head, make("p", { class: "faint path" }, run.path), make("dl", {}, rows), notes);
 }
