@@ -34,7 +34,8 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
     for folder in chosen.values():
         _check(folder)
     names = _names(list(chosen))
-    runs = [_run(RunFolder(path), name=name, runs=len(chosen)) for path, name in zip(chosen, names, strict=True)]
+    typed = chosen.values()  # as the user named them: a page that is sent on tells nothing of the home folder
+    runs = [_run(RunFolder(folder), name=name, runs=len(chosen)) for folder, name in zip(typed, names, strict=True)]
     made = {"date": time.strftime("%Y-%m-%d %H:%M"), "hdit": __version__}
     return {"format": FORMAT, "made": made, "runs": runs}
 

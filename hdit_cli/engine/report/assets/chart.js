@@ -329,6 +329,11 @@ class Chart {
   }
 }
 
+// of a run: the ninth has the colour of the first, and other dashes
+function dashOf(slot) {
+  return slot + Math.floor(slot / 8);
+}
+
 function swatch(one) {
   const line = draw("line", { class: `line s${one.slot % 8} d${(one.dash || 0) % 4}`, x1: 1, x2: 23, y1: 6, y2: 6 });
   return draw("svg", { class: "swatch", viewBox: "0 0 24 12", "aria-hidden": "true" }, line);
@@ -341,5 +346,5 @@ function legendButton(one) {
     else view.hidden.delete(one.key);
     view.change({});
   };
-  return make("button", { type: "button", "aria-pressed": on, "data-key": one.key, on: { click: toggle } }, swatch(one), one.label);
+  return make("button", { type: "button", "aria-pressed": String(on), "data-key": one.key, on: { click: toggle } }, swatch(one), one.label);
 }

@@ -14,7 +14,7 @@ function perRun(runs, pick, more) {
     const found = pick(run);
     if (!found || !found.y) return [];
     const key = `run/${slot}`;
-    return [{ key, run: key, label: run.name, slot, dash: slot, x: found.table[view.x], y: found.y, ...more }];
+    return [{ key, run: key, label: run.name, slot, dash: dashOf(slot), x: found.table[view.x], y: found.y, ...more }];
   });
 }
 
@@ -47,7 +47,7 @@ function trainingSection(runs) {
         run: `run/${slot}`,
         label: runs.length === 1 ? name.replace(/^lr /, "") : run.name,
         slot: runs.length === 1 ? i : slot,
-        dash: runs.length === 1 ? i : slot,
+        dash: runs.length === 1 ? i : dashOf(slot),
         x: run.log[view.x],
         y: run.log[name],
       }));
@@ -117,6 +117,14 @@ function least(curve) {
   return curve.table.mean.reduce((best, mean, i, all) => (mean !== null && (all[best] === null || mean < all[best]) ? i : best), 0);
 }
 
+// of many runs only the deciding curve is shown at first; the others are a click away
+function hideSideCurves(runs) {
+  if (runs.length < 3) return;
+  runs.forEach((run, slot) => {
+    for (const curve of run.validation) if (curve !== judge(run)) view.hidden.add(`run/${slot}/${curve.split}/${curve.weights}`);
+  });
+}
+
 function verdict(run, runs) {
   const curve = judge(run);
   const who = runs.length > 1 ? `${run.name}: ` : "";
@@ -139,7 +147,7 @@ function validationSection(runs) {
       if (!curve) return [];
       const at = least(curve);
       const key = `run/${slot}/${curve.split}/${curve.weights}`;
-      return [{ key, run: `run/${slot}`, slot: runs.length > 1 ? slot : 0, x: curve.table[view.x][at], y: curve.table.mean[at], text: `lowest, step ${count(curve.table.step[at])}` }];
+      return [{ key, run: `run/${slot}`, slot: runs.length > 1 ? slot : 0, x: curve.table[view.x][at], y: curve.table.mean[at], text: runs.length > 3 ? "" : `lowest, step ${count(curve.table.step[at])}` }];
     });
   const over = new Chart({
     title: "Validation loss on fixed noise: held out against trained on, raw against EMA",

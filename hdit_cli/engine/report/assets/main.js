@@ -24,7 +24,7 @@ function toolbar(runs) {
   const legend = make("div", { class: "legend runs", "aria-label": "Runs" });
   const list = () => {
     const focused = legend.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-    legend.replaceChildren(...(runs.length > 1 ? runs.map((run, slot) => legendButton({ key: `run/${slot}`, label: run.name, slot, dash: slot })) : []));
+    legend.replaceChildren(...(runs.length > 1 ? runs.map((run, slot) => legendButton({ key: `run/${slot}`, label: run.name, slot, dash: dashOf(slot) })) : []));
     if (focused) legend.querySelector(`[data-key="${focused}"]`)?.focus();
   };
   document.addEventListener("viewchange", list);
@@ -48,6 +48,7 @@ function contents(sections) {
 function page() {
   const { runs, made } = facts;
   view.smoothing = runs.some((run) => (run.log.loss || []).length > 30) ? 20 : 0;
+  hideSideCurves(runs);
   const names = runs.map((run) => run.name);
   document.title = `${names.slice(0, 3).join(", ")}${names.length > 3 ? ", …" : ""} – hdit report`;
   const head = make("header", {}, make("h1", {}, names.length > 1 ? `${names.length} runs` : [names[0], state(runs[0])]), make("p", { class: "faint" }, `hdit report of ${made.date}`));

@@ -34,7 +34,7 @@ function linearTicks([low, high], wanted) {
   const rough = (high - low) / Math.max(1, wanted);
   if (!(rough > 0)) return [low];
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * ([1, 2, 5].find((factor) => factor * power >= rough) || 10);
+  const step = power * ([1, 2, 5].find((factor) => factor * power >= rough * 0.8) || 10);
   const ticks = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) ticks.push(Number((i * step).toPrecision(12)));
   return ticks;

@@ -14,19 +14,19 @@ function card(run, slot, runs) {
     step: `${count(told.step)}${of}`,
     "images seen": told.images && `${count(told.images)}${told.epochs ? ` (${value(told.epochs)} epochs of ${count(told.pictures)})` : ""}`,
     parameters: told.params && count(told.params),
-    GMAC: told.gmacs && `${value(told.gmacs)} for one image`,
+    GMAC: told.gmacs && `${value(told.gmacs)} an image`,
     "image size": told.size && told.size.join(" × "),
     classes: told.classes.length ? `${told.classes.length}: ${classNames(told.classes)}` : told.unconditional ? "none" : null,
     batch: told.batch_size && `${count(told.batch_size)} images, ${told.precision}`,
     device: newest.hardware,
     throughput: told.rate && `${value(told.rate)} images/s (median)`,
-    "time training": duration(told.trained_seconds),
-    "first to last line": duration(told.wall_seconds),
+    "time in training": duration(told.trained_seconds),
+    "with pauses": duration(told.wall_seconds),
     "peak memory": told.peak_bytes && `${(told.peak_bytes / 2 ** 30).toFixed(2)} GiB`,
     "last logged": told.last_time && new Date(told.last_time * 1000).toISOString().slice(0, 16).replace("T", " ") + " UTC",
   };
   const rows = Object.entries(facts).filter(([, text]) => text).map(([name, text]) => make("div", {}, make("dt", {}, name), make("dd", {}, text)));
-  const head = runs > 1 ? make("h2", {}, swatch({ slot, dash: slot }), make("span", {}, run.name), state(run)) : "";
+  const head = runs > 1 ? make("h2", {}, swatch({ slot, dash: dashOf(slot) }), make("span", {}, run.name), state(run)) : "";
   const notes = run.notes.length ? make("ul", { class: "notes" }, run.notes.map((text) => make("li", {}, text))) : "";
   return make("article", { class: "card" }, head, make("p", { class: "faint path" }, run.path), make("dl", {}, rows), notes);
 }
