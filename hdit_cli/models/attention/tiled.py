@@ -34,8 +34,8 @@ def held(request: Request, *, height: int, width: int) -> Held:
     tokens, d = height * width, request.head_dim
     plain = request.device == "cpu" and request.dtype in (torch.float32, torch.float64)
     if plain:
-        return Held((2 * d * (tiles + halos) + pairs) / tokens, 2 * (pairs + d * halos) / tokens)
-    return Held((d * (3 * tiles + 2 * halos) + tiles) / tokens, 2 * d * halos / tokens)
+        return Held((2 * d * (tiles + halos) + pairs) / tokens, 2 * pairs / tokens)
+    return Held((d * (3 * tiles + 2 * halos) + tiles) / tokens, d * (tiles + 2 * halos) / tokens)
 
 
 class Axis(NamedTuple):
