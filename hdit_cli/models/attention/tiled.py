@@ -72,7 +72,13 @@ def build_plan(
     return y, x, mask.to(device)
 
 
-cached_plan = lru_cache(maxsize=64)(build_plan)
+@lru_cache(maxsize=64)
+def cached_plan(
+    height: int, width: int, kernel: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Axis, Axis, Tensor]:
+    """`build_plan`, kept. Sampling may be the first to ask, and training must be able to keep the mask for its backward pass."""
+    with torch.inference_mode(False):
+        return build_plan(height, width, kernel, dtype, device)
 
 
 class HaloTiles(torch.autograd.Function):
