@@ -53,9 +53,9 @@ def train(
     if dry_run or find_batch or memory:
         from hdit_cli.commands import cost
 
+        cost.check(dry_run=dry_run, find_batch=find_batch, memory=memory, processes=processes)
         if init is not None:
             _print_match(init, loaded)
-        cost.check(dry_run=dry_run, find_batch=find_batch, memory=memory)
         show = partial(cost.find, memory=cost.parse_memory(memory)) if find_batch else cost.show
         show(loaded, processes=processes, as_json=json_)
         return

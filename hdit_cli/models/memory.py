@@ -172,7 +172,7 @@ def _layer(layer: Layer, height: int, width: int, setting: Setting) -> Iterator[
         projected = level.width * (3 * item + 2 * setting.wide) + 6 * heads * (item + setting.wide) / 2
         dropped = level.width * setting.mask if level.dropout else 0
         kept = _norm(level.width, setting) + projected + held.kept * item + dropped
-        work = held.work * item + level.width * 4 * (item + setting.wide)
+        work = max(held.work * item, 4 * level.width * (item + setting.wide))  # one after the other
         yield _with_parameters(layer.self_attn, setting, kept=tokens * kept, work=tokens * work)
     C, F = layer.ff.down_proj.out_features, layer.ff.down_proj.in_features
     dropped = F * setting.mask if layer.ff.dropout.p else 0

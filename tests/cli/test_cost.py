@@ -49,11 +49,14 @@ def test_dry_run_as_json(train, capsys):
 
 
 def test_find_batch(train, capsys):
-    code, out, err = hdit(capsys, *train, "--find-batch", "--memory", "3M", "--set", "train.batch_size=64")
+    code, out, err = hdit(capsys, *train, "--find-batch", "--memory", "1M", "--set", "train.batch_size=64")
     assert code == 0
     assert "does not fit" in out and "--set train.batch_size=64 --set train.accumulate=" in out
     assert "fits" in err  # as it goes
-    code, out, _ = hdit(capsys, *train, "--find-batch", "--memory", "3M", "--json", "--set", "train.batch_size=64")
+
+
+def test_find_batch_as_json(train, capsys):
+    code, out, _ = hdit(capsys, *train, "--find-batch", "--memory", "1M", "--json", "--set", "train.batch_size=64")
     facts = json.loads(out)
     assert code == 0 and facts["set"]["train.batch_size"] == 64
     assert [each["images"] for each in facts["tries"]] == sorted(each["images"] for each in facts["tries"])

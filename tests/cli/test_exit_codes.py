@@ -226,9 +226,10 @@ def test_6_out_of_memory(made, tmp_path):
     ]
     done = limited(words, limit=resource.RLIMIT_AS, value=5 << 29)
     assert done.returncode == 6, done.stderr
-    assert "train.accumulate=2" in done.stderr
-    assert "train.precision=bf16" in done.stderr
-    assert "train.batch_size=10000" in done.stderr
+    assert "batch 40000, accumulate 1, precision fp32: a step needs about " in done.stderr
+    assert "--set train.accumulate=2 (about " in done.stderr
+    assert "--set model.levels.0.checkpoint=true (about " in done.stderr
+    assert "--set train.precision=bf16 (about " in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -31,4 +31,3 @@ def test_two_processes_accumulation_4_and_checkpointing(tiny_data, tmp_path):
     found = losses(tmp_path / "cut", plain, tiny_data, *switches)
     assert len(expected) == 20 and expected[-1] != pytest.approx(expected[0], rel=1e-3)
     assert found == pytest.approx(expected, rel=1e-9)
-    print(max(abs(a / b - 1) for a, b in zip(found, expected, strict=True)))

@@ -1,5 +1,6 @@
 """Learning rates: closed forms, and the rule what a run that goes on may change about them."""
 
+import itertools
 import json
 import math
 
@@ -27,7 +28,7 @@ def test_cosine(final_lr):
     assert at(110) == at(10_000) == pytest.approx(final_lr)
     assert at(35) - final_lr == pytest.approx((1 - final_lr) * (2 + math.sqrt(2)) / 4)
     rates = [at(step) for step in range(10, 111)]
-    assert all(b <= a for a, b in zip(rates, rates[1:], strict=False))
+    assert all(b <= a for a, b in itertools.pairwise(rates))
 
 
 def test_inverse_sqrt():
@@ -103,5 +104,5 @@ def test_a_run_that_never_saved_takes_another_recipe(tiny_data, tmp_path):
         train(tmp_path / "run", tiny_recipe(), data=tiny_data, watch=stop)
     assert (tmp_path / "run" / "recipe.toml").is_file()
     train(tmp_path / "run", tiny_recipe(train__batch_size=4), data=tiny_data, watch=lambda event: None)
-    with pytest.raises(UsageError, match="train.batch_size: 4 -> 8"):
+    with pytest.raises(UsageError, match=r"train.batch_size: 4 -> 8"):
         train(tmp_path / "run", tiny_recipe(), data=tiny_data, watch=lambda event: None)

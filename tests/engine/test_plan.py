@@ -100,8 +100,13 @@ def test_what_is_used_up_is_not_named():
         named |= {key for key, _ in found}
         recipe = apply(recipe, found[:1])
     assert named >= {"train.accumulate", "model.levels.0.checkpoint", "model.levels.1.checkpoint", "train.precision"}
-    assert len(named) == 5  # and a smaller batch, which keeps the pieces
     assert "device with more memory" in in_training(recipe).hint
+
+
+def test_a_smaller_batch_or_model_comes_last():
+    levels = [{**level, "checkpoint": True, "depth": 4} for level in tiny_recipe().to_dict()["model"]["levels"]]
+    found = switches(in_training(tiny_recipe(train__batch_size=64, train__precision="bf16", model__levels=levels)))
+    assert found == [("train.accumulate", "2"), ("train.batch_size", "16"), ("model.levels.0.depth", "2")]
 
 
 def test_sampling_and_drawing():

@@ -38,9 +38,9 @@ def loss_and_gradients(network, *, autocast=False):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = network(x, sigma).square().mean()
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = network(x, sigma).square().mean()
     found = sum(kept.values())
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in network.named_parameters()}, found, torch.rand(1)

@@ -63,13 +63,14 @@ KINDS = {
     "global": Level(2, 64, 192, attention="global", head_dim=32),
     "windows": Level(2, 64, 192, attention="shifted-window", head_dim=32, window=5, dropout=0.1),
     "none": Level(3, 64, 256, attention="none"),
-    "many weights": Level(6, 384, 1152, attention="global", head_dim=64),
+    "many weights": Level(4, 256, 768, attention="global", head_dim=64),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images", [1, 6])
-@pytest.mark.parametrize("precision", [BF16, FP32, FP64], ids=["bf16", "fp32", "fp64"])
+@pytest.mark.parametrize(
+    ("precision", "images"), [(BF16, 2), (FP32, 1), (FP32, 6), (FP64, 2)], ids=["bf16-2", "fp32-1", "fp32-6", "fp64-2"]
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "again"])
 def test_one_level(kind, precision, images, again):
@@ -83,7 +84,7 @@ def test_one_level(kind, precision, images, again):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", [BF16, FP32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("flags", [(True, False, True), (False, True, False)])
-@pytest.mark.parametrize(("images", "size"), [(1, (128, 128)), (16, (16, 16)), (5, (64, 32))])
+@pytest.mark.parametrize(("images", "size"), [(1, (64, 64)), (16, (16, 16)), (3, (64, 32))])
 def test_an_hourglass_in_other_shapes(images, size, flags, precision):
     real, formula = measured_and_estimated(hourglass(*flags), images=images, size=size, precision=precision, patch=1)
     assert formula == pytest.approx(real, rel=WITHIN)

@@ -34,8 +34,8 @@ def held(request: Request, *, height: int, width: int) -> Held:
     tokens, d = height * width, request.head_dim
     plain = request.device == "cpu" and request.dtype in (torch.float32, torch.float64)
     if plain:
-        return Held((2 * d * (tiles + halos) + pairs) / tokens, 2 * (pairs + d * halos) / tokens)
-    return Held((d * (3 * tiles + 2 * halos) + tiles) / tokens, 2 * d * halos / tokens)
+        return Held((2 * d * (tiles + halos) + pairs) / tokens, 2 * pairs / tokens)
+    return Held((d * (3 * tiles + 2 * halos) + tiles) / tokens, d * (tiles + 2 * halos) / tokens)
 
 
 class Axis(NamedTuple):
@@ -72,7 +72,13 @@ def build_plan(
     return y, x, mask.to(device)
 
 
-cached_plan = lru_cache(maxsize=64)(build_plan)
+@lru_cache(maxsize=64)
+def cached_plan(
+    height: int, width: int, kernel: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Axis, Axis, Tensor]:
+    """`build_plan`, kept. Sampling may be the first to ask, and training must be able to keep the mask for its backward pass."""
+    with torch.inference_mode(False):
+        return build_plan(height, width, kernel, dtype, device)
 
 
 class HaloTiles(torch.autograd.Function):
