@@ -25,6 +25,7 @@ from hdit_cli.engine.setup import check_fit, new_model, out_of_memory
 from hdit_cli.engine.state import Window
 from hdit_cli.engine.step import Stepper
 from hdit_cli.engine.stop import StopRequest
+from hdit_cli.engine.trackers import Trackers, check_trackers
 from hdit_cli.engine.validate import Validator, open_held_out
 from hdit_cli.errors import NonFiniteError, UsageError, is_out_of_memory
 from hdit_cli.recipe import Recipe
@@ -304,6 +305,7 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch) -> Finished
     here = runtime.join_processes()
     run = RunFolder(folder)
     run.check_recipe(recipe)
+    check_trackers(recipe)
     trainer = Trainer(run, recipe, data=data)  # fails on bad input before the folder exists
     if here.is_main:
         files.make_folder(folder)
@@ -313,9 +315,13 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch) -> Finished
         runtime.wait_for_all()
         finished = Finished(0)
         try:
-            with closing(trainer.events()) as stream:  # closed under the lock, whatever happens
+            tracking = Trackers(folder, recipe) if here.is_main else nullcontext(lambda event: [])
+            # closed under the lock, whatever happens
+            with tracking as track, closing(trainer.events()) as stream:
                 for event in stream:
                     watch(event)
+                    for warning in track(event):
+                        watch(warning)
                     if isinstance(event, Finished):
                         finished = event
         except (MemoryError, RuntimeError) as error:
