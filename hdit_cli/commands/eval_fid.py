@@ -88,7 +88,17 @@ def eval_fid(
         raise typer.Exit(code)
     runtime.join_processes()
     request = Request(
-        source, n, names, inception, reference, allow_small, class_, weights, sampling, save, shared.parse_size(patch)
+        source,
+        n,
+        names,
+        inception,
+        reference,
+        allow_small,
+        class_,
+        weights,
+        sampling,
+        save,
+        shared.parse_size(patch, option="--patch"),
     )
     with Bars(quiet=not runtime.ranks().is_main) as bars:
         evaluation = evaluate(request, on_progress=bars.pictures, on_download=bars.download)

@@ -128,7 +128,7 @@ def _metrics(names: Sequence[str], request: Request, model: Model | None) -> lis
         if request.patch is not None:
             raise UsageError("--patch is for the metric patch-grid", hint="--metrics patch-grid, or leave it out")
         return kinds
-    patch = request.patch or (tuple(model.recipe["model"]["patch"]) if model else None)
+    patch = request.patch or (model.network.patch if model else None)
     if patch is None:
         raise UsageError(
             f"patch-grid needs a patch size, and {request.source} is no model that would tell it", hint="--patch 4"

@@ -4,8 +4,9 @@ A seam makes neighbouring pixels differ more (or less) at one place in every pat
 mean absolute difference between neighbours, as a function of the column (or row), has a part of the period of the patch.
 A fixed pattern on every patch gives the mean signed difference such a part. Either shows as lines in the spectrum, at the
 patch frequency and its harmonics. The energy of the lines over that of the frequencies around them, averaged over all of
-them, is 1 where there is no grid; the metric is this ratio of the samples over that of the data, which may have a grid of
-its own (JPEG has one of 8 pixels), and whose spectrum may fall near 1/2, the line of patches of 2. A chessboard of single pixels has none of these parts and is not seen.
+them, is about 1 where there is no grid. The metric is this ratio of the samples over that of the data: the data may have
+a grid of its own (JPEG has one of 8 pixels), and its spectrum may fall near 1/2, which is the line of patches of 2.
+A chessboard of single pixels has none of these parts and is not seen.
 
 With white variance v per column of a profile of W columns, Hann window w, and a periodic part whose k-th Fourier
 coefficient is c_k, a line has the expected ratio 1 + |c_k|² (Σ w)² / (v Σ w²) = 1 + (2/3) W |c_k|² / v.
