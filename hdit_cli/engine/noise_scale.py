@@ -33,30 +33,35 @@ class NoiseScale:
 
     def __init__(self, loss_of: nn.Module, *, batch: int, accumulate: int, world: int, like: Tensor) -> None:
         self.batch, self.accumulate, self.shares = batch, accumulate, accumulate * world
-        self.small, self.big, self._seen = torch.zeros_like(like), torch.zeros_like(like), torch.zeros_like(like)
+        self.small, self.big = torch.zeros_like(like), torch.zeros_like(like)
+        self._order = [id(parameter) for parameter in loss_of.parameters()]
+        self._norms: dict[int, Tensor] = {}  # of the small batch's gradient, by parameter
         if isinstance(loss_of, DistributedDataParallel) and accumulate == 1:
             loss_of.register_comm_hook(self, _look_and_average)
 
-    def see(self, gradients: Sequence[Tensor]) -> None:
-        """Adds the squared norm of a part of this process's own gradient, of the mean over its images."""
-        norms = torch.stack(torch._foreach_norm(list(gradients)))
-        self._seen += norms.square().sum()
+    def see(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Notes the norms of some of this process's own gradients, of the mean over its images."""
+        norms = torch._foreach_norm(list(gradients))
+        self._norms |= dict(zip(map(id, parameters), norms, strict=True))
 
     def see_first(self, parameters: Sequence[Tensor]) -> None:
-        """After the first of several backward passes: what has been accumulated is the gradient of one micro-batch.
-
-        The losses are divided by the number of passes, so their gradients are too.
-        """
-        self.see([p.grad for p in parameters if p.grad is not None])
-        self._seen *= self.accumulate**2
+        """After the first of several backward passes: what has been accumulated is the gradient of one micro-batch."""
+        pairs = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        self.see([parameter for parameter, _ in pairs], [gradient for _, gradient in pairs])
 
     def add(self, norm: Tensor, *, refused: Tensor) -> None:
         """Ends a step whose whole gradient has this norm; `refused` is 1 where the step changes nothing."""
-        if self.shares > 1:
-            kept = refused == 0
-            self.small = torch.where(kept, torch.lerp(self._seen, self.small, DECAY), self.small)
-            self.big = torch.where(kept, torch.lerp(norm.to(self.big.dtype).square(), self.big, DECAY), self.big)
-        self._seen = torch.zeros_like(self._seen)
+        if self.shares == 1:
+            return
+        # in the order of the parameters, as the buckets they arrive in change in the course of a run; the losses are
+        # divided by the number of passes, so their gradients are too
+        norms = torch.stack([self._norms[key] for key in self._order if key in self._norms])
+        small = norms.to(self.small.dtype).square().sum() * self.accumulate**2
+        big = norm.to(self.big.dtype).square()
+        kept = refused == 0
+        self.small = torch.where(kept, torch.lerp(small, self.small, DECAY), self.small)
+        self.big = torch.where(kept, torch.lerp(big, self.big, DECAY), self.big)
+        self._norms = {}
 
     def value(self, small: Sequence[float]) -> float | None:
         """B_simple in images; None where it cannot be known, or where the averages do not hold it yet.
@@ -88,7 +93,7 @@ class NoiseScale:
 def _look_and_average(scale: NoiseScale, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """What DistributedDataParallel does by itself, the mean over processes, after a look at this process's part."""
     buffer = bucket.buffer()
-    scale.see([buffer])
+    scale.see(bucket.parameters(), bucket.gradients())
     buffer.mul_(1 / distributed.get_world_size())
     future = distributed.all_reduce(buffer, async_op=True).get_future()
     return future.then(lambda done: done.value()[0])

@@ -23,7 +23,10 @@ from hdit_cli.engine.events import Drawn, Event, Logged, Started, Stepped, Valid
 from hdit_cli.errors import HditError, UsageError
 from hdit_cli.recipe import Recipe
 
-_INSTALLED: dict[str, Callable[[], bool]] = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+_INSTALLED: dict[str, Callable[[], bool | None]] = {
+    "tensorboard": is_tensorboard_available,
+    "wandb": is_wandb_available,
+}
 _WANDB_ID = "wandb.json"
 
 

@@ -58,13 +58,15 @@ class Trainer:
         self.state, self.guard = self.stepper.state, self.stepper.guard
         self.saver = Saver()
         held_out = open_held_out(recipe, self.reader)
-        self.validator = held_out and Validator(
-            recipe,
-            training=self.reader,
-            held_out=held_out,
-            batch_size=4 * len(self.slots[0]),  # a pass without gradients keeps far less than a training step
-            accelerator=self.accelerator,
-        )
+        self.validator: Validator | None = None
+        if held_out is not None:
+            self.validator = Validator(
+                recipe,
+                training=self.reader,
+                held_out=held_out,
+                batch_size=4 * len(self.slots[0]),  # a pass without gradients keeps far less than a training step
+                accelerator=self.accelerator,
+            )
 
     # What is written down
 
