@@ -95,5 +95,6 @@ def _look_and_average(scale: NoiseScale, bucket: distributed.GradBucket) -> torc
     buffer = bucket.buffer()
     scale.see(bucket.parameters(), bucket.gradients())
     buffer.mul_(1 / distributed.get_world_size())
-    future = distributed.all_reduce(buffer, async_op=True).get_future()
-    return future.then(lambda done: done.value()[0])
+    work = distributed.all_reduce(buffer, async_op=True)
+    assert work is not None, "every process of the default group takes part"
+    return work.get_future().then(lambda done: done.value()[0])
