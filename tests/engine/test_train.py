@@ -199,9 +199,7 @@ def test_a_non_finite_loss_stops_before_it_does_harm(tiny_data, tmp_path, monkey
     average = {name: t.clone() for name, t in trainer.state.ema.network.state_dict().items()}
     moments = {name: t.clone() for name, t in trainer.state.optimizer_tensors().items()}
     original = trainer.stepper.draw
-    monkeypatch.setattr(
-        trainer.stepper, "draw", lambda *a, **k: [original(*a, **k)[0] * float("nan"), *original(*a, **k)[1:]]
-    )
+    monkeypatch.setattr(trainer.stepper, "draw", lambda *a, **k: [original(*a, **k)[0] * float("nan"), *original(*a, **k)[1:]])
     trainer.stepper.step(batches[1])
     monkeypatch.setattr(trainer.stepper, "draw", original)
     trainer.stepper.step(batches[2])  # finite again, and still masked: the host has not looked yet
