@@ -52,6 +52,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "fid": "hdit_cli.metrics.frechet:FID",
         "kid": "hdit_cli.metrics.kernel:KID",
         "swd": "hdit_cli.metrics.sliced:SWD",
+        "patch-grid": "hdit_cli.metrics.patch_grid:PatchGrid",
     },
     "export": {
         "safetensors": "hdit_cli.engine.export:to_safetensors",

@@ -25,7 +25,10 @@ def eval_fid(
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(help="Of fid, kid, swd, with commas; swd needs no weights.", show_default="the recipe's: fid,kid"),
+        typer.Option(
+            help="Of fid, kid, swd, patch-grid, with commas; the last two need no weights.",
+            show_default="the recipe's: fid,kid",
+        ),
     ] = None,
     inception: Annotated[
         Path | None,
@@ -38,6 +41,10 @@ def eval_fid(
     reference: Annotated[
         Path | None,
         typer.Option(help="Data set or folder to compare with.", show_default="the data the checkpoint names"),
+    ] = None,
+    patch: Annotated[
+        str | None,
+        typer.Option(help="Patch for patch-grid: 4, or height x width.", show_default="the patch of the model"),
     ] = None,
     allow_small: Annotated[
         bool, typer.Option("--allow-small", help="FID of fewer than 2,048 pictures; it is biased upwards.")
@@ -57,7 +64,7 @@ def eval_fid(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="The scores and all they depend on, on stdout.")] = False,
 ) -> None:
-    """Score samples, or a folder of pictures: FID, KID, sliced Wasserstein distance."""
+    """Score samples, or a folder of pictures: FID, KID, sliced Wasserstein distance, patch grid."""
     import json
 
     from hdit_cli import runtime
@@ -80,7 +87,19 @@ def eval_fid(
     if code is not None:
         raise typer.Exit(code)
     runtime.join_processes()
-    request = Request(source, n, names, inception, reference, allow_small, class_, weights, sampling, save)
+    request = Request(
+        source,
+        n,
+        names,
+        inception,
+        reference,
+        allow_small,
+        class_,
+        weights,
+        sampling,
+        save,
+        shared.parse_size(patch, option="--patch"),
+    )
     with Bars(quiet=not runtime.ranks().is_main) as bars:
         evaluation = evaluate(request, on_progress=bars.pictures, on_download=bars.download)
     if evaluation is None:
@@ -162,7 +181,7 @@ def _line(score: "Score") -> str:
     extra = [f"{name} {value:.4g}" for name, value in levels.items()]
     extra += [f"{name.replace('_', ' ')} {value:,}" for name, value in details.items()]
     told = f"   ({', '.join(extra)})" if extra else ""
-    return f"{score.metric.upper():<5}{value}   n = {score.n:,} against {score.n_reference:,}{told}"
+    return f"{score.metric.upper():<4} {value}   n = {score.n:,} against {score.n_reference:,}{told}"
 
 
 def _how(facts: dict[str, Any]) -> str:

@@ -83,10 +83,13 @@ def _class_names(recipe: "Recipe") -> list[str] | None:
 def _data_facts(path: Path) -> dict[str, Any]:
     from collections import Counter
 
+    from hdit_cli.data import shards
     from hdit_cli.data.reader import ShardReader
 
     reader = ShardReader(path)
     manifest, labels = reader.manifest, Counter(reader.labels.tolist())
+    inside = path / shards.HELD_OUT
+    held_out = {"held_out": ShardReader(inside).manifest.count} if (inside / shards.MANIFEST).is_file() else {}
     return {
         "kind": "data set",
         "count": manifest.count,
@@ -96,6 +99,7 @@ def _data_facts(path: Path) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "fingerprint": reader.fingerprint,
+        **held_out,
         "source": manifest.source,
         "options": manifest.options,
     }

@@ -26,6 +26,9 @@ def prepare(
     workers: Annotated[int | None, typer.Option(help="Processes (default: one per core).")] = None,
     max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures, by their header.")] = 150_000_000,
     background: Annotated[str, typer.Option(help="Colour under transparency and around padded pictures.")] = "white",
+    hold_out: Annotated[
+        float, typer.Option(help="Share of the pictures kept out of training, in OUT/held-out, for validation.")
+    ] = 0.0,
     strict: Annotated[bool, typer.Option("--strict", help="End with an error if any file was refused.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
@@ -40,6 +43,7 @@ def prepare(
         shard_size=shard_size,
         max_pixels=max_pixels,
         background=background,
+        hold_out=hold_out,
     )
     target = out or Path("data") / f"{source_name(src)}{size.strip().lower()}"
     with _shown() as progress:
@@ -51,7 +55,7 @@ def prepare(
             strict=strict,
             progress=progress,
         )
-    _print(report, as_json=json)
+    _print(report, as_json=json, asked_to_hold_out=hold_out > 0)
 
 
 def _cores() -> int:
@@ -71,6 +75,7 @@ def _shown() -> "Iterator[Callable[[Progress], None]]":
                 if bar.total is None:
                     bar.reset(total=progress.total)
                     bar.initial = bar.n = progress.done - 1
+                bar.total = progress.total  # more once it is known how many are held out
                 bar.update(progress.done - bar.n)
                 bar.set_postfix(kept=progress.kept, refused=progress.refused, refresh=False)
 
@@ -111,7 +116,7 @@ class _Lines:
         print(told, file=sys.stderr, flush=True)
 
 
-def _print(report: "Report", *, as_json: bool) -> None:
+def _print(report: "Report", *, as_json: bool, asked_to_hold_out: bool) -> None:
     import json
     from dataclasses import asdict
 
@@ -127,6 +132,8 @@ def _print(report: "Report", *, as_json: bool) -> None:
         ("refused", report.refused),
         ("side files", report.side),
     ]
+    if asked_to_hold_out:
+        rows.append(("held out", report.held_out))
     rows += [(f"class {name}", count) for name, count in list(report.classes.items())[:20]]
     if len(report.classes) > 20:
         rows.append(("more classes", len(report.classes) - 20))
@@ -137,4 +144,10 @@ def _print(report: "Report", *, as_json: bool) -> None:
     wide = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"  {name:<{wide}}  {value:>9}")
+    if report.held_out:
+        print(
+            f"  the held-out pictures are a data set of their own, {report.out}/held-out; `hdit train` validates on it"
+        )
+    elif asked_to_hold_out:
+        print("  no picture fell under --hold-out: there are too few for that share, so there will be no validation")
     print(f"  each file's verdict: {report.out}/report.json, a look at them: {report.out}/preview.png")

@@ -46,7 +46,7 @@ def parse_interval(text: str | None) -> tuple[float, float] | None:
     return pair
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
+def parse_size(text: str | None, *, option: str = "--size") -> tuple[int, int] | None:
     """HxW, or one number for a square.
 
     Raises:
@@ -56,7 +56,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"--size {text!r} is neither HxW nor a number", hint="for example 256 or 192x256")
+        raise UsageError(f"{option} {text!r} is neither HxW nor a number", hint="for example 256 or 192x256")
     return int(parts[0]), int(parts[-1])
 
 

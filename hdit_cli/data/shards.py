@@ -23,6 +23,7 @@ from hdit_cli.errors import DataError
 
 FORMAT = "hdit-shards/1"
 MANIFEST = "manifest.json"
+HELD_OUT = "held-out"  # folder inside a data set: a data set of the pictures that are never trained on
 NO_LABEL = -1
 
 # offset and size of the picture's bytes inside the tar, their CRC-32, and the class index (-1 = none)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from hdit_cli.engine.scores import OnProgress, Score, check_counts, check_sizes,
 from hdit_cli.errors import DataError, StorageError, UsageError
 from hdit_cli.metrics import inception
 from hdit_cli.metrics.inception import RESIZE, Inception
+from hdit_cli.metrics.metric import Metric
+from hdit_cli.metrics.patch_grid import PatchGrid
 
 FORMAT = "hdit-scores/1"
 SCORES = "scores.jsonl"  # in a run folder: a line for each evaluation of its checkpoints
@@ -41,6 +43,7 @@ class Request:
         label: class name, number, "all", or None for the proportions of the data.
         sampling: fields of `Sampling` that differ from the recipe's.
         save: folder for the generated pictures.
+        patch: (h, w) in pixels, for patch-grid; None is the patch of the model.
     """
 
     source: Path
@@ -53,6 +56,7 @@ class Request:
     weights: str = "ema"
     sampling: dict[str, Any] = field(default_factory=dict)
     save: Path | None = None
+    patch: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def evaluate(
     """
     model = _model(request)
     names = request.metrics or (tuple(model.recipe["eval"]["metrics"]) if model else ("fid", "kid"))
-    metrics = [catalog.get("metric", name) for name in dict.fromkeys(names)]
+    metrics = _metrics(names, request, model)
     reference, notes = _reference(request, model)
     pictures = _generated(request, model) if model else open_stored(request.source, n=request.n)
     counts = {"pictures": pictures.count, "reference": reference.count}
@@ -151,6 +155,21 @@ def _keep(evaluation: Evaluation, source: Path) -> list[str]:
     except StorageError as error:  # the scores took long to make: they are printed, whatever becomes of the log
         return [f"the scores were not added to {run / SCORES}: {error.message}"]
     return []
+
+
+def _metrics(names: Sequence[str], request: Request, model: Model | None) -> list[type[Metric]]:
+    """The metrics by name, each once; patch-grid for the patch size asked for, or the model's."""
+    kinds: list[type[Metric]] = [catalog.get("metric", name) for name in dict.fromkeys(names)]
+    if PatchGrid not in kinds:
+        if request.patch is not None:
+            raise UsageError("--patch is for the metric patch-grid", hint="--metrics patch-grid, or leave it out")
+        return kinds
+    patch = request.patch or (model.network.patch if model else None)
+    if patch is None:
+        raise UsageError(
+            f"patch-grid needs a patch size, and {request.source} is no model that would tell it", hint="--patch 4"
+        )
+    return [PatchGrid.of(patch) if kind is PatchGrid else kind for kind in kinds]
 
 
 def _model(request: Request) -> Model | None:

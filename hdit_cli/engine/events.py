@@ -1,7 +1,8 @@
 """What a training run tells those who watch it. The loop yields these; commands print them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Started:
     steps: int
     bytes_held: int
     class_names: tuple[str, ...] = ()
+    held_out: int = 0  # pictures to validate on
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,20 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Logged:
-    """A line of metrics.jsonl."""
+    """A line of metrics.jsonl; `values` is what it says, on the main process."""
 
     step: int
     loss: float
     grad_norm: float
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Validated:
+    """Lines of validation.jsonl, one for each weights and split."""
+
+    step: int
+    lines: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -82,4 +93,4 @@ class Finished:
     stopped_by: str = ""
 
 
-Event = Started | Begun | Stepped | Logged | Drawn | Saved | Kept | Warned | Finished
+Event = Started | Begun | Stepped | Logged | Validated | Drawn | Saved | Kept | Warned | Finished

@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ MAY_CHANGE = (
     "train.nonfinite",  # and its cap: decide about steps that have not been
     "sample.",
     "eval.",
+    "validation.",
+    "log.",
 )
 _CHECKPOINTING = re.compile(r"model\.levels\.\d+\.checkpoint:")  # the same values, computed again
 
@@ -45,7 +48,9 @@ class RunFolder:
         self.path = path
         self.recipe_file = path / "recipe.toml"
         self.metrics_file = path / "metrics.jsonl"
+        self.validation_file = path / "validation.jsonl"
         self.timing_file = path / "timing.jsonl"
+        self.reproducible = (self.metrics_file, self.validation_file)  # logs that are functions of the seed
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.averages = path / "ema"
@@ -84,22 +89,31 @@ class RunFolder:
         files.reap(self.averages)
         files.write_text(self.recipe_file, recipe.to_toml())
 
-    def metrics_size(self) -> int:
-        """Bytes of metrics.jsonl."""
-        return self.metrics_file.stat().st_size if self.metrics_file.is_file() else 0
+    def log_sizes(self) -> dict[str, int]:
+        """Bytes of each log that is a function of the seed."""
+        return {file.name: file.stat().st_size for file in self.reproducible if file.is_file()}
 
-    def sync_metrics(self) -> None:
-        """Makes metrics.jsonl durable; before a checkpoint is written, which must never know more than the disk."""
-        if self.metrics_file.is_file():
-            files.sync_file(self.metrics_file)
+    def sync_logs(self) -> None:
+        """Makes these logs durable; before a checkpoint is written, which must never know more than the disk."""
+        for file in self.reproducible:
+            if file.is_file():
+                files.sync_file(file)
 
-    def cut_metrics(self, size: int) -> None:
-        """Removes lines written after the checkpoint that the run goes on from; they will be written again."""
-        if self.metrics_file.is_file() and self.metrics_file.stat().st_size > size:
-            files.truncate(self.metrics_file, size)
+    def cut_logs(self, sizes: Mapping[str, int]) -> None:
+        """Removes lines written after the checkpoint that the run goes on from; they will be written again.
+
+        Args:
+            sizes: what `log_sizes` gave for that checkpoint; empty for a run that starts over.
+        """
+        for file in self.reproducible:
+            if file.is_file() and file.stat().st_size > sizes.get(file.name, 0):
+                files.truncate(file, sizes.get(file.name, 0))
 
     def log_metrics(self, values: dict[str, Any]) -> None:
         files.append_line(self.metrics_file, json.dumps(values))
+
+    def log_validation(self, values: dict[str, Any]) -> None:
+        files.append_line(self.validation_file, json.dumps(values))
 
     def log_timing(self, values: dict[str, Any]) -> None:
         files.append_line(self.timing_file, json.dumps(values))

@@ -78,10 +78,12 @@ def _unbiased(metrics: Sequence[type[Metric]]) -> str:
 
 def check_sizes(metrics: Sequence[type[Metric]], pictures: PictureSet, reference: PictureSet) -> None:
     """Raises DataError where a metric compares pixels of sets of different sizes."""
-    if any(kind.needs is None for kind in metrics) and pictures.size != reference.size:
+    of_pixels = [kind.name for kind in metrics if kind.needs is None]
+    if of_pixels and pictures.size != reference.size:
         (h, w), (height, width) = pictures.size, reference.size
         raise DataError(
-            f"{pictures.name} is {h}x{w}, {reference.name} {height}x{width} (height x width): swd compares equal sizes",
+            f"{pictures.name} is {h}x{w}, {reference.name} {height}x{width} (height x width): "
+            f"{' and '.join(of_pixels)} compare{'s' if len(of_pixels) == 1 else ''} equal sizes",
             hint=f"hdit prepare REFERENCE --size {h}x{w}, or --metrics fid,kid",
         )
 

@@ -1,13 +1,14 @@
 """All that a run holds between two steps, and its way into a checkpoint and back, bit for bit."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hdit_cli.diffusion.bins import BINS, midpoints
 from hdit_cli.engine.checkpoint import Averages, Snapshot, check_tensors, metadata_of
 from hdit_cli.engine.ema import EMA, PowerAverages
 from hdit_cli.engine.model import Model, param_groups
@@ -22,22 +23,31 @@ class Window:
 
     loss: Tensor
     grad_norm: Tensor
-    skipped: Tensor  # steps that were refused, and count in neither sum
+    skipped: Tensor  # steps that were refused, and count in no sum
+    by_sigma: Tensor  # (2, BINS): images and sum of their losses in each bin of noise levels
     steps: int = 0
 
     @classmethod
     def empty(cls, *, device: torch.device) -> "Window":
         dtype = torch.float32 if device.type == "mps" else torch.float64
         loss, grad_norm, skipped = torch.zeros(3, device=device, dtype=dtype)
-        return cls(loss, grad_norm, skipped)
+        return cls(loss, grad_norm, skipped, torch.zeros((2, BINS), device=device, dtype=dtype))
 
-    def add(self, loss: Tensor, grad_norm: Tensor, *, refused: Tensor) -> None:
+    def add(self, loss: Tensor, grad_norm: Tensor, *, by_sigma: Tensor, refused: Tensor) -> None:
         """One step; `refused` is 1 or 0 on the device."""
         zero = torch.zeros_like(loss)
         self.loss += torch.where(refused > 0, zero, loss)
         self.grad_norm += torch.where(refused > 0, zero, grad_norm)
+        self.by_sigma += torch.where(refused > 0, zero, by_sigma)
         self.skipped += refused
         self.steps += 1
+
+    @staticmethod
+    def loss_by_sigma(parts: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+        """[middle of the bin, mean loss], ascending, of bins that are not empty; from `by_sigma` of every process."""
+        images, sums = (torch.tensor(list(row), dtype=torch.float64).sum(0) for row in zip(*parts, strict=True))
+        pairs = zip(midpoints(), images.tolist(), sums.tolist(), strict=True)
+        return [[middle, total / count] for middle, count, total in pairs if count]
 
 
 @dataclass
@@ -119,6 +129,9 @@ class TrainState:
         self.window.loss += loss
         self.window.grad_norm += window["grad_norm"]
         self.window.skipped += window.get("skipped", 0)
+        tables = window.get("by_sigma", [])
+        for table in [tables[rank]] if len(tables) == world else tables if rank == 0 else []:
+            self.window.by_sigma += torch.tensor(table, dtype=self.window.by_sigma.dtype, device=device)
         self.window.steps = window["steps"]
         self.model.step = self.step
         self.model.denoiser.to(device=device, dtype=dtype)

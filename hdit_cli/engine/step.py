@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from hdit_cli import runtime
 from hdit_cli.data.augment import augment
 from hdit_cli.data.loader import Batch, flip, to_x0
+from hdit_cli.diffusion.bins import sums_by_sigma
 from hdit_cli.diffusion.denoiser import LossOf
 from hdit_cli.diffusion.densities import noise_density
 from hdit_cli.engine.ema import EMA, PowerAverages, ema_decay
 from hdit_cli.engine.guard import FiniteGuard
 from hdit_cli.engine.learning_rate import learning_rate
 from hdit_cli.engine.model import Model
+from hdit_cli.engine.noise_scale import NoiseScale
 from hdit_cli.engine.setup import DTYPES
 from hdit_cli.engine.state import TrainState, Window, build_optimizer
 from hdit_cli.models.layers import seed_dropout
@@ -48,6 +50,13 @@ class Stepper:
         self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
         self.lr_factor = learning_rate(recipe)
         self.loss_of = accelerator.prepare_model(LossOf(model.denoiser).train())
+        self.noise_scale = NoiseScale(
+            self.loss_of,
+            batch=recipe.train.batch_size,
+            accumulate=recipe.train.accumulate,
+            world=self.world,
+            like=window.loss,
+        )
         cap = recipe.train.nonfinite_cap if recipe.train.nonfinite == "skip" else 1
         self.guard = FiniteGuard(cap=cap, device=self.device)
 
@@ -83,19 +92,25 @@ class Stepper:
         state, section = self.state, self.recipe.train
         first = state.step * section.batch_size
         state.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros_like(state.window.loss)
+        total, by_sigma = torch.zeros_like(state.window.loss), torch.zeros_like(state.window.by_sigma)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.loss_of):
-                loss = self.loss_of(*self.draw(batch, first=first)).mean() / len(batches)
+                drawn = self.draw(batch, first=first)
+                each = self.loss_of(*drawn)
+                loss = each.mean() / len(batches)
                 # 1, or NaN where the loss is not finite: then every process finds its gradient not finite
                 loss.backward(1 + 0 * loss.detach())
             total += loss.detach()
+            by_sigma += sums_by_sigma(drawn[2], each.detach(), dtype=by_sigma.dtype)
+            if i == 0 and not last:
+                self.noise_scale.see_first(state.parameters)
         max_norm = section.grad_clip or float("inf")
         norm = nn.utils.clip_grad_norm_(state.parameters, max_norm)
         refused = self.guard.judge(norm)
         self.update(refused)
-        state.window.add(total, norm, refused=refused)
+        state.window.add(total, norm, by_sigma=by_sigma, refused=refused)
+        self.noise_scale.add(norm, refused=refused)
         state.step += 1
 
     def update(self, refused: Tensor) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hdit_cli import files, runtime
 from hdit_cli.data.loader import Batch, Loader
@@ -14,7 +15,19 @@ from hdit_cli.engine import checkpoint, snapshots
 from hdit_cli.engine.beginning import begin
 from hdit_cli.engine.clock import Clock
 from hdit_cli.engine.draw import draw_grids
-from hdit_cli.engine.events import Begun, Drawn, Event, Finished, Kept, Logged, Saved, Started, Stepped, Warned
+from hdit_cli.engine.events import (
+    Begun,
+    Drawn,
+    Event,
+    Finished,
+    Kept,
+    Logged,
+    Saved,
+    Started,
+    Stepped,
+    Validated,
+    Warned,
+)
 from hdit_cli.engine.model import count
 from hdit_cli.engine.out_of_memory import in_training, told
 from hdit_cli.engine.run import RunFolder
@@ -23,6 +36,8 @@ from hdit_cli.engine.setup import check_fit, new_accelerator, new_model
 from hdit_cli.engine.state import Window
 from hdit_cli.engine.step import Stepper
 from hdit_cli.engine.stop import StopRequest
+from hdit_cli.engine.trackers import Trackers, check_trackers
+from hdit_cli.engine.validate import Validator, open_held_out
 from hdit_cli.errors import NonFiniteError, UsageError
 from hdit_cli.recipe import Recipe
 
@@ -54,6 +69,16 @@ class Trainer:
         self.stepper = Stepper(recipe, model=model, accelerator=self.accelerator)
         self.state, self.guard = self.stepper.state, self.stepper.guard
         self.saver = Saver()
+        held_out = open_held_out(recipe, self.reader)
+        self.validator: Validator | None = None
+        if held_out is not None:
+            self.validator = Validator(
+                recipe,
+                training=self.reader,
+                held_out=held_out,
+                batch_size=4 * len(self.slots[0]),  # a pass without gradients keeps far less than a training step
+                accelerator=self.accelerator,
+            )
 
     # What is written down
 
@@ -75,21 +100,44 @@ class Trainer:
         """Ends the window: one line of metrics.jsonl, the mean over processes and steps."""
         state = self.state
         window = state.window
-        losses = [float(v) for v in runtime.gather(float(window.loss))]
+        parts = runtime.gather(self.own())
+        losses = [part["loss"] for part in parts]
         skipped = int(window.skipped)
         counted = window.steps - skipped
         loss = sum(losses) / self.world / counted if counted else math.nan
         norm = float(window.grad_norm) / counted if counted else math.nan
         lr = state.optimizer.param_groups[0]["lr"]
         images = state.step * self.recipe.train.batch_size
+        values: dict[str, Any] = {}
         if self.accelerator.is_main_process:
             values = {"step": state.step, "images": images, "loss": loss, "lr": lr, "grad_norm": norm}
+            values["gradient_noise_scale"] = self.stepper.noise_scale.value([part["small_norm"] for part in parts])
             values = {name: None if value != value else value for name, value in values.items()}  # JSON has no NaN
             if self.recipe.train.nonfinite == "skip":
                 values["skipped"] = skipped
+            values["loss_by_sigma"] = Window.loss_by_sigma([part["by_sigma"] for part in parts])
             self.folder.log_metrics(values)
         state.window = Window.empty(device=self.device)
-        return Logged(state.step, loss, norm)
+        return Logged(state.step, loss, norm, values)
+
+    def own(self) -> dict[str, Any]:
+        """The numbers of the logs that each process has its own of."""
+        window = self.state.window
+        return {
+            "loss": float(window.loss),
+            "by_sigma": window.by_sigma.tolist(),
+            "small_norm": float(self.stepper.noise_scale.small),
+        }
+
+    def validate(self, validator: Validator) -> Validated:
+        """One line of validation.jsonl for each weights and split."""
+        state, models = self.state, {"raw": self.state.model, "ema": self.state.ema_model()}
+        images = state.step * self.recipe.train.batch_size
+        lines = [{"step": state.step, "images": images, **line} for line in validator.lines(models)]
+        if self.accelerator.is_main_process:
+            for line in lines:
+                self.folder.log_validation(line)
+        return Validated(state.step, lines)
 
     def save(self) -> list[Event]:
         """Copies the state to the host and has it written in a thread, by the main process.
@@ -99,7 +147,7 @@ class Trainer:
         """
         self.check_finite()
         state, window = self.state, self.state.window
-        losses = runtime.gather(float(window.loss))
+        parts = runtime.gather(self.own())
         if not self.accelerator.is_main_process:
             return []
         ended = self.saver.wait()
@@ -109,13 +157,15 @@ class Trainer:
             "step": state.step,
             "images_seen": state.model.images_seen,
             "window": {
-                "loss": losses,
+                "loss": [part["loss"] for part in parts],
+                "by_sigma": [part["by_sigma"] for part in parts],
                 "grad_norm": float(window.grad_norm),
                 "skipped": int(window.skipped),
                 "steps": window.steps,
             },
             "nonfinite_in_row": int(self.guard.in_row),
-            "metrics_bytes": self.folder.metrics_size(),
+            "noise_scale": self.stepper.noise_scale.told([part["small_norm"] for part in parts]),
+            "log_bytes": self.folder.log_sizes(),
             "data": self.reader.fingerprint,
             "environment": runtime.environment(),
         }
@@ -143,8 +193,8 @@ class Trainer:
         return Kept(step, snapshots.write(self.folder.path, averages, step=step, proceed=proceed))
 
     def _write(self, snapshot: checkpoint.Snapshot, proceed: Proceed) -> Saved:
-        """In the thread: the log made durable, a checkpoint folder, `ckpt.safetensors`, then rotation."""
-        self.folder.sync_metrics()
+        """In the thread: the logs made durable, a checkpoint folder, `ckpt.safetensors`, then rotation."""
+        self.folder.sync_logs()
         path = checkpoint.save_snapshot(self.folder.path, snapshot, proceed=proceed)
         checkpoint.rotate(self.folder.path, keep=self.recipe.train.keep)
         return Saved(snapshot.state["step"], path)
@@ -170,11 +220,14 @@ class Trainer:
             self.check_data(snapshot)
             self.state.restore(snapshot, rank=self.rank, world=self.world)
             self.guard.in_row += snapshot.state.get("nonfinite_in_row", 0)
+            self.stepper.noise_scale.restore(snapshot.state.get("noise_scale"), rank=self.rank, world=self.world)
             if self.accelerator.is_main_process:
                 checkpoint.mend(self.folder.path, Path(name), keep=self.recipe.train.keep)
-                self.folder.cut_metrics(snapshot.state["metrics_bytes"])
+                # runs of one log know its size by this name
+                before = {"metrics.jsonl": snapshot.state.get("metrics_bytes", 0)}
+                self.folder.cut_logs(snapshot.state.get("log_bytes", before))
         elif self.accelerator.is_main_process:
-            self.folder.cut_metrics(0)
+            self.folder.cut_logs({})
         if self.accelerator.is_main_process:
             snapshots.cut(self.folder.path, after=self.state.step)
 
@@ -207,6 +260,7 @@ class Trainer:
             steps=section.steps,
             bytes_held=held * (5 + len(self.recipe.ema.stds)),  # weights, gradients, two moments, averages
             class_names=tuple(self.state.model.classes),
+            held_out=len(self.validator.splits[0].chosen) if self.validator else 0,
         )
 
     def events(self) -> Generator[Event]:
@@ -219,6 +273,8 @@ class Trainer:
         if self.state.step >= section.steps:
             yield Finished(self.state.step)
             return
+        if self.validator and self.state.step == 0:
+            yield self.validate(self.validator)
         if section.sample_every and self.state.step == 0:
             yield from self.draw()
         stop = StopRequest(seconds=section.stop_after_seconds)
@@ -250,6 +306,8 @@ class Trainer:
                 yield self.log()
                 if self.accelerator.is_main_process:
                     self.folder.log_timing(clock.line(state.step, self.device))
+            if self.validator and due(self.recipe.validation.every):
+                yield self.validate(self.validator)
             reason = stop.agreed()
             if section.sample_every and due(section.sample_every):
                 yield from self.draw()
@@ -287,6 +345,7 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch, init: Path 
     here = runtime.join_processes()
     run = RunFolder(folder)
     run.check_recipe(recipe)
+    check_trackers(recipe)
     trainer = Trainer(run, recipe, data=data, init=init)  # fails on bad input before the folder exists
     if here.is_main:
         files.make_folder(folder)
@@ -297,10 +356,13 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch, init: Path 
                 trainer.beginning.write(folder)
         runtime.wait_for_all()
         finished = Finished(0)
+        tracking = Trackers(folder, recipe) if here.is_main else nullcontext(lambda event: [])
         # closed under the lock, whatever happens
-        with told(lambda: in_training(recipe)), closing(trainer.events()) as stream:
+        with told(lambda: in_training(recipe)), tracking as track, closing(trainer.events()) as stream:
             for event in stream:
                 watch(event)
+                for warning in track(event):
+                    watch(warning)
                 if isinstance(event, Finished):
                     finished = event
     return finished

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hdit_cli import files
 from hdit_cli.data import shards
+from hdit_cli.data.prepare.report import read_report
 from hdit_cli.engine import checkpoint, snapshots
 from hdit_cli.errors import DataError
 
@@ -50,15 +51,29 @@ def _size(folder: Path) -> int:
 
 
 def verify_data(data: Path) -> Iterator[Checked]:
-    """Every shard of a data set: the tar against the manifest's SHA-256, the index against the tar's pictures.
+    """Every shard of a data set, then of the held-out one inside it: tar against SHA-256, index against pictures.
 
     Raises:
         DataError: the manifest cannot be read.
     """
-    for shard in shards.load_manifest(data).shards:
+    manifest = shards.load_manifest(data)
+    yield from _verify_shards(data, manifest)
+    inside = data / shards.HELD_OUT
+    if (inside / shards.MANIFEST).is_file():
+        yield from _verify_shards(inside, shards.load_manifest(inside), prefix=f"{shards.HELD_OUT}/")
+    elif inside.exists() or _held_some_out(data, manifest):
+        yield Checked(shards.HELD_OUT, 0, f"lacks its {shards.MANIFEST}: training would go on without validation")
+
+
+def _held_some_out(data: Path, manifest: shards.Manifest) -> bool:
+    return bool(manifest.options.get("hold_out")) and read_report(data).held_out > 0
+
+
+def _verify_shards(data: Path, manifest: shards.Manifest, *, prefix: str = "") -> Iterator[Checked]:
+    for shard in manifest.shards:
         path = data / shard.name
         size = path.stat().st_size if path.is_file() else 0
-        yield Checked(shard.name, size, _shard_problem(data, shard))
+        yield Checked(prefix + shard.name, size, _shard_problem(data, shard))
 
 
 def _shard_problem(data: Path, shard: shards.ShardInfo) -> str:

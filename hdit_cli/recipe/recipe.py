@@ -15,7 +15,7 @@ from hdit_cli.recipe.hdit import HDiT, Level
 from hdit_cli.recipe.lines import KeyPath
 from hdit_cli.recipe.overrides import overridden
 from hdit_cli.recipe.section import Section, stop_at
-from hdit_cli.recipe.sections import Data, Ema, Eval, Optimizer, Sample, Train
+from hdit_cli.recipe.sections import Data, Ema, Eval, Log, Optimizer, Sample, Train, Validation
 from hdit_cli.recipe.source import Source, locate, read
 
 _BAD_IN_NAME = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
@@ -40,6 +40,8 @@ class Recipe(Section):
     ema: Ema = Ema()
     sample: Sample = Sample()
     eval: Eval = Eval()
+    validation: Validation = Validation()
+    log: Log = Log()
 
     @model_validator(mode="after")
     def _resolved(self) -> Self:

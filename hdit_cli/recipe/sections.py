@@ -126,6 +126,21 @@ class Ema(Section):
         return self
 
 
+class Validation(Section):
+    """The loss on held-out and on training pictures, on fixed noise, at step 0, every so many steps and at the end."""
+
+    path: PathText = ""  # a prepared data set; "" = `held-out` inside the data, where `hdit prepare --hold-out` made it
+    every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 1_000  # 0 = never
+    images: Annotated[int, Field(ge=1, le=1_000_000)] = 128  # at most, of each of the two sets
+    levels: Annotated[int, Field(ge=1, le=1_000)] = 8  # noise levels, each of an equal share of the training density
+
+
+class Log(Section):
+    """Where numbers and grids go besides the run folder."""
+
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Listed, AfterValidator(_no_repeats)] = ()
+
+
 class Sample(Section):
     """Defaults of `hdit sample`, and the grids that training draws (`n` images)."""
 

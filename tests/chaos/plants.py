@@ -276,7 +276,7 @@ PLANTS = {
     "moments not restored": lambda: [(state.TrainState, "_restore_optimizer", lambda self, tensors: None)],
     "step off by one": lambda: restored(step_off),
     "log window not restored": lambda: restored(forget_window),
-    "log not cut": lambda: [(run.RunFolder, "cut_metrics", lambda self, size: None)],
+    "log not cut": lambda: [(run.RunFolder, "cut_logs", lambda self, sizes: None)],
     "nothing mended": lambda: [(checkpoint, "mend", lambda folder, newest, *, keep: None)],
     "average of a refused step": average_of_refused,
     "NaN check after the step": judged_late,

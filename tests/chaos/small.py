@@ -17,7 +17,7 @@ def snapshot(step, *, values=48):
     def tensors(offset):
         return {f"layer{n}.weight": torch.arange(values) + step + offset + n / 8 for n in range(2)}
 
-    facts = {"step": step, "metrics_bytes": 0}
+    facts = {"step": step, "log_bytes": {}}
     headers = {"raw": {"step": str(step)}, "ema": {"step": str(step)}}
     return checkpoint.Snapshot(tensors(0.0), tensors(0.25), tensors(0.5), facts, headers=headers)
 

@@ -64,3 +64,16 @@ def test_mistakes_are_told_with_a_hint(pictures, arguments, kind):
     ended = run(*arguments)
     assert isinstance(ended.exception, kind) and isinstance(ended.exception, HditError)
     assert ended.exception.hint and ended.exception.exit_code == {DataError: 3, UsageError: 2}[kind]
+
+
+def test_held_out_pictures_are_told(pictures, tmp_path):
+    made = run(pictures, "--size", "16", "--workers", "1", "--hold-out", "0.5", "--out", tmp_path / "out")
+    count = len([*(tmp_path / "out").glob("held-out/manifest.json")])
+    told = [line.split() for line in made.stdout.splitlines()]
+    held = next(int(line[2]) for line in told if line[:2] == ["held", "out"])
+    assert made.exit_code == 0 and bool(held) == bool(count)
+    assert ("held-out pictures are a data set" in made.stdout) == bool(held)
+    none = run(pictures, "--size", "16", "--workers", "1", "--hold-out", "1e-9", "--out", tmp_path / "none")
+    assert ["held", "out", "0"] in [line.split() for line in none.stdout.splitlines()]
+    assert "no picture fell under --hold-out" in none.stdout
+    assert "held out" not in run(pictures, "--size", "16", "--workers", "1", "--out", tmp_path / "plain").stdout

@@ -33,5 +33,5 @@ def tiny_recipe(**changes) -> Recipe:
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
-        base[section] = {**base.get(section, {}), name: value}
+        base[section] = {**base.get(section, {}), name: value} if name else value
     return Recipe.from_dict(base)

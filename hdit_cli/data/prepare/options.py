@@ -12,6 +12,7 @@ FITS = ("crop", "pad", "squash")
 SUFFIXES = {"jpeg": ".jpg", "webp": ".webp", "png": ".png"}  # format => suffix of the member
 
 _LARGEST_SIDE = 16_383  # of a WebP picture; the smallest limit of the three formats
+_MOST_HELD_OUT = 0.5
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class PrepareOptions:
         shard_size: pictures in one tar.
         max_pixels: pictures with more are refused by their header alone.
         background: colour under transparency and around padded pictures, as CSS writes colours.
+        hold_out: share of the pictures that go into a data set of their own, in [0, 0.5]; 0 = none.
 
     Raises:
         UsageError: a value out of its range.
@@ -36,6 +38,7 @@ class PrepareOptions:
     shard_size: int = 1000
     max_pixels: int = 150_000_000
     background: str = "white"
+    hold_out: float = 0.0
 
     def __post_init__(self) -> None:
         if not all(1 <= side <= _LARGEST_SIDE for side in self.size):
@@ -49,6 +52,10 @@ class PrepareOptions:
         for name, number in (("--shard-size", self.shard_size), ("--max-pixels", self.max_pixels)):
             if number < 1:
                 raise UsageError(f"{name} is {number}", hint=f"{name} 1 or more")
+        if not 0 <= self.hold_out <= _MOST_HELD_OUT:  # refuses NaN too
+            raise UsageError(
+                f"--hold-out is {self.hold_out}", hint=f"a share of the pictures, 0 to {_MOST_HELD_OUT}; 0.05 is usual"
+            )
         _ = self.colour
 
     @property
@@ -70,6 +77,7 @@ class PrepareOptions:
             "shard_size": self.shard_size,
             "max_pixels": self.max_pixels,
             "background": list(self.colour),
+            **({"hold_out": self.hold_out} if self.hold_out else {}),
         }
 
 

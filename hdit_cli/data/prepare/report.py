@@ -1,4 +1,4 @@
-"""The account of a preparation: seen = kept + refused + side files, a line for each file that was not plainly kept."""
+"""The account of a preparation: seen = kept + refused + side files + held out, a line for each file not plainly kept."""
 
 import json
 from collections import Counter
@@ -23,13 +23,14 @@ class Tally:
     kept: int = 0
     refused: int = 0
     side: int = 0
+    held_out: int = 0
     first_refused: list[str] = field(default_factory=list)  # path and code
     codes: dict[str, int] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
 
     @property
     def seen(self) -> int:
-        return self.kept + self.refused + self.side
+        return self.kept + self.refused + self.side + self.held_out
 
     def add(self, entry: Entry, outcome: Outcome) -> None:
         setattr(self, outcome.verdict, getattr(self, outcome.verdict) + 1)
@@ -56,6 +57,7 @@ class Report:
     image_size: list[int]
     shards: int
     bytes: int
+    held_out: int = 0  # pictures in the data set inside, `held-out`
     complete_before: bool = False  # nothing was left to do
 
 
@@ -76,6 +78,8 @@ def write_report(folder: Path, report: Report, lines: Iterable[dict[str, Any]]) 
     facts = asdict(report)
     for key in ("out", "complete_before"):  # facts of this run, not of the data set
         del facts[key]
+    if not report.held_out:
+        del facts["held_out"]
     head = json.dumps({"format": FORMAT, **facts}, indent=2, ensure_ascii=False)
     with files.replacing(folder / REPORT) as handle:
         handle.write(head.removesuffix("\n}").encode() + b',\n  "files": [')

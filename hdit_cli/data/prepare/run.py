@@ -1,18 +1,19 @@
-"""A whole preparation: plan, shards in order, report, preview, manifest.
+"""A whole preparation: plan, shards in order, held-out pictures, report, preview, manifest.
 
 The work in progress stands in `.prepare/` inside the output: the plan, and for each finished shard what it was made of.
 After a kill the same command verifies the finished shards and goes on behind the last good one. The folder is complete
-when `manifest.json` is there.
+when `manifest.json` is there. What was held out becomes a data set of its own in `held-out/`, by the same way and before.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hdit_cli import files
+from hdit_cli.data.prepare.hold_out import chosen
 from hdit_cli.data.prepare.listing import Entry, Listing
 from hdit_cli.data.prepare.options import PrepareOptions
 from hdit_cli.data.prepare.preview import write_preview
@@ -20,6 +21,7 @@ from hdit_cli.data.prepare.report import REPORT, Report, Tally, line_of, read_re
 from hdit_cli.data.prepare.scan import scan
 from hdit_cli.data.prepare.workers import Outcome, Workers
 from hdit_cli.data.shards import (
+    HELD_OUT,
     MANIFEST,
     NO_LABEL,
     Manifest,
@@ -111,7 +113,8 @@ def _changed(out: Path, plan: dict[str, Any], before: dict[str, Any], *, since: 
     hint = f"remove {out} to make it anew, or choose another folder with --out"
     for part, what in (("options", "with other options"), ("source", "from another source, or the source has changed")):
         if before.get(part) != plan[part]:
-            told = [key for key in plan[part] if plan[part][key] != (before.get(part) or {}).get(key)]
+            then = before.get(part) or {}
+            told = [key for key in dict.fromkeys([*plan[part], *then]) if plan[part].get(key) != then.get(key)]
             raise UsageError(f"{out} was made {what} ({', '.join(told)} differ)", hint=hint)
     if newest > since:
         raise UsageError(f"files of the source are newer than {out}", hint=hint)
@@ -189,6 +192,8 @@ class _Run:
         write_report(self.out, report, self._all_lines())
         if strict and report.refused:
             return report  # an error for the caller; without a manifest it is no data set yet
+        if report.held_out:
+            self._hold_out(report, workers, progress)
         manifest = Manifest(
             count=self.tally.kept,
             classes=self.listing.classes,
@@ -202,7 +207,35 @@ class _Run:
         files.remove_folder(self.out / WORK)
         return report
 
+    def _hold_out(self, report: Report, workers: int, progress: Callable[[Progress], None] | None) -> None:
+        """Makes the data set inside, of the pictures that the first pass held out."""
+        told = {line["path"] for line in self._all_lines() if line["code"] == HELD_OUT}
+        entries = chosen(self.listing.entries, told, share=self.options.hold_out)
+        out, before = self.out / HELD_OUT, self.position
+
+        def counted(now: Progress) -> None:
+            if progress is not None:
+                kept, refused = report.kept + now.kept, report.refused + now.refused
+                progress(Progress(before + now.done, before + now.total, kept=kept, refused=refused))
+
+        files.make_folder(out / WORK)
+        files.reap(out)
+        files.reap(out / WORK)
+        with _Run(out, self.plan, replace(self.listing, entries=entries), replace(self.options, hold_out=0.0)) as run:
+            made = run.all(workers, strict=False, progress=counted)
+        if made.kept != report.held_out:
+            files.remove_folder(out)
+            raise DataError(
+                f"{report.held_out} pictures were held out, and only {made.kept} of them could be read again",
+                hint="has the source changed meanwhile? the same command goes on",
+            )
+
     def _nothing_kept(self, report: Report) -> None:
+        if report.held_out:
+            raise DataError(
+                f"every picture that can be kept ({report.held_out}) was held out, none is left to train on",
+                hint="a smaller --hold-out, or more pictures",
+            )
         first = f"; the first: {report.first_refused[0]} ({report.first_refused[1]})" if report.first_refused else ""
         raise DataError(
             f"none of the {report.seen} files in {self.listing.name} is a picture that can be kept{first}",
@@ -289,6 +322,7 @@ class _Run:
             kept=tally.kept,
             refused=tally.refused,
             side=tally.side,
+            held_out=tally.held_out,
             unlabelled=tally.kept - sum(tally.labels.values()),
             classes={name: tally.labels.get(name, 0) for name in classes},
             codes=dict(sorted(tally.codes.items())),

@@ -17,11 +17,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
 from hdit_cli.data.prepare.fit import encode, fit
+from hdit_cli.data.prepare.hold_out import falls_under
 from hdit_cli.data.prepare.listing import SIDE_CODES, Entry
 from hdit_cli.data.prepare.options import SUFFIXES, PrepareOptions
 from hdit_cli.data.prepare.pictures import read_picture
 from hdit_cli.data.prepare.places import open_place, read_small
 from hdit_cli.data.prepare.refused import Refused
+from hdit_cli.data.shards import HELD_OUT
 from hdit_cli.errors import UsageError
 
 _CHUNK = 4  # pictures sent to a process at once
@@ -34,8 +36,9 @@ class Outcome:
     """The verdict on one file.
 
     Args:
-        verdict: kept, refused or side.
-        codes: why it was refused, what kind of side file it is, or the notes of a kept picture (none = plainly kept).
+        verdict: kept, refused, side or held_out.
+        codes: why it was refused, what kind of side file it is, that it was held out, or the notes of a kept picture
+            (none = plainly kept).
         detail: in words.
         members: suffix => bytes of a kept sample, but for the label.
     """
@@ -59,7 +62,10 @@ def process(entry: Entry, options: PrepareOptions) -> Outcome:
         assert entry.place is not None, "a candidate has a place"
         with open_place(entry.place) as stream:
             picture = read_picture(stream, options)
+            held_out = falls_under(stream, options.hold_out)
         image, notes = fit(picture, options)
+        if held_out:
+            return Outcome("held_out", (HELD_OUT,))
         members = {SUFFIXES[options.format]: encode(image, options.format)}
     except Refused as refused:
         return Outcome("refused", (refused.code,), refused.detail)

@@ -1,0 +1,167 @@
+"""Validation: the training loss on held-out pictures and on as many training pictures, the two curves that show overfitting.
+
+Pictures, noise levels and noise are the same at every step, so that what changes between two lines is the weights alone.
+The noise levels stand at the middles of equal shares of the training density: the mean over them estimates the training
+loss. No augmentation, no dropped classes, no dropout; the precision is that of training.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hdit_cli import runtime
+from hdit_cli.data.loader import to_x0
+from hdit_cli.data.reader import ShardReader
+from hdit_cli.data.shards import HELD_OUT, MANIFEST
+from hdit_cli.diffusion.densities import noise_density
+from hdit_cli.engine.model import Model
+from hdit_cli.engine.picture_sets import some_of
+from hdit_cli.errors import UsageError
+from hdit_cli.recipe import Recipe
+
+
+def open_held_out(recipe: Recipe, training: ShardReader) -> ShardReader | None:
+    """The set to validate on: the one that the recipe names, or the one inside the data set; None where there is none.
+
+    Raises:
+        DataError: it cannot be read.
+        UsageError: it does not fit the training data, or is the training data.
+    """
+    section = recipe.validation
+    inside = training.folder / HELD_OUT
+    if not section.every or not (section.path or (inside / MANIFEST).is_file()):
+        return None
+    held_out = ShardReader(Path(section.path) if section.path else inside)
+    if held_out.image_size != training.image_size:
+        (h, w), (height, width) = held_out.image_size, training.image_size
+        raise UsageError(
+            f"the validation set {held_out.folder} holds {h}x{w} images, the training data {height}x{width}",
+            hint=f"hdit prepare SRC --size {height}x{width}",
+        )
+    if recipe.model.classes and held_out.classes != training.classes:
+        raise UsageError(
+            f"the validation set {held_out.folder} has other classes than the training data",
+            hint="`hdit prepare --hold-out 0.05` makes both from one source",
+        )
+    if held_out.fingerprint == training.fingerprint:
+        raise UsageError(
+            f"the validation set {held_out.folder} is the training data: that shows no overfitting",
+            hint="`hdit prepare --hold-out 0.05` keeps pictures out of training",
+        )
+    return held_out
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Pictures `chosen` (int64 (n,)) of a data set."""
+
+    name: str
+    reader: ShardReader
+    chosen: np.ndarray
+
+
+class Validator:
+    """Measures models on fixed pictures and fixed noise; several processes share the pictures.
+
+    Args:
+        recipe: validated and resolved.
+        training, held_out: the two sets.
+        batch_size: images of one forward pass.
+        accelerator: gives device and precision.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        training: ShardReader,
+        held_out: ShardReader,
+        batch_size: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.seed, self.batch_size, self.accelerator = recipe.train.seed, batch_size, accelerator
+        section, density = recipe.validation, recipe.diffusion.density
+        middles = (torch.arange(section.levels, dtype=torch.float64) + 0.5) / section.levels
+        self.sigmas = noise_density(density.type, **density.options())(middles).sort().values  # (levels,)
+        n = min(section.images, len(held_out))
+        self.splits = [
+            _Split("held-out", held_out, some_of(len(held_out), n)),
+            _Split("training", training, some_of(len(training), min(n, len(training)))),
+        ]
+
+    def lines(self, models: Mapping[str, Model]) -> list[dict[str, Any]]:
+        """The losses of each model on each split, on every process.
+
+        Args:
+            models: by what their weights are called.
+
+        Returns:
+            for each model and split: weights, split, n, sigmas (ascending), loss (mean at each sigma), mean (over all).
+        """
+        modes = {name: model.denoiser.training for name, model in models.items()}
+        for model in models.values():
+            model.denoiser.eval()
+        tables = {split.name: self._losses(split, models) for split in self.splits}
+        for name, model in models.items():
+            model.denoiser.train(modes[name])
+        return [
+            {
+                "weights": name,
+                "split": split.name,
+                "n": len(split.chosen),
+                "sigmas": self.sigmas.tolist(),
+                "loss": [_number(value) for value in tables[split.name][name].mean(0)],
+                "mean": _number(tables[split.name][name].mean()),
+            }
+            for name in models
+            for split in self.splits
+        ]
+
+    def _losses(self, split: _Split, models: Mapping[str, Model]) -> dict[str, np.ndarray]:
+        """Per model float64 (n, levels), put together from all processes."""
+        here = runtime.ranks()
+        mine = np.arange(here.rank, len(split.chosen), here.world)
+        tables = {name: np.zeros((len(split.chosen), len(self.sigmas))) for name in models}
+        for rows in np.split(mine, range(self.batch_size, len(mine), self.batch_size)) if len(mine) else ():
+            for name, losses in self._batch(split, rows, models):
+                tables[name][rows] = losses
+        parts = runtime.gather(tables)
+        return {name: sum((part[name] for part in parts), start=np.zeros_like(tables[name])) for name in models}
+
+    @torch.no_grad()
+    def _batch(self, split: _Split, rows: np.ndarray, models: Mapping[str, Model]) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, float64 (N, levels)) of each model."""
+        chosen = split.chosen[rows]
+        pixels = np.stack([split.reader.picture(int(number)) for number in chosen])  # NHWC
+        found: dict[str, list[Tensor]] = {name: [] for name in models}
+        first = next(iter(models.values()))
+        x0 = to_x0(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(first.device)).to(first.dtype)
+        label = self._label(split, chosen, classes=first.network.classes, like=x0)
+        for level, sigma in enumerate(self.sigmas.tolist()):
+            index = rows * len(self.sigmas) + level
+            noise = runtime.normal(self.seed, "validation", index, x0.shape[1:], like=x0)
+            at = torch.full((len(rows),), sigma, dtype=x0.dtype, device=x0.device)
+            for name, model in models.items():
+                with self.accelerator.autocast():
+                    found[name].append(model.denoiser.loss(x0, noise, at, label=label))
+        for name, losses in found.items():
+            yield name, torch.stack(losses, 1).cpu().double().numpy()
+
+    def _label(self, split: _Split, chosen: np.ndarray, *, classes: int, like: Tensor) -> Tensor | None:
+        if not classes:
+            return None
+        label = split.reader.labels[chosen].astype(np.int64)
+        label[label < 0] = classes
+        return torch.from_numpy(label).to(like.device)
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON knows it."""
+    return float(value) if math.isfinite(value) else None
