@@ -78,7 +78,7 @@ def own_cache(tmp_path, monkeypatch) -> Path:
 
 
 def model_of(place: Path) -> Model:
-    from hdit_cli.engine.checkpoint import load
+    from hdit_cli.engine.load import load
 
     return load(place / "model.safetensors", device="cpu")
 
