@@ -21,6 +21,8 @@ class Saver:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
+        # waited for instead of the thread: a join that Ctrl-C interrupts takes a thread for ended that is not
+        self._ended = threading.Event()
         self._saved: Event | None = None
         self._error: BaseException | None = None
         self._give_up = threading.Event()
@@ -42,6 +44,7 @@ class Saver:
             write: returns when all is on the disk; calls `proceed` wherever it may be ended without harm.
         """
         assert self._thread is None
+        self._ended.clear()
         self._thread = threading.Thread(target=self._run, args=(write,), name="save", daemon=True)
         self._thread.start()
 
@@ -51,13 +54,15 @@ class Saver:
         Raises:
             StorageError, NonFiniteError: it failed.
         """
-        return [] if self._thread is not None and self._thread.is_alive() else self.wait()
+        return self.wait() if self._ended.is_set() else []
 
     def wait(self) -> list[Event]:
         """As `finished`, after the save under way has ended."""
         if self._thread is None:
             return []
-        self._thread.join()
+        while not self._ended.wait(timeout=1.0):
+            if self._thread.ident is None:  # Ctrl-C came before it was started
+                break
         self._thread = None
         saved, error = self._saved, self._error
         self._saved = self._error = None
@@ -72,6 +77,8 @@ class Saver:
             pass
         except BaseException as error:  # told to the training loop, whatever it is
             self._error = error
+        finally:
+            self._ended.set()
 
     def _proceed(self) -> None:
         if self._give_up.is_set():

@@ -52,7 +52,7 @@ def tiny(**changes):
             "precision": "fp32",
             "deterministic": True,
             "save_every": SAVE_EVERY,
-            "sample_every": 5,
+            "sample_every": 6,
             "log_every": 3,
             "keep": KEEP,
         },
