@@ -7,6 +7,7 @@ import queue
 import random
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,13 +68,13 @@ def tiny(**changes):
 
 
 class Servers:
-    """Fork servers: `run` sends a job to one; `map` shares jobs between two, of which the second starts when it is needed."""
+    """Fork servers: `run` sends a job to one, `map` shares jobs between two, of which the second starts when it is needed."""
 
     def __init__(self, data):
         self.data = data
         path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        self.processes, self.free, self.pool = [], queue.Queue(), ThreadPoolExecutor(2)
+        self.processes, self.free, self.pool, self.guard = [], queue.Queue(), ThreadPoolExecutor(2), threading.Lock()
         self.start()
 
     def start(self):
@@ -90,6 +91,9 @@ class Servers:
         log.parent.mkdir(parents=True, exist_ok=True)
         before = len(log.read_text().splitlines()) if log.exists() else 0
         job = {"data": str(self.data), "recipe": tiny(), **job, "run": str(folder), "log": str(log)}
+        with self.guard:
+            if self.free.empty() and len(self.processes) == 1:
+                self.start()
         process = self.free.get()
         try:
             process.stdin.write(json.dumps(job) + "\n")
@@ -100,8 +104,6 @@ class Servers:
         return Went(code, [line.split(" ", 1) for line in log.read_text().splitlines()[before:]])
 
     def map(self, function, *arguments):
-        if len(self.processes) == 1:
-            self.start()
         return list(self.pool.map(function, *arguments))
 
     def close(self):
