@@ -5,9 +5,29 @@ from typing import Annotated
 import typer
 
 
+def complete_name(incomplete: str) -> list[str]:
+    """Shipped recipes that begin with what was typed, for the shell."""
+    from hdit_cli.recipe import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Shipped recipes, recipe files and folders that begin with what was typed, for the shell."""
+    from glob import escape, glob
+    from pathlib import Path
+
+    found = [Path(path) for path in sorted(glob(f"{escape(incomplete)}*"))]
+    files = [f"{path}/" if path.is_dir() else str(path) for path in found if path.is_dir() or path.suffix == ".toml"]
+    return [*complete_name(incomplete), *files]
+
+
 def recipe(
     name: Annotated[
-        str, typer.Argument(help="A shipped recipe; left out, all of them are listed.", show_default=False)
+        str,
+        typer.Argument(
+            help="A shipped recipe; left out, all of them are listed.", show_default=False, autocompletion=complete_name
+        ),
     ] = "",
     json_: Annotated[bool, typer.Option("--json", help="The resolved recipe, or the list of names, as JSON.")] = False,
 ) -> None:

@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hdit_cli.commands.recipe import complete_recipe
+
 if TYPE_CHECKING:
     from hdit_cli.engine.events import Event, Started
     from hdit_cli.recipe import Recipe
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe (`hdit recipe`).")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe file, or the name of a shipped recipe (`hdit recipe`).", autocompletion=complete_recipe
+        ),
+    ],
     data: Annotated[str, typer.Option(help="The prepared data set; overrides data.path of the recipe.")] = "",
     set_: Annotated[
         list[str] | None,
@@ -151,9 +158,12 @@ class Watcher:
             case events.Stepped(step=step, images_per_second=rate):
                 self.bar.images_per_second = rate
                 self.bar.update(step - self.bar.n)
-            case events.Logged(loss=loss):
+            case events.Logged(loss=loss, values=values, peak_bytes=peak):
                 self.loss = loss
-                self.bar.set_postfix_str(f"{self.bar.images_per_second:.1f} images/s, loss {loss:.4f}", refresh=False)
+                words = [f"{self.bar.images_per_second:.1f} images/s", f"loss {loss:.4f}", f"lr {values['lr']:.2g}"]
+                self.bar.set_postfix_str(
+                    ", ".join([*words, *([f"{peak / 1e9:.1f} GB"] if peak else [])]), refresh=False
+                )
             case events.Validated(step=step, lines=lines):
                 self._say(_validation(step, lines))
             case events.Saved(step=step, path=path):

@@ -28,11 +28,15 @@ class Clock:
 
     def line(self, step: int, device: torch.device) -> dict[str, Any]:
         """A line of timing.jsonl."""
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
         return {
             "step": step,
             "time": round(time.time(), 3),
             "trained_seconds": round(self.trained, 3),
             "images_per_second": round(self.rate, 3),
-            "peak_bytes": peak,
+            "peak_bytes": peak_bytes(device),
         }
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory that tensors have taken on a CUDA device since the process began; None elsewhere."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -39,12 +39,13 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Logged:
-    """A line of metrics.jsonl; `values` is what it says, on the main process."""
+    """A line of metrics.jsonl; `values` is what it says, on the main process. `peak_bytes` is of CUDA memory."""
 
     step: int
     loss: float
     grad_norm: float
     values: dict[str, Any] = field(default_factory=dict)
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine import checkpoint, snapshots
 from hdit_cli.engine.beginning import begin
-from hdit_cli.engine.clock import Clock
+from hdit_cli.engine.clock import Clock, peak_bytes
 from hdit_cli.engine.draw import draw_grids
 from hdit_cli.engine.events import (
     Begun,
@@ -118,7 +118,7 @@ class Trainer:
             values["loss_by_sigma"] = Window.loss_by_sigma([part["by_sigma"] for part in parts])
             self.folder.log_metrics(values)
         state.window = Window.empty(device=self.device)
-        return Logged(state.step, loss, norm, values)
+        return Logged(state.step, loss, norm, values, peak_bytes(self.device))
 
     def own(self) -> dict[str, Any]:
         """The numbers of the logs that each process has its own of."""

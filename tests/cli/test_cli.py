@@ -161,3 +161,20 @@ def test_hostile_environment():
     assert done.returncode == 0 and not done.stderr
     done = run_apart("recipe", "blumen-\u00fc", env=bare, stdin=subprocess.DEVNULL)
     assert done.returncode == 2 and done.stderr.startswith("error: no recipe")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("train flow", ["flowers256", "flowers64-cpu"]), ("recipe smoke/t", ["smoke/tiny"]), ("train mi", ["mine.toml"])],
+)
+def test_the_shell_completes_recipes(typed, offered, tmp_path):
+    (tmp_path / "mine.toml").write_text("")
+    words = {"_HDIT_COMPLETE": "complete_bash", "COMP_WORDS": f"hdit {typed}", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from hdit_cli.cli import app; app(prog_name='hdit')"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **words},
+        cwd=tmp_path,
+    )
+    assert set(offered) <= set(done.stdout.split()), done.stderr
