@@ -128,6 +128,22 @@ def test_a_lock_that_the_file_system_does_not_have_is_refused(tmp_path, monkeypa
         pass
 
 
+def test_a_lock_of_a_folder_that_was_moved_meanwhile_is_none(tmp_path, monkeypatch):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    taken = fcntl.flock
+
+    def late(handle, how):
+        if (tmp_path / "run").exists():
+            os.rename(tmp_path / "run", tmp_path / "run.old-1")
+        taken(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(UsageError, match="moved away"), files.lock(tmp_path / "run" / ".lock", what="run"):
+        pass
+
+
 def test_a_lock_is_free_again_and_names_its_holder(tmp_path):
     taken = rf"run x is in use by host .* pid {os.getpid()}"
     with (
