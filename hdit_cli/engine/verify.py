@@ -11,7 +11,7 @@ from hdit_cli import files
 from hdit_cli.data import shards
 from hdit_cli.data.prepare.report import read_report
 from hdit_cli.engine import checkpoint, snapshots
-from hdit_cli.errors import DataError
+from hdit_cli.errors import DataError, StorageError
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ def _verify_checkpoint(folder: Path, averages: set[str]) -> Iterator[Checked]:
 
 def _verify_folder(folder: Path, *, prefix: str = "") -> Iterator[Checked]:
     """Nothing where the folder is gone by the end."""
-    problem = checkpoint.verify(folder)
+    try:
+        problem = checkpoint.verify(folder)
+    except StorageError as error:
+        problem = error.message
     with contextlib.suppress(FileNotFoundError):
         yield Checked(f"{prefix}{folder.name}", _size(folder), problem)
 

@@ -1,5 +1,6 @@
 """Power cuts, failing disks and damaged checkpoints, without training: thousands of states in seconds."""
 
+import errno
 import os
 import shutil
 
@@ -98,6 +99,21 @@ def test_the_choice_does_not_depend_on_the_clock(tmp_path):
         assert checkpoint.newest_verified(tmp_path, warn=pytest.fail).name == checkpoint.step_name(11)
         checkpoint.rotate(tmp_path, keep=3)
         assert checkpoint.list_steps(tmp_path) == [9, 10, 11]
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_set_aside(tmp_path, monkeypatch):
+    """Too many open files, no permission: it may be whole, and to go on from an older one would lose work."""
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sha256", refused)
+        with pytest.raises(StorageError, match=r"step-00000002.*Permission denied"):
+            checkpoint.newest_verified(tmp_path, warn=lambda text: None)
+    assert checkpoint.newest_verified(tmp_path, warn=lambda text: None).name == checkpoint.step_name(2)
 
 
 def test_rotation_does_not_count_damaged_ones(tmp_path):
