@@ -163,7 +163,9 @@ class _Worker:
                 self.results.put(answer)
         except (OSError, EOFError):
             self.results.put(None)
-        except Exception as error:  # no memory for the pictures, an error that does not unpickle: nobody must wait for ever
+        except (
+            Exception
+        ) as error:  # no memory for the pictures, an error that does not unpickle: nobody must wait for ever
             self.results.put(error)
 
 

@@ -41,7 +41,9 @@ def verify_run(run: Path) -> Iterator[Checked]:
         if digest in averages or not set(checkpoint.list_steps(run)) - seen:
             break
     if digest:
-        problem = "is not the average of any whole checkpoint" if averages else "has no whole checkpoint to compare it with"
+        problem = (
+            "is not the average of any whole checkpoint" if averages else "has no whole checkpoint to compare it with"
+        )
         yield Checked(public.name, public.stat().st_size, "" if digest in averages else problem)
     elif averages:
         yield Checked(public.name, 0, "is missing; the next `hdit train` writes it again")
