@@ -314,12 +314,10 @@ def test_torchrun_is_understood(tiny_data, tmp_path):
         "--data",
         str(tiny_data),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words, "--run", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 processes" in done.stderr
-    assert len(losses(tmp_path / "run")) == 3
+    words = [sys.executable, "-m", "torch.distributed.run", *words, "--run", str(tmp_path / "run")]
+    for fresh in ([], ["--fresh"]):
+        done = subprocess.run([*words, *fresh], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        assert "2 processes" in done.stderr
+        assert len(losses(tmp_path / "run")) == 3
+    assert len(losses(tmp_path / "run.old-1")) == 3
