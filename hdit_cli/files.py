@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from hdit_cli.errors import StorageError, UsageError
 
@@ -276,10 +276,19 @@ def lock(path: Path, *, what: str) -> Iterator[None]:
             raise StorageError(
                 f"cannot lock {path}: {error.strerror}", hint="this file system has no locks; use a local folder"
             ) from error
+        if not _is_at(handle, path):  # moved with its folder between opening and locking: it locks nothing here
+            raise UsageError(f"{what} has just been moved away", hint="start again")
         handle.truncate(0)
         handle.write(f"host {socket.gethostname()} pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         handle.flush()
         yield
+
+
+def _is_at(handle: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def is_held(path: Path) -> bool:

@@ -66,13 +66,10 @@ def train(
         show = partial(cost.find, memory=cost.parse_memory(memory)) if find_batch else cost.show
         show(loaded, processes=processes, as_json=json_)
         return
-    if fresh and not _is_child():
-        from hdit_cli.engine.run import set_aside
-
+    if fresh:
         if init is not None and init.resolve().is_relative_to(folder.resolve()):
             raise UsageError(f"--fresh would move {init} away", hint="choose another --run, which may start from it")
-        if moved := set_aside(folder):
-            typer.echo(f"the old run is now {moved}", err=True)
+        _set_aside(folder)
     code = relaunch(processes, drop=("--fresh",))
     if code is not None:
         raise typer.Exit(code)
@@ -85,10 +82,22 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _is_child() -> bool:
+def _set_aside(folder: Path) -> None:
+    """Moves an old run away, once, before any process looks for it."""
     from hdit_cli.engine.launch import is_child
+    from hdit_cli.engine.run import set_aside
 
-    return is_child()
+    moved = None
+    if not is_child():
+        moved = set_aside(folder)
+    else:  # torchrun's: the launcher keeps the flag from its own
+        from hdit_cli import runtime
+
+        if runtime.join_processes().is_main:
+            moved = set_aside(folder)
+        runtime.wait_for_all()
+    if moved:
+        typer.echo(f"the old run is now {moved}", err=True)
 
 
 def _print_match(init: Path, recipe: "Recipe") -> None:

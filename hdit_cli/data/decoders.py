@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import cycle, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
@@ -75,10 +75,16 @@ class WorkerProcesses:
     """
 
     def __init__(self, reader: ShardReader, *, count: int, ahead: int) -> None:
-        with _signals_blocked():
-            self._workers = [_Worker(reader) for _ in range(count)]
         self._ahead = min(ahead, count * _MAX_AHEAD)
         self._proven = False
+        self._workers: list[_Worker] = []
+        try:
+            with _signals_blocked():
+                for _ in range(count):
+                    self._workers.append(_Worker(reader))
+        except BaseException:
+            self.close()  # at exit Python would wait for those that run, and they wait for work
+            raise
 
     def decoded(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         numbers = iter(chunks)
@@ -157,6 +163,10 @@ class _Worker:
                 self.results.put(answer)
         except (OSError, EOFError):
             self.results.put(None)
+        except (
+            Exception
+        ) as error:  # no memory for the pictures, an error that does not unpickle: nobody must wait for ever
+            self.results.put(error)
 
 
 @contextlib.contextmanager
@@ -165,6 +175,7 @@ def _signals_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # the first process would start it, which unblocks these signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
     try:
         yield

@@ -5,6 +5,7 @@ for each width of `ema.stds`, all inference files; `optimizer.safetensors` (stat
 `manifest.json` with the SHA-256 of the rest. It appears under its name only when it is whole and on the disk.
 """
 
+import errno
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from hdit_cli.recipe import Recipe
 FORMAT = "hdit-checkpoint/1"
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-(\d{8})")
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ELOOP)  # errors that another try will not mend
 
 
 # Inference files
@@ -282,7 +284,11 @@ def check_publishable(parts: Mapping[str, Mapping[str, Tensor]], *, step: int) -
 
 
 def verify(folder: Path) -> str:
-    """ "" if a checkpoint folder is whole and unchanged, else one sentence why not."""
+    """ "" if a checkpoint folder is whole and unchanged, else one sentence why not.
+
+    Raises:
+        StorageError: it cannot be read now, which says nothing about it: no permission, too many open files, ...
+    """
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
         manifest = json.loads(text)
@@ -299,7 +305,13 @@ def verify(folder: Path) -> str:
             same_size = (folder / name).stat().st_size == facts["bytes"]
             if not same_size or files.sha256(folder / name) != facts["sha256"]:
                 return f"{name} has changed since it was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        if error.errno not in _DAMAGE:
+            raise StorageError(
+                f"cannot read {error.filename or folder}: {error.strerror}", hint="check its permissions and the disk"
+            ) from error
+        return f"{Path(error.filename or MANIFEST).name} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
     return ""
 
@@ -312,6 +324,7 @@ def newest_verified(run: Path, *, warn: Any) -> Path | None:
 
     Raises:
         CheckpointError: there are checkpoints, and every one is damaged.
+        StorageError: one cannot be read now; nothing was set aside.
     """
     steps = list_steps(run)
     for step in reversed(steps):
@@ -356,7 +369,12 @@ def rotate(run: Path, *, keep: int) -> None:
             for old in reversed(folders[place:]):
                 files.remove_folder(old)
             return
-        reason = verify(folder)
+        try:
+            reason = verify(folder)
+        except StorageError:
+            if place:  # it may be one of those to keep: nothing is removed for now
+                return
+            raise
         if reason and place == 0:
             raise StorageError(
                 f"{folder} does not read back as it was written: {reason}",

@@ -12,7 +12,7 @@ import threading
 import time
 from types import FrameType
 
-from hdit_cli.errors import UsageError
+from hdit_cli.errors import HditError, Interrupted, OutOfMemory, UsageError
 
 _TOLD = (2, 3, 4, 5, 6, 74, 75)  # codes that come with a message of their own
 _GRACE = 60.0  # seconds the others get to end once one process has failed
@@ -65,6 +65,8 @@ def relaunch(processes: int, *, drop: tuple[str, ...] = ()) -> int | None:
 
     Raises:
         UsageError: fewer than one.
+        OutOfMemory: one was killed.
+        Interrupted: a signal came before they could obey it.
     """
     if processes < 1:
         raise UsageError(f"--processes must be at least 1, is {processes}")
@@ -87,18 +89,20 @@ def relaunch(processes: int, *, drop: tuple[str, ...] = ()) -> int | None:
         for rank in range(processes)
     ]
     asides = [Aside(child) for child in children[1:]]
+    asked: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        code = _wait(children)
+        first = _wait(children)
         if not children[0].returncode or children[0].returncode == 1:  # the cause is told by another process
-            _tell_aside(asides)
-        return code
+            _tell_aside(asides, first=first)
+        return _outcome(children, first=first, asked=bool(asked))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -134,27 +138,48 @@ class Aside:
             self.text = (self.text + line)[-65536:]
 
 
-def _tell_aside(asides: list[Aside]) -> None:
+def _tell_aside(asides: list[Aside], *, first: int | None) -> None:
     """Prints what the first process that failed, other than the main one, had to say."""
-    for aside in asides:
-        if aside.child.returncode in _TOLD:
-            aside.thread.join(timeout=5.0)
-            sys.stderr.write(aside.text.decode(errors="replace"))
-            return
+    telling = [aside for aside in asides if aside.child.returncode in _TOLD]
+    telling += [aside for number, aside in enumerate(asides, start=1) if number == first]
+    for aside in telling[:1]:
+        aside.thread.join(timeout=5.0)
+        sys.stderr.write(aside.text.decode(errors="replace"))
 
 
-def _wait(children: list[subprocess.Popen[bytes]]) -> int:
-    """The exit code of the process that failed, or 0. Once one has failed, the others are told to end, then made to."""
-    failed_at = None
-    while any(child.poll() is None for child in children):
-        time.sleep(0.05)
-        codes = [code for code in (child.poll() for child in children) if code]
-        if codes and failed_at is None:
-            failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > (_GRACE if 75 in codes else 5.0):
-            for child in children:
+def _wait(children: list[subprocess.Popen[bytes]]) -> int | None:
+    """The number of the child that failed first, or None. The others are then told to end, and after a while made to."""
+    failed_at, first = 0.0, None
+    while True:
+        running = [child for child in children if child.poll() is None]
+        codes = {number: child.returncode for number, child in enumerate(children) if child.returncode}
+        if codes and first is None:
+            # of those that ended together the killed one is the cause, and the main one speaks for itself
+            failed_at, first = time.monotonic(), min(codes, key=lambda number: (codes[number] > 0, -number))
+        if not running:
+            return first
+        if first is not None and time.monotonic() - failed_at > (_GRACE if 75 in codes.values() else 5.0):
+            for child in running:
                 child.kill()
-    codes = [code for code in (child.returncode for child in children) if code]
-    told = [code for code in codes if code in _TOLD]  # the cause, not what the others died of
-    code = (told or codes or [0])[0]
-    return code if code >= 0 else 128 - code
+        time.sleep(0.05)
+
+
+def _outcome(children: list[subprocess.Popen[bytes]], *, first: int | None, asked: bool) -> int:
+    """The exit code that tells the cause, not what the other processes died of.
+
+    Raises:
+        OutOfMemory, HditError: the first that failed was killed, so nobody has told it yet.
+        Interrupted: by the signal that was handed on.
+    """
+    codes = [child.returncode for child in children if child.returncode]
+    told = [code for code in codes if code in _TOLD]
+    number = -children[first].returncode if first is not None else 0
+    if told or number <= 0:
+        return (told or codes or [0])[0]
+    if asked and number in (signal.SIGINT, signal.SIGTERM):
+        raise Interrupted("interrupted", hint="the same command goes on, or starts again")
+    what = f"process {first} of {len(children)} was ended by {signal.Signals(number).name}"
+    if number == getattr(signal, "SIGKILL", None):
+        hint = "fewer --processes, or a smaller batch; the same command goes on, or starts again"
+        raise OutOfMemory(f"{what}, most likely because memory ran out", hint=hint)
+    raise HditError(what, hint="the same command goes on, or starts again; a driver or a library may be broken")

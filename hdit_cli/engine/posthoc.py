@@ -21,11 +21,11 @@ from hdit_cli import files
 from hdit_cli.engine import checkpoint, snapshots
 from hdit_cli.engine.ema import gamma_of
 from hdit_cli.engine.model import build_network, class_count
-from hdit_cli.engine.run import MAY_CHANGE
+from hdit_cli.engine.run import differences
 from hdit_cli.engine.snapshots import EmaSnapshot
 from hdit_cli.engine.weights import name_of
 from hdit_cli.errors import CheckpointError, UsageError
-from hdit_cli.recipe import Recipe, diff
+from hdit_cli.recipe import Recipe
 
 _GROUP = 1 << 28  # bytes of float64 sums at a time: what a reconstruction takes besides its result
 
@@ -191,8 +191,8 @@ def _check_one_run(found: Sequence[EmaSnapshot]) -> None:
 
 def _differences(header: dict[str, str], other: dict[str, str]) -> list[str]:
     """What shows that two inference files come from different trainings."""
-    recipes = [json.loads(h["hdit.recipe"]) for h in (header, other)]
-    changed = [line for line in diff(*recipes) if not line.startswith(MAY_CHANGE)]
+    old, new = (json.loads(h["hdit.recipe"]) for h in (header, other))
+    changed = differences(old, Recipe.from_dict(new))
     prints = [json.loads(h["hdit.data"]).get("fingerprint") for h in (header, other)]
     return changed + (["the data set"] if prints[0] != prints[1] else [])
 

@@ -4,7 +4,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,13 @@ def _may_change(line: str, recipe: Recipe) -> bool:
     return line.startswith(MAY_CHANGE) or _CHECKPOINTING.match(line) is not None
 
 
+def differences(old: dict[str, Any], recipe: Recipe) -> list[str]:
+    """What makes `recipe` another training than the one that `old` was written for, perhaps by an earlier version."""
+    with suppress(UsageError):  # keys younger than the run have the values they stand for when left out
+        old = Recipe.from_dict(old).to_dict()
+    return [line for line in diff(old, recipe.to_dict()) if not _may_change(line, recipe)]
+
+
 class RunFolder:
     """One run's folder. Everything in it is written through `files`."""
 
@@ -67,9 +74,7 @@ class RunFolder:
             ) from error
         if not any(self.checkpoints.glob("step-*")):  # nothing to go on from, so nothing that must fit
             return
-        with suppress(UsageError):  # keys younger than the run have the values they stand for when left out
-            old = Recipe.from_dict(old).to_dict()
-        changed = [line for line in diff(old, recipe.to_dict()) if not _may_change(line, recipe)]
+        changed = differences(old, recipe)
         if changed == [line for line in changed if line.startswith("train.steps:")] != []:
             raise UsageError(
                 f"with optimizer.schedule=cosine every learning rate of {self.path} hangs on {changed[0]}",
@@ -120,11 +125,16 @@ class RunFolder:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Moves a run folder to `<run>.old-N`, the first N that is free; None where there was none."""
+    """Moves a run folder to `<run>.old-N`, the first N that is free; None where there was none.
+
+    Raises:
+        UsageError: it is in use: a process that trains there would go on in whatever folder has the name.
+    """
     if not path.exists():
         return None
     number = 1
     while (target := path.with_name(f"{path.name}.old-{number}")).exists():
         number += 1
-    files.rename(path, target)
+    with files.lock(path / ".lock", what=f"run {path}") if path.is_dir() else nullcontext():
+        files.rename(path, target)
     return target

@@ -124,7 +124,8 @@ class TrainState:
         self.step = snapshot.state["step"]
         window = snapshot.state["window"]
         same = len(window["loss"]) == world
-        loss = window["loss"][rank] if same else (sum(window["loss"]) if rank == 0 else 0.0)
+        # the log takes the mean over processes: where their number has changed, each takes over the mean
+        loss = window["loss"][rank] if same else sum(window["loss"]) / len(window["loss"])
         self.window = Window.empty(device=device)
         self.window.loss += loss
         self.window.grad_norm += window["grad_norm"]

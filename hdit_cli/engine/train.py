@@ -278,18 +278,19 @@ class Trainer:
         if section.sample_every and self.state.step == 0:
             yield from self.draw()
         stop = StopRequest(seconds=section.stop_after_seconds)
-        loader = Loader(
-            self.reader,
-            batch_size=section.batch_size,
-            seed=section.seed,
-            position=self.state.step * section.batch_size,
-            steps=section.steps - self.state.step,
-            slots=self.slots,
-            workers=self.recipe.data.workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        with stop, loader, self.saver:
-            yield from self._loop(iter(loader), stop)
+        with stop:  # before the workers start: a signal that comes meanwhile is heard
+            loader = Loader(
+                self.reader,
+                batch_size=section.batch_size,
+                seed=section.seed,
+                position=self.state.step * section.batch_size,
+                steps=section.steps - self.state.step,
+                slots=self.slots,
+                workers=self.recipe.data.workers,
+                pin_memory=self.device.type == "cuda",
+            )
+            with loader, self.saver:
+                yield from self._loop(iter(loader), stop)
 
     def _loop(self, batches: Iterator[list[Batch]], stop: StopRequest) -> Iterator[Event]:
         section, state = self.recipe.train, self.state

@@ -1,5 +1,6 @@
 """Whether what lies on the disk is what was written: a run's checkpoints, a data set's shards. Changes nothing."""
 
+import contextlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from hdit_cli import files
 from hdit_cli.data import shards
 from hdit_cli.data.prepare.report import read_report
 from hdit_cli.engine import checkpoint, snapshots
-from hdit_cli.errors import DataError
+from hdit_cli.errors import DataError, StorageError
 
 
 @dataclass(frozen=True)
@@ -25,25 +26,49 @@ class Checked:
 def verify_run(run: Path) -> Iterator[Checked]:
     """Every checkpoint folder of a run, oldest first, then `ckpt.safetensors`, then the snapshots of averages.
 
-    What was set aside as `.bad` is no longer part of the run, and not looked at.
+    The run may train meanwhile: what rotation removes is left out, what is saved is looked at too. What was set aside as
+    `.bad` is no longer part of the run, and not looked at.
     """
-    averages = set()
-    for step in checkpoint.list_steps(run):
-        folder = run / "checkpoints" / checkpoint.step_name(step)
-        problem = checkpoint.verify(folder)
-        if not problem:
-            manifest = json.loads((folder / checkpoint.MANIFEST).read_bytes())
-            averages.add(manifest["files"]["ema.safetensors"]["sha256"])
-        yield Checked(folder.name, _size(folder), problem)
+    averages: set[str] = set()
+    seen: set[int] = set()
     public = run / "ckpt.safetensors"
-    if public.is_file():
-        known = not averages or files.sha256(public) in averages
-        yield Checked(public.name, public.stat().st_size, "" if known else "is not the average of any whole checkpoint")
+    while True:
+        for step in checkpoint.list_steps(run):
+            if step not in seen:
+                seen.add(step)
+                yield from _verify_checkpoint(run / "checkpoints" / checkpoint.step_name(step), averages)
+        digest = files.sha256(public) if public.is_file() else ""
+        if digest in averages or not set(checkpoint.list_steps(run)) - seen:
+            break
+    if digest:
+        problem = (
+            "is not the average of any whole checkpoint" if averages else "has no whole checkpoint to compare it with"
+        )
+        yield Checked(public.name, public.stat().st_size, "" if digest in averages else problem)
     elif averages:
         yield Checked(public.name, 0, "is missing; the next `hdit train` writes it again")
     for step in snapshots.list_steps(run):
-        folder = snapshots.folder_of(run, step)
-        yield Checked(f"{snapshots.FOLDER}/{folder.name}", _size(folder), checkpoint.verify(folder))
+        yield from _verify_folder(snapshots.folder_of(run, step), prefix=f"{snapshots.FOLDER}/")
+
+
+def _verify_checkpoint(folder: Path, averages: set[str]) -> Iterator[Checked]:
+    """Adds the hash of the average of a whole one to `averages`."""
+    for checked in _verify_folder(folder):
+        if not checked.problem:
+            with contextlib.suppress(FileNotFoundError):  # removed this moment
+                manifest = json.loads((folder / checkpoint.MANIFEST).read_bytes())
+                averages.add(manifest["files"]["ema.safetensors"]["sha256"])
+        yield checked
+
+
+def _verify_folder(folder: Path, *, prefix: str = "") -> Iterator[Checked]:
+    """Nothing where the folder is gone by the end."""
+    try:
+        problem = checkpoint.verify(folder)
+    except StorageError as error:
+        problem = error.message
+    with contextlib.suppress(FileNotFoundError):
+        yield Checked(f"{prefix}{folder.name}", _size(folder), problem)
 
 
 def _size(folder: Path) -> int:

@@ -1,5 +1,6 @@
 """Power cuts, failing disks and damaged checkpoints, without training: thousands of states in seconds."""
 
+import errno
 import os
 import shutil
 
@@ -100,6 +101,21 @@ def test_the_choice_does_not_depend_on_the_clock(tmp_path):
         assert checkpoint.list_steps(tmp_path) == [9, 10, 11]
 
 
+def test_a_checkpoint_that_cannot_be_read_now_is_not_set_aside(tmp_path, monkeypatch):
+    """Too many open files, no permission: it may be whole, and to go on from an older one would lose work."""
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sha256", refused)
+        with pytest.raises(StorageError, match=r"step-00000002.*Permission denied"):
+            checkpoint.newest_verified(tmp_path, warn=lambda text: None)
+    assert checkpoint.newest_verified(tmp_path, warn=lambda text: None).name == checkpoint.step_name(2)
+
+
 def test_rotation_does_not_count_damaged_ones(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step, keep=3)
@@ -125,6 +141,22 @@ def test_a_lock_that_the_file_system_does_not_have_is_refused(tmp_path, monkeypa
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.raises(StorageError, match="cannot lock"), files.lock(tmp_path / ".lock", what="run"):
+        pass
+
+
+def test_a_lock_of_a_folder_that_was_moved_meanwhile_is_none(tmp_path, monkeypatch):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    taken = fcntl.flock
+
+    def late(handle, how):
+        if (tmp_path / "run").exists():
+            os.rename(tmp_path / "run", tmp_path / "run.old-1")
+        taken(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(UsageError, match="moved away"), files.lock(tmp_path / "run" / ".lock", what="run"):
         pass
 
 

@@ -54,6 +54,35 @@ def test_the_public_file_is_compared_too(run, change):
     assert isinstance(verify(run).exception, CheckpointError)
 
 
+@pytest.mark.parametrize("change", [lambda p: None, lambda p: p.write_bytes(p.read_bytes()[:-1])])
+def test_the_public_file_alone_is_no_comfort(run, change):
+    """Every checkpoint was set aside: `hdit train` refuses this run, and nothing says what the file should hold."""
+    change(run / "ckpt.safetensors")
+    for folder in list((run / "checkpoints").iterdir()):
+        folder.rename(folder.with_name(f"{folder.name}.bad"))
+    done = verify(run)
+    assert isinstance(done.exception, CheckpointError)
+    assert "no whole checkpoint to compare it with" in done.stdout
+
+
+def test_a_run_that_trains_meanwhile_is_whole(run, monkeypatch):
+    """While the second checkpoint is read two more are saved, and rotation removes the first two."""
+    whole = checkpoint.verify
+
+    def slow(folder):
+        if folder.name == checkpoint.step_name(2):
+            monkeypatch.undo()
+            save(run, 3)
+            save(run, 4)
+        return whole(folder)
+
+    monkeypatch.setattr(checkpoint, "verify", slow)
+    done = verify(run, "--json")
+    assert done.exit_code == 0, done.stdout
+    names = [entry["name"] for entry in json.loads(done.stdout)["checked"]]
+    assert names == [*(checkpoint.step_name(step) for step in (1, 3, 4)), "ckpt.safetensors"]
+
+
 def test_nothing_to_verify(tmp_path):
     assert isinstance(verify(tmp_path).exception, CheckpointError)
 

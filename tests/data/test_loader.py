@@ -1,6 +1,8 @@
 import os
 import signal
 import sys
+from multiprocessing import resource_tracker
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -175,3 +177,43 @@ def test_flip_turns_half_of_the_images_by_seed_and_index():
     assert 160 < turned.sum() < 240  # four standard deviations
     assert torch.equal(flip(x0[5:9], index=index[5:9], seed=0), out[5:9])
     assert not torch.equal(flip(x0, index=index, seed=1), out)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_workers_that_start_leave_signals_to_the_parent_too(folder):
+    """The first process of a program starts multiprocessing's resource tracker, which unblocks the signals again."""
+    resource_tracker._resource_tracker._stop()
+    with loader(folder, workers=2) as batches:
+        for process in _workers_of(batches):  # they have not reached their first line
+            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, signal.SIGTERM)
+        assert len(list(batches)) == 3
+
+
+def test_an_interrupted_start_leaves_no_worker(folder, monkeypatch):
+    """At exit Python waits for the processes it started."""
+    started = []
+
+    class Second(decoders._Worker):
+        def __init__(self, reader):
+            if started:
+                raise KeyboardInterrupt
+            super().__init__(reader)
+            started.append(self.process)
+
+    monkeypatch.setattr(decoders, "_Worker", Second)
+    with pytest.raises(KeyboardInterrupt):
+        loader(folder, workers=2)
+    assert [process.is_alive() for process in started] == [False]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), TypeError("an error that does not unpickle")])
+def test_an_answer_that_cannot_be_taken_is_told(error):
+    class Connection:
+        def recv(self):
+            raise error
+
+    worker = object.__new__(decoders._Worker)
+    worker.connection, worker.results = Connection(), SimpleQueue()
+    worker._receive()
+    assert worker.results.get(timeout=1) is error

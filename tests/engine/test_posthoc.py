@@ -264,6 +264,27 @@ def test_snapshots_of_another_run_are_refused(run, tiny_data, tmp_path):
         posthoc.plan(here, [0.15])
 
 
+def test_what_may_change_in_a_run_makes_no_other_run(run, tmp_path):
+    """Activation checkpointing is switched on, and the older snapshots are of a version with fewer keys."""
+    shutil.copytree(run, tmp_path / "run")
+    for step in snapshots.list_steps(tmp_path / "run"):
+        folder = snapshots.folder_of(tmp_path / "run", step)
+        facts = json.loads((folder / checkpoint.MANIFEST).read_bytes())
+        parts = {}
+        for name in facts["files"]:
+            tensors, header = checkpoint.read_tensors(folder / name)
+            recipe = json.loads(header["hdit.recipe"])
+            recipe["model"]["levels"][0]["checkpoint"] = step > 30
+            if step <= 30:
+                del recipe["data"]["augment"]
+            header["hdit.recipe"] = json.dumps(recipe)
+            parts[name] = lambda tensors=tensors, header=header: checkpoint.serialise(tensors, header)
+        shutil.rmtree(folder)
+        del facts["files"]
+        checkpoint.write_folder(folder, parts, facts=facts, proceed=lambda: None)
+    assert posthoc.plan(tmp_path / "run", [0.075])[0].count == len(snapshots.list_steps(run))
+
+
 def test_a_run_without_snapshots_says_what_to_set(tracked, tmp_path):
     done = command("ema", tracked[0], "--std", "0.1")
     assert isinstance(done.exception, CheckpointError)

@@ -14,7 +14,7 @@ from tiny_run import tiny_recipe
 
 import hdit_cli
 from hdit_cli.engine import checkpoint, events
-from hdit_cli.engine.run import RunFolder
+from hdit_cli.engine.run import RunFolder, set_aside
 from hdit_cli.engine.train import Trainer, train
 from hdit_cli.errors import CheckpointError, NonFiniteError, UsageError
 
@@ -111,6 +111,38 @@ def test_more_steps_later_equal_more_steps_at_once(whole, tiny_data, tmp_path):
     newest = folder / "ckpt.safetensors"
     ours, expected = load_file(newest), load_file(whole[0] / "ckpt.safetensors")
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("then", [1, 3])
+def test_the_window_of_the_log_survives_another_number_of_processes(tiny_data, tmp_path, then):
+    """Saved by 2 processes two steps after a line of the log; the next line is the mean over processes and steps."""
+    run(tmp_path / "run", tiny_recipe(train__steps=5, train__save_every=5), tiny_data)
+    (newest,) = (tmp_path / "run" / "checkpoints").iterdir()
+    snapshot = checkpoint.load_snapshot(newest)
+    snapshot.state["window"] |= {"loss": [1.0, 3.0], "steps": 2}
+    losses = []
+    for rank in range(then):
+        folder = RunFolder(tmp_path / "run")
+        state = Trainer(folder, tiny_recipe(train__steps=5, train__save_every=5), data=tiny_data).state
+        state.restore(snapshot, rank=rank, world=then)
+        losses.append(float(state.window.loss))
+    assert sum(losses) / then == pytest.approx(2.0)
+
+
+def test_a_run_in_use_is_not_set_aside(tiny_data, tmp_path):
+    """It would go on writing into the folder that has its name next."""
+    tried = []
+
+    def watch(event):
+        if isinstance(event, events.Stepped) and event.step == 5:
+            with pytest.raises(UsageError, match=f"in use by .* pid {os.getpid()}") as caught:
+                set_aside(tmp_path / "run")
+            tried.append(caught.value.exit_code)
+
+    train(tmp_path / "run", tiny_recipe(), data=tiny_data, watch=watch)
+    assert tried == [2]
+    assert set_aside(tmp_path / "run") == tmp_path / "run.old-1"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_changed_recipe_is_refused_with_the_difference(whole, tiny_data):
@@ -282,12 +314,10 @@ def test_torchrun_is_understood(tiny_data, tmp_path):
         "--data",
         str(tiny_data),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words, "--run", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 processes" in done.stderr
-    assert len(losses(tmp_path / "run")) == 3
+    words = [sys.executable, "-m", "torch.distributed.run", *words, "--run", str(tmp_path / "run")]
+    for fresh in ([], ["--fresh"]):
+        done = subprocess.run([*words, *fresh], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        assert "2 processes" in done.stderr
+        assert len(losses(tmp_path / "run")) == 3
+    assert len(losses(tmp_path / "run.old-1")) == 3
