@@ -20,7 +20,7 @@ def verify(
     from hdit_cli.engine.verify import verify_data, verify_run
     from hdit_cli.errors import CheckpointError, DataError
 
-    is_data = (path / "manifest.json").is_file() and not (path / "state.json").is_file()
+    is_data = (path / "manifest.json").is_file() and not path.resolve().name.startswith("step-")
     found = []
     for checked in verify_data(path) if is_data else verify_run(path):
         found.append(checked)
@@ -31,7 +31,9 @@ def verify(
         facts = {"kind": "data set" if is_data else "run", "whole": bool(found) and not bad}
         typer.echo(json.dumps({**facts, "checked": [asdict(checked) for checked in found]}, indent=2))
     if not found:
-        raise CheckpointError(f"{path} holds neither checkpoints nor shards", hint="give a run folder or a data set")
+        raise CheckpointError(
+            f"{path} holds neither checkpoints nor shards", hint="give a whole run folder or a data set"
+        )
     if bad and is_data:
         raise DataError(
             f"{len(bad)} of {len(found)} shards are damaged", hint="make the data set again, or copy it again"

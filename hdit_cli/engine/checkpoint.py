@@ -95,9 +95,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: not a safetensors file, or damaged.
     """
-    metadata = read_header(path)
+    read_header(path)  # refuses what is no such file
     try:
-        return safetensors.torch.load(path.read_bytes()), metadata
+        data = path.read_bytes()
+        tensors, length = safetensors.torch.load(data), int.from_bytes(data[:8], "little")
+        # of the same bytes: a run that trains may have replaced the file since its header was read
+        return tensors, json.loads(data[8 : 8 + length]).get("__metadata__", {})
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged: {error}", hint="copy it again, or use an older checkpoint"

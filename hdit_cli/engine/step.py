@@ -59,6 +59,21 @@ class Stepper:
         )
         cap = recipe.train.nonfinite_cap if recipe.train.nonfinite == "skip" else 1
         self.guard = FiniteGuard(cap=cap, device=self.device)
+        if self.world > 2:
+            self._settle()
+
+    def _settle(self) -> None:
+        """A backward pass whose gradients are thrown away.
+
+        After its first one DistributedDataParallel packs the gradients anew, and where three or more are added up, the order
+        of the sum hangs on the place in the pack: a run that goes on must not begin with other places than an unbroken one.
+        """
+        network, ones = self.state.model.network, torch.ones(1, device=self.device, dtype=self.dtype)
+        image = ones.new_zeros(1, self.recipe.model.channels, *self.recipe.model.size)
+        label = torch.full((1,), network.classes, device=self.device) if network.classes else None
+        condition = ones.new_zeros(1, 9) if self.recipe.data.augment else None
+        self.loss_of(image, image, ones, label, condition).mean().backward()
+        self.state.optimizer.zero_grad(set_to_none=True)
 
     def draw(self, batch: Batch, *, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """x0, noise, sigma, label and augmentation condition of one micro-batch, on the device; dropout made ready for it.

@@ -87,6 +87,27 @@ def test_nothing_to_verify(tmp_path):
     assert isinstance(verify(tmp_path).exception, CheckpointError)
 
 
+def test_a_part_of_a_run_is_no_data_set(run):
+    """A snapshot of averages has a manifest and no state.json."""
+    folder = run / "checkpoints" / checkpoint.step_name(1)
+    (folder / "state.json").unlink()
+    assert isinstance(verify(folder).exception, CheckpointError)
+
+
+def test_tensors_and_header_are_of_one_file_while_the_run_saves(run, monkeypatch):
+    read_header = checkpoint.read_header
+
+    def late(path):
+        header = read_header(path)
+        save(run, 3)
+        return header
+
+    monkeypatch.setattr(checkpoint, "read_header", late)
+    tensors, header = checkpoint.read_tensors(run / "ckpt.safetensors")
+    assert header["step"] == "3"
+    assert float(tensors["layer0.weight"][0]) == 3.25
+
+
 @pytest.mark.parametrize(("suffix", "at"), [(".tar", 700), (".idx", 13)])
 def test_a_data_set(chaos_data, tmp_path, suffix, at):
     data = tmp_path / "data"
