@@ -63,6 +63,8 @@ class Saver:
         while not self._ended.wait(timeout=1.0):
             if self._thread.ident is None:  # Ctrl-C came before it was started
                 break
+        else:
+            self._thread.join()  # it still has tensors to free, which must not meet the end of the interpreter
         self._thread = None
         saved, error = self._saved, self._error
         self._saved = self._error = None
