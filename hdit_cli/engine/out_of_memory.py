@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hdit_cli import runtime
-from hdit_cli.engine.plan import estimate
+from hdit_cli.engine.estimate import estimate
 from hdit_cli.errors import OutOfMemory, is_out_of_memory
 from hdit_cli.recipe import Recipe
 

@@ -12,9 +12,9 @@ from hdit_cli import runtime
 from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
+from hdit_cli.engine.estimate import estimate
 from hdit_cli.engine.out_of_memory import ROOM, changed, in_training, told
 from hdit_cli.engine.peak import Peak
-from hdit_cli.engine.plan import estimate
 from hdit_cli.engine.setup import check_fit, new_accelerator, new_model
 from hdit_cli.engine.step import Stepper
 from hdit_cli.errors import is_out_of_memory

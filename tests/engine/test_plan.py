@@ -6,9 +6,10 @@ import pytest
 from tiny_run import tiny_recipe
 
 from hdit_cli import runtime
-from hdit_cli.engine import out_of_memory
+from hdit_cli.engine import out_of_memory, trackers
+from hdit_cli.engine.estimate import estimate
 from hdit_cli.engine.out_of_memory import changed, in_drawing, in_sampling, in_training
-from hdit_cli.engine.plan import estimate, plan
+from hdit_cli.engine.plan import plan
 from hdit_cli.engine.trial import Bench
 from hdit_cli.errors import OutOfMemory, UsageError
 
@@ -55,6 +56,15 @@ def test_plan(tiny_data):
     assert facts["memory"]["exchange"] == facts["memory"]["weights"] == 4 * facts["params"]
     with pytest.raises(UsageError, match="cannot be shared"):
         plan(tiny_recipe(), data=tiny_data, processes=3)
+
+
+def test_a_plan_finds_what_a_run_would_refuse(tiny_data, monkeypatch):
+    assert plan(tiny_recipe(), data=tiny_data)["held_out"] == 0
+    with pytest.raises(UsageError, match="is the training data"):
+        plan(tiny_recipe(validation__path=str(tiny_data)), data=tiny_data)
+    monkeypatch.setitem(trackers._INSTALLED, "wandb", lambda: False)
+    with pytest.raises(UsageError, match="wandb, which is not installed"):
+        plan(tiny_recipe(log__trackers=("wandb",)), data=tiny_data)
 
 
 # Out of memory
