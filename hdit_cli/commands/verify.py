@@ -20,7 +20,9 @@ def verify(
     from hdit_cli.engine.verify import verify_data, verify_run
     from hdit_cli.errors import CheckpointError, DataError
 
-    is_data = (path / "manifest.json").is_file() and not (path / "state.json").is_file()
+    is_data = (path / "manifest.json").is_file() and not any(
+        path.glob("*.safetensors")
+    )  # of a run's folders both have one
     found = []
     for checked in verify_data(path) if is_data else verify_run(path):
         found.append(checked)
