@@ -13,7 +13,7 @@ from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine.estimate import estimate
-from hdit_cli.engine.out_of_memory import ROOM, changed, in_training, told
+from hdit_cli.engine.out_of_memory import ROOM, changed, check_room, in_training, told
 from hdit_cli.engine.peak import Peak
 from hdit_cli.engine.setup import check_fit, new_accelerator, new_model
 from hdit_cli.engine.step import Stepper
@@ -108,6 +108,7 @@ def try_steps(recipe: Recipe, *, data: Path, processes: int = 1) -> dict[str, An
     """
     with told(lambda: in_training(recipe)):
         bench = Bench(recipe, data=data)
+        check_room(recipe, classes=len(bench.reader.classes), processes=processes)
         with bench.loader(recipe, processes=processes, steps=2 + _TIMED, workers=recipe.data.workers) as loader:
             batches = iter(loader)
             seconds, peak = [bench.step(batches)], None
