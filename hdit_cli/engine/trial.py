@@ -76,8 +76,9 @@ class Bench:
     def held(self) -> int:
         """Bytes of weights, averages and moments."""
         state = self.stepper.state
-        kept = [*state.model.network.parameters(), *state.ema.network.parameters(), *state.optimizer_tensors().values()]
-        return sum(tensor.nbytes for tensor in kept)
+        networks = [state.model.network, state.ema.network, *(ema.network for ema in state.averages.by_std.values())]
+        weights = sum(tensor.nbytes for network in networks for tensor in network.parameters())
+        return weights + sum(tensor.nbytes for tensor in state.optimizer_tensors().values())
 
     def wait(self) -> None:
         """Returns when the device has done what it was told."""

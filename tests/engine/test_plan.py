@@ -41,6 +41,14 @@ def test_the_estimate_is_what_a_step_takes(precision, accumulate, tiny_data, own
     assert found["total"] == pytest.approx(real_peak(recipe, tiny_data), rel=0.2)
 
 
+def test_averages_of_all_widths_are_measured_too(tiny_data):
+    def peak(stds):
+        return real_peak(tiny_recipe(ema__stds=stds), tiny_data)
+
+    weights = estimate(tiny_recipe(), images=8, device="cpu", classes=2)["weights"]
+    assert peak((0.05, 0.1, 0.2)) - peak(()) == pytest.approx(3 * weights, rel=0.05)
+
+
 def test_where_weights_outweigh_maps_the_update_is_the_fullest_moment(tiny_data):
     levels = [{"depth": 2, "width": 256, "head_dim": 32, "attention": "global"}]
     recipe = tiny_recipe(model__levels=levels, train__batch_size=1)
