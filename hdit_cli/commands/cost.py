@@ -81,7 +81,7 @@ def _plan_lines(facts: dict[str, Any]) -> list[str]:
     lines = [
         _row("parameters", f"{facts['params']:,}"),
         _row("an image", f"{facts['gmacs']:,.3f} GMAC forward"),
-        _row("data", f"{facts['images']:,} images, {classes}"),
+        _row("data", f"{facts['images']:,} images, {classes}; {facts['held_out'] or 'none'} held out"),
         _row("batch", f"{facts['batch']} = {split}"),
         _row("steps", f"{facts['steps']:,}; {facts['steps_per_epoch']:,.1f} an epoch, {facts['epochs']:,.1f} epochs"),
         _row(
@@ -164,7 +164,7 @@ def _found_facts(found: "Found") -> dict[str, Any]:
 def _found_page(found: "Found", processes: int) -> str:
     from hdit_cli.runtime import readable
 
-    limit = f", {readable(found.limit)} at most" if found.limit else ""
+    limit = f" (what fits into {readable(found.limit)})" if found.limit else ""
     micro = found.batch_size // processes // found.accumulate
     shared = f" over {processes} processes" if processes > 1 else ""
     return "\n".join(

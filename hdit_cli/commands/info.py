@@ -27,7 +27,11 @@ def _facts(name: str) -> dict[str, Any]:
     path = Path(name)
     if name in shipped() or path.suffix == ".toml":
         return {"kind": "recipe", **_recipe_facts(load_recipe(name), classes=None)}
-    if (path / "manifest.json").is_file() and not (path / "state.json").is_file():  # a checkpoint folder has both
+    inside = sorted(file for file in path.glob("*.safetensors") if file.name != "optimizer.safetensors")
+    if inside and (path / "manifest.json").is_file():  # a step's folder in checkpoints/ or ema/
+        text = f"{path} is a folder of weights: {', '.join(file.name for file in inside)}"
+        raise UsageError(text, hint=f"name one of them, {inside[0]}, or the run")
+    if (path / "manifest.json").is_file():
         return _data_facts(path)
     if (path / "recipe.toml").is_file() or (path / "ckpt.safetensors").is_file():
         return _run_facts(path)

@@ -190,7 +190,7 @@ class Watcher:
         classes = f"{started.classes} classes" if started.classes else "unconditional"
         names = list(started.class_names[:8]) + (["…"] if len(started.class_names) > 8 else [])
         classes += f" ({', '.join(names)})" if names else ""
-        held_out = f", validated on {started.held_out:,} held out" if started.held_out else ""
+        held_out = f", validated on {started.held_out:,} held out" if started.held_out else ", no validation"
         self._say(
             f"{started.params:,} parameters, {started.gmacs:.3f} GMAC an image; {started.images:,} images, {classes}{held_out}; "
             f"{started.split}; {started.device}"

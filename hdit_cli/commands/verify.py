@@ -20,7 +20,8 @@ def verify(
     from hdit_cli.engine.verify import verify_data, verify_run
     from hdit_cli.errors import CheckpointError, DataError
 
-    is_data = (path / "manifest.json").is_file() and not path.resolve().name.startswith("step-")
+    # a checkpoint's folder has a manifest too
+    is_data = (path / "manifest.json").is_file() and not any(path.glob("*.safetensors"))
     found = []
     for checked in verify_data(path) if is_data else verify_run(path):
         found.append(checked)

@@ -40,12 +40,15 @@ def run_of(checkpoint: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Scored:
-    """One evaluation of a run."""
+    """One evaluation of a run. `sampling` says how the pictures were made; `part` that they were not of all classes."""
 
     step: int
     weights: str
     n: int | None
     scores: dict[str, float]
+    sampling: str = ""
+    reference: str = ""
+    part: bool = False
 
 
 def read_scores(run: Path | None) -> list[Scored]:
@@ -59,21 +62,35 @@ def read_scores(run: Path | None) -> list[Scored]:
             values = json.loads(line)
             scores = {str(k): float(v) for k, v in values["scores"].items() if math.isfinite(float(v))}
             n = values.get("n")
-            found.append(Scored(int(values["step"]), str(values["weights"]), None if n is None else int(n), scores))
+            step, count = int(values["step"]), None if n is None else int(n)
+            found.append(Scored(step, str(values["weights"]), count, scores, **_conditions(values)))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return [scored for scored in found if scored.scores]
 
 
-def best_known(scored: list[Scored], model: Model) -> dict[str, tuple[float, int | None]]:
-    """For each metric its score for these very weights, and of how many pictures: the most pictures, then the newest."""
-    chosen: dict[str, tuple[float, int | None]] = {}
+def _conditions(values: dict[str, Any]) -> dict[str, Any]:
+    """How the pictures of a line of `scores.jsonl` were made, and what they were compared with."""
+    how, reference = values.get("sampling") or {}, values.get("reference") or {}
+    words = [str(how["sampler"]) if "sampler" in how else "", f"{how['steps']} steps" if "steps" in how else ""]
+    words += [f"cfg {how['cfg']:g}"] if how.get("cfg", 1) != 1 else []
+    words += [f"class {how['label']}"] if (part := how.get("label") not in (None, "all")) else []
+    path = reference.get("path") if isinstance(reference, dict) else reference
+    return {"sampling": ", ".join(filter(None, words)), "reference": _tail(str(path or "")), "part": part}
+
+
+def best_known(scored: list[Scored], model: Model) -> dict[str, Scored]:
+    """For each metric the evaluation of these very weights that counts: the most pictures, then the newest.
+
+    An evaluation of a single class against a whole data set says nothing of the model, and is passed over.
+    """
+    chosen: dict[str, Scored] = {}
     for each in scored:
-        if (each.step, each.weights) != (model.step, model.weights):
+        if (each.step, each.weights) != (model.step, model.weights) or each.part:
             continue
-        for name, value in each.scores.items():
-            if name not in chosen or (each.n or 0) >= (chosen[name][1] or 0):
-                chosen[name] = (value, each.n)
+        for name in each.scores:
+            if name not in chosen or (each.n or 0) >= (chosen[name].n or 0):
+                chosen[name] = each
     return chosen
 
 
@@ -104,7 +121,7 @@ def drawn_grid(model: Model) -> bytes | None:
 # The text
 
 
-def front_matter(model: Model, *, licence: str, scores: dict[str, tuple[float, int | None]]) -> str:
+def front_matter(model: Model, *, licence: str, scores: dict[str, Scored]) -> str:
     """YAML between lines of dashes: license, tags, library, and the scores as a model-index."""
     name = str(model.recipe["name"])
     tags = ["image-generation", "diffusion", "hourglass-diffusion-transformer", "arxiv:2401.11605"]
@@ -116,22 +133,22 @@ def front_matter(model: Model, *, licence: str, scores: dict[str, tuple[float, i
         "tags:",
         *(f"- {_scalar(tag)}" for tag in tags),
     ]
-    if scores:
-        data = Path(model.data_path).name or "training data"
+    lines += ["model-index:", f"- name: {_scalar(name)}", "  results:"] if scores else []
+    trained = Path(model.data_path).name or "training data"
+    for data in dict.fromkeys(each.reference for each in scores.values()):
         lines += [
-            "model-index:",
-            f"- name: {_scalar(name)}",
-            "  results:",
             "  - task:",
             "      type: unconditional-image-generation",
             "    dataset:",
-            f"      type: {_scalar(data)}",
-            f"      name: {_scalar(data)}",
+            f"      type: {_scalar(data or trained)}",
+            f"      name: {_scalar(data or trained)}",
             "    metrics:",
         ]
-        for metric, (value, n) in scores.items():
-            shown = f"{metric.upper()}, {n:,} pictures" if n else metric.upper()
-            lines += [f"    - type: {_scalar(metric)}", f"      value: {value!r}", f"      name: {_scalar(shown)}"]
+        for metric, each in scores.items():
+            if each.reference == data:
+                shown = f"{metric.upper()}, {each.n:,} pictures" if each.n else metric.upper()
+                lines += [f"    - type: {_scalar(metric)}", f"      value: {each.scores[metric]!r}"]
+                lines += [f"      name: {_scalar(shown)}"]
     return "\n".join([*lines, "---"])
 
 
@@ -214,13 +231,13 @@ def _score_table(scored: list[Scored]) -> str:
     shown = scored[-_SCORES:]
     metrics = list(dict.fromkeys(name for each in shown for name in each.scores))
     lines = [
-        "| step | weights | pictures | " + " | ".join(name.upper() for name in metrics) + " |",
-        "|---|---|---|" + "---|" * len(metrics),
+        "| step | weights | pictures | sampling | reference | " + " | ".join(name.upper() for name in metrics) + " |",
+        "|---|---|---|---|---|" + "---|" * len(metrics),
     ]
     for each in shown:
         cells = [f"{each.scores[name]:.4g}" if name in each.scores else "" for name in metrics]
-        pictures = f"{each.n:,}" if each.n else ""
-        lines.append(f"| {each.step:,} | {each.weights} | {pictures} | " + " | ".join(cells) + " |")
+        row = [f"{each.step:,}", each.weights, f"{each.n:,}" if each.n else "", each.sampling, each.reference, *cells]
+        lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 

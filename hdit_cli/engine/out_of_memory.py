@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from hdit_cli import runtime
-from hdit_cli.engine.plan import estimate
+from hdit_cli.engine.estimate import estimate
 from hdit_cli.errors import OutOfMemory, is_out_of_memory
 from hdit_cli.recipe import Recipe
 
 ROOM = 0.8  # of a device's memory that a step may be estimated to take: the rest is for what no formula sees
+
+SURE = 1.25  # times the free memory: an estimate above that cannot fit, the formula being held to 20 %
 
 
 @contextmanager
@@ -21,6 +23,20 @@ def told(message: Callable[[], OutOfMemory]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise message() from error
+
+
+def check_room(recipe: Recipe, *, classes: int, processes: int) -> None:
+    """Raises OutOfMemory where a step on a CPU cannot fit: there the system would end the process without a word.
+
+    Args:
+        classes: of the data.
+        processes: that share a batch.
+    """
+    device = runtime.device()
+    images = max(1, recipe.train.batch_size // processes // recipe.train.accumulate)
+    needed = estimate(recipe, images=images, device=device.type, processes=processes, classes=classes)["total"]
+    if device.type == "cpu" and needed > SURE * runtime.free_memory(device):
+        raise in_training(recipe)
 
 
 def in_training(recipe: Recipe) -> OutOfMemory:

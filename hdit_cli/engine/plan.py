@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hdit_cli import runtime
 from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
+from hdit_cli.engine.estimate import estimate
 from hdit_cli.engine.learning_rate import learning_rate
-from hdit_cli.engine.model import build_network, class_count, count
-from hdit_cli.engine.setup import DTYPES, check_fit
-from hdit_cli.models import memory
+from hdit_cli.engine.model import count
+from hdit_cli.engine.setup import check_fit
+from hdit_cli.engine.trackers import check_trackers
+from hdit_cli.engine.validate import open_held_out
 from hdit_cli.recipe import Recipe
 
 
@@ -22,11 +22,13 @@ def plan(recipe: Recipe, *, data: Path, processes: int = 1) -> dict[str, Any]:
         processes: that will share a batch.
 
     Raises:
-        UsageError: recipe and data do not fit, or the batch cannot be shared.
+        UsageError: recipe and data do not fit, the batch cannot be shared, or a tracker is not installed.
         DataError: the data cannot be read.
     """
     reader = ShardReader(data)
     check_fit(recipe, reader)
+    check_trackers(recipe)
+    held_out = open_held_out(recipe, reader)
     reader.picture(0)
     section = recipe.train
     slots = split(section.batch_size, world=processes, rank=0, accumulate=section.accumulate)
@@ -34,6 +36,7 @@ def plan(recipe: Recipe, *, data: Path, processes: int = 1) -> dict[str, Any]:
     return {
         **count(recipe, classes=len(reader.classes)),
         "images": len(reader),
+        "held_out": len(held_out) if held_out is not None else 0,
         "classes": len(reader.classes) if recipe.model.classes else 0,
         "batch": section.batch_size,
         "processes": processes,
@@ -56,44 +59,3 @@ def rates(recipe: Recipe) -> dict[str, Any]:
     factor = learning_rate(recipe)
     at = sorted({0, max(section.warmup - 1, 0), steps // 2, steps - 1})
     return {"schedule": section.schedule, "warmup": section.warmup, "at": {s: section.lr * factor(s) for s in at}}
-
-
-def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, classes: int = 0) -> dict[str, int]:
-    """Bytes that tensors take on one device at the fullest moment of a training step, by `models.memory`.
-
-    Args:
-        images: of one micro-batch.
-        device: "cpu", "cuda" or "mps".
-        classes: of the data, where the recipe leaves them to it.
-
-    Returns:
-        weights, average, moments, exchange (what processes swap gradients in), gradients, activations and total. Gradients
-        and activations are those of the fullest moment: as one grows the other shrinks. Where the update is fuller than any
-        moment before it, activations are the differences that the average is moved by.
-    """
-    with torch.device("meta"):
-        network = build_network(recipe, classes=class_count(recipe, classes=[""] * classes))
-    dtype = DTYPES[recipe.train.precision]
-    weights = sum(p.numel() for p in network.parameters()) * dtype.itemsize
-    height, width = recipe.model.size
-    setting = memory.Setting(
-        images,
-        (height, width),
-        weights=dtype,
-        autocast=recipe.train.precision == "bf16",
-        device=device,
-        accumulating=recipe.train.accumulate > 1,
-    )
-    fullest = memory.peak(network, setting)
-    gradients, activations = fullest.gradients, fullest.activations
-    if gradients + activations < 2 * weights:  # the update: all gradients, and one difference for each weight
-        gradients, activations = weights, weights
-    parts = {
-        "weights": weights,
-        "average": weights * (1 + len(recipe.ema.stds)),
-        "moments": 2 * weights,
-        "exchange": weights if processes > 1 else 0,
-        "gradients": gradients,
-        "activations": activations,
-    }
-    return {**parts, "total": sum(parts.values())}

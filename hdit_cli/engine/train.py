@@ -29,7 +29,7 @@ from hdit_cli.engine.events import (
     Warned,
 )
 from hdit_cli.engine.model import count
-from hdit_cli.engine.out_of_memory import in_training, told
+from hdit_cli.engine.out_of_memory import check_room, in_training, told
 from hdit_cli.engine.run import RunFolder
 from hdit_cli.engine.saver import Proceed, Saver
 from hdit_cli.engine.setup import check_fit, new_accelerator, new_model
@@ -64,6 +64,7 @@ class Trainer:
         self.slots = split(
             recipe.train.batch_size, world=self.world, rank=self.rank, accumulate=recipe.train.accumulate
         )
+        check_room(recipe, classes=len(self.reader.classes), processes=self.world)
         model = new_model(recipe, self.reader, path=str(data))
         self.beginning = begin(model, folder.path, init)
         self.stepper = Stepper(recipe, model=model, accelerator=self.accelerator)

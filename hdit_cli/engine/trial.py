@@ -12,9 +12,9 @@ from hdit_cli import runtime
 from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine.out_of_memory import ROOM, changed, in_training, told
+from hdit_cli.engine.estimate import estimate
+from hdit_cli.engine.out_of_memory import ROOM, changed, check_room, in_training, told
 from hdit_cli.engine.peak import Peak
-from hdit_cli.engine.plan import estimate
 from hdit_cli.engine.setup import check_fit, new_accelerator, new_model
 from hdit_cli.engine.step import Stepper
 from hdit_cli.errors import is_out_of_memory
@@ -76,8 +76,9 @@ class Bench:
     def held(self) -> int:
         """Bytes of weights, averages and moments."""
         state = self.stepper.state
-        kept = [*state.model.network.parameters(), *state.ema.network.parameters(), *state.optimizer_tensors().values()]
-        return sum(tensor.nbytes for tensor in kept)
+        networks = [state.model.network, state.ema.network, *(ema.network for ema in state.averages.by_std.values())]
+        weights = sum(tensor.nbytes for network in networks for tensor in network.parameters())
+        return weights + sum(tensor.nbytes for tensor in state.optimizer_tensors().values())
 
     def wait(self) -> None:
         """Returns when the device has done what it was told."""
@@ -108,6 +109,7 @@ def try_steps(recipe: Recipe, *, data: Path, processes: int = 1) -> dict[str, An
     """
     with told(lambda: in_training(recipe)):
         bench = Bench(recipe, data=data)
+        check_room(recipe, classes=len(bench.reader.classes), processes=processes)
         with bench.loader(recipe, processes=processes, steps=2 + _TIMED, workers=recipe.data.workers) as loader:
             batches = iter(loader)
             seconds, peak = [bench.step(batches)], None

@@ -68,6 +68,13 @@ def test_too_little_memory_is_6_with_switches(train, capsys):
     assert "at batch 1" in err and "hint: what helps: --set " in err
 
 
+def test_a_dry_run_that_the_system_would_kill_is_6(train, capsys):
+    code, out, err = hdit(capsys, *train, "--dry-run", "--set", "train.batch_size=1048576")
+    assert code == 6 and "by formula" in out
+    assert "at batch 1048576" in err and "--set train.accumulate=" in err
+    assert hdit(capsys, *train, "--set", "train.batch_size=1048576", "--run", train[1].parent / "much")[0] == 6
+
+
 def test_refusals(train, capsys, monkeypatch):
     assert hdit(capsys, *train, "--dry-run", "--find-batch")[0] == 2
     assert "--find-batch" in hdit(capsys, *train, "--memory", "8G")[2]

@@ -158,3 +158,14 @@ def test_doctor(capsys, tmp_path, monkeypatch):
     assert not found["inception"]["at_hand"] and found["inception"]["path"] in found["mend"][0]
     page = run(capsys, "doctor")
     assert f"{attention['used']} will run" in page and "to mend" in page
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"), [("info", 2, "ema-0.050.safetensors"), ("verify", 4, "run folder")]
+)
+def test_a_folder_of_weights_is_no_data_set(capsys, tmp_path, command, code, words):
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "ema-0.050.safetensors").write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, str(tmp_path)])
+    assert stop.value.code == code and words in capsys.readouterr().err

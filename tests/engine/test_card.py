@@ -59,7 +59,7 @@ def test_a_card_has_score_recipe_and_grid(run, tmp_path, capsys):
         f"SHA-256 `{facts['sha256']}`",
         "1,000 steps, 16,000 images seen",
         "- `tulip: late` (30 pictures)",
-        "| 500 | ema | 5,000 | 44 |",
+        "| 500 | ema | 5,000 |  |  | 44 |",
         "hdit sample flowers.safetensors",
         "label='rose'",
         "mapping_width = 16",
@@ -118,4 +118,19 @@ def test_runs_and_scores_are_found(run, tmp_path):
     assert read_scores(tmp_path) == read_scores(None) == []
     model = make()
     model.step = 500
-    assert best_known(read_scores(run), model) == {"fid": (44.0, 5000)}
+    assert [(s.scores["fid"], s.n) for s in best_known(read_scores(run), model).values()] == [(44.0, 5000)]
+
+
+def test_a_score_of_one_class_is_shown_as_such_and_does_not_count(run, tmp_path, capsys):
+    sampling = {"sampler": "heun", "steps": 20, "cfg": 1.5, "label": "rose"}
+    reference = {"path": "/home/someone/data/flowers16/held-out", "count": 9}
+    line = {"step": 1000, "weights": "ema", "n": 9000, "scores": {"fid": 1.0}, "sampling": sampling}
+    whole = {"step": 1000, "weights": "ema", "n": 9000, "scores": {"kid": 2.0}, "sampling": {}, "reference": reference}
+    with (run / "scores.jsonl").open("a") as file:
+        file.write(json.dumps({**line, "reference": reference}) + "\n" + json.dumps(whole) + "\n")
+    export(capsys, run, "--out", tmp_path / "out" / "x.safetensors")
+    text = (tmp_path / "out" / "README.md").read_text()
+    results = yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"]
+    told = {r["dataset"]["name"]: {m["type"]: m["value"] for m in r["metrics"]} for r in results}
+    assert told == {"flowers16": {"fid": 30.25, "swd": 9.0}, "flowers16/held-out": {"kid": 2.0}}
+    assert "| 1,000 | ema | 9,000 | heun, 20 steps, cfg 1.5, class rose | flowers16/held-out | 1 |" in text

@@ -6,9 +6,10 @@ import pytest
 from tiny_run import tiny_recipe
 
 from hdit_cli import runtime
-from hdit_cli.engine import out_of_memory
+from hdit_cli.engine import out_of_memory, trackers
+from hdit_cli.engine.estimate import estimate
 from hdit_cli.engine.out_of_memory import changed, in_drawing, in_sampling, in_training
-from hdit_cli.engine.plan import estimate, plan
+from hdit_cli.engine.plan import plan
 from hdit_cli.engine.trial import Bench
 from hdit_cli.errors import OutOfMemory, UsageError
 
@@ -40,6 +41,14 @@ def test_the_estimate_is_what_a_step_takes(precision, accumulate, tiny_data, own
     assert found["total"] == pytest.approx(real_peak(recipe, tiny_data), rel=0.2)
 
 
+def test_averages_of_all_widths_are_measured_too(tiny_data):
+    def peak(stds):
+        return real_peak(tiny_recipe(ema__stds=stds), tiny_data)
+
+    weights = estimate(tiny_recipe(), images=8, device="cpu", classes=2)["weights"]
+    assert peak((0.05, 0.1, 0.2)) - peak(()) == pytest.approx(3 * weights, rel=0.05)
+
+
 def test_where_weights_outweigh_maps_the_update_is_the_fullest_moment(tiny_data):
     levels = [{"depth": 2, "width": 256, "head_dim": 32, "attention": "global"}]
     recipe = tiny_recipe(model__levels=levels, train__batch_size=1)
@@ -55,6 +64,15 @@ def test_plan(tiny_data):
     assert facts["memory"]["exchange"] == facts["memory"]["weights"] == 4 * facts["params"]
     with pytest.raises(UsageError, match="cannot be shared"):
         plan(tiny_recipe(), data=tiny_data, processes=3)
+
+
+def test_a_plan_finds_what_a_run_would_refuse(tiny_data, monkeypatch):
+    assert plan(tiny_recipe(), data=tiny_data)["held_out"] == 0
+    with pytest.raises(UsageError, match="is the training data"):
+        plan(tiny_recipe(validation__path=str(tiny_data)), data=tiny_data)
+    monkeypatch.setitem(trackers._INSTALLED, "wandb", lambda: False)
+    with pytest.raises(UsageError, match="wandb, which is not installed"):
+        plan(tiny_recipe(log__trackers=("wandb",)), data=tiny_data)
 
 
 # Out of memory

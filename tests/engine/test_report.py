@@ -56,6 +56,17 @@ def test_curves_are_what_was_logged(run):
     assert facts["sigma"]["over_time"]["0.8"] == pytest.approx([loss_at(s) * 0.8**0.2 for s in log["step"]], rel=1e-5)
 
 
+def test_what_a_run_started_from_is_told(tmp_path):
+    folder = full_run(tmp_path / "run", steps=20)
+    assert only(folder)["summary"]["init"] is None
+    source = {"path": "runs/old", "sha256": "f" * 64, "weights": "ema", "step": 400}
+    (folder / "init.json").write_text(json.dumps({"format": "hdit-init/1", "source": source}))
+    assert only(folder)["summary"]["init"] == "runs/old, ema weights of step 400"
+    (folder / "init.json").write_text("{")
+    facts = only(folder)
+    assert facts["summary"]["init"] is None and any("init.json cannot be read" in note for note in facts["notes"])
+
+
 def test_validation_curves(run):
     curves = {(curve["split"], curve["weights"]): curve for curve in only(run)["validation"]}
     assert set(curves) == {(split, weights) for split in ("held-out", "training") for weights in ("raw", "ema")}

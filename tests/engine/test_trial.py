@@ -4,7 +4,7 @@ import pytest
 from tiny_run import tiny_recipe
 
 from hdit_cli.engine import trial
-from hdit_cli.engine.plan import estimate
+from hdit_cli.engine.estimate import estimate
 from hdit_cli.engine.step import Stepper
 from hdit_cli.engine.trial import find_batch, try_steps
 from hdit_cli.errors import OutOfMemory

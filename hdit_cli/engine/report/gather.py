@@ -9,6 +9,7 @@ from typing import Any
 
 from hdit_cli import __version__, files
 from hdit_cli.engine import checkpoint
+from hdit_cli.engine.beginning import read_record
 from hdit_cli.engine.evaluate import SCORES
 from hdit_cli.engine.model import count
 from hdit_cli.engine.report import curves
@@ -84,7 +85,7 @@ def _run(run: RunFolder, *, name: str, runs: int) -> dict[str, Any]:
     return {
         "name": name,
         "path": str(run.path),
-        "summary": _summary(run, recipe, header, logs=logs, axes=axes),
+        "summary": {**_summary(run, recipe, header, logs=logs, axes=axes), "init": _init(run, notes)},
         "notes": notes,
         "log": curves.log(metrics, axes),
         "sigma": curves.sigma(metrics, axes),
@@ -165,6 +166,19 @@ def _summary(
         "wall_seconds": number(max(times) - min(times)) if len(times) > 1 else None,
         "last_time": max(times) if times else None,
     }
+
+
+def _init(run: RunFolder, notes: list[str]) -> str | None:
+    """What the run started from, in words; None where it started from nothing."""
+    try:
+        record = read_record(run.path)
+    except (UsageError, OSError):
+        notes.append("init.json cannot be read: what this run started from is not known")
+        return None
+    if record is None:
+        return None
+    source = record["source"]
+    return f"{source['path']}, {source['weights']} weights of step {source['step']}"
 
 
 def _state(run: RunFolder, *, last: int, steps: int | None) -> str:

@@ -18,6 +18,7 @@ function card(run, slot, runs) {
     "image size": told.size && told.size.join(" × "),
     classes: told.classes.length ? `${told.classes.length}: ${classNames(told.classes)}` : told.unconditional ? "none" : null,
     batch: told.batch_size && `${count(told.batch_size)} images, ${told.precision}`,
+    "started from": told.init,
     device: newest.hardware,
     throughput: told.rate && `${value(told.rate)} images/s (median)`,
     "time in training": duration(told.trained_seconds),
