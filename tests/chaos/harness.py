@@ -19,7 +19,7 @@ from hdit_cli.recipe import Recipe
 
 HERE = Path(__file__).parent
 SEED = int(os.environ.get("HDIT_CHAOS_SEED", "0"))
-SAVE_EVERY, STEPS, KEEP = 2, 6, 2
+SAVE_EVERY, STEPS, KEEP = 2, 4, 1
 
 
 def trials(few, many):
@@ -33,7 +33,7 @@ def chance(name):
 
 
 def tiny(**changes):
-    """A recipe, as a dict, that uses every part in 6 steps of a few milliseconds."""
+    """A recipe, as a dict, that uses every part in 4 steps of a few milliseconds."""
     base = {
         "name": "chaos",
         "data": {"workers": 0},
@@ -53,7 +53,7 @@ def tiny(**changes):
             "precision": "fp32",
             "deterministic": True,
             "save_every": SAVE_EVERY,
-            "sample_every": 6,
+            "sample_every": 4,
             "log_every": 3,
             "keep": KEEP,
         },

@@ -48,7 +48,7 @@ def shared_memory():
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-@trials(4, 60)
+@trials(4, 20)
 def test_kills_of_the_real_command(chaos_data, tmp_path, count):
     """SIGKILL of the whole process group, with workers, from before the import to after the last step."""
     random = chance("real command")

@@ -149,9 +149,8 @@ def test_export_to_safetensors(saved, tmp_path, dtype):
     assert float((ours - theirs).abs().float().mean()) <= (0 if dtype == "fp32" else 6)
 
 
-@pytest.mark.parametrize(
-    "classes", [("a", "b", "c"), pytest.param((), marks=pytest.mark.slow)], ids=["classes", "unconditional"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [("a", "b", "c"), ()], ids=["classes", "unconditional"])
 def test_torch_export_takes_any_batch(tmp_path, classes):
     model = make(classes, **({} if classes else {"model__classes": 0}))
     done = to_torch_export(model, tmp_path / "out.pt2", dtype="fp32")

@@ -60,6 +60,7 @@ def test_tensorboard_shows_the_logs(data, tmp_path):
     agree(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_tensorboard_goes_on_in_the_same_curves(data, tmp_path):
     """Cut after a log line that the checkpoint does not know; it is shown once, and the run's own files are the same."""
     pytest.importorskip("tensorboard")
@@ -125,6 +126,7 @@ class Fake:
         self.finished = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails_at", [1, 3, 1000])
 def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(data, tmp_path, monkeypatch, fails_at):
     fake = Fake(fails_at)

@@ -190,6 +190,7 @@ def test_all_checkpoints_damaged_is_an_error(whole, tiny_data, tmp_path):
         run(folder, tiny_recipe(), tiny_data)
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_large_batch(tiny_data, tmp_path):
     """In float64 without dropout: the same losses to 1e-9, whatever the split of the batch."""
     found = []

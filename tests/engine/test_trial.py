@@ -62,6 +62,7 @@ def test_steps_that_do_not_fit(tiny_data, monkeypatch):
     assert "train.accumulate=2" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_find_batch_stays_within_the_memory_it_is_given(tiny_data):
     recipe = tiny_recipe(train__batch_size=24)
     room = estimate(recipe, images=9, device="cpu", classes=2)["total"] / 0.8
@@ -77,6 +78,7 @@ def test_find_batch_stays_within_the_memory_it_is_given(tiny_data):
     assert (found.batch_size, 12 // found.accumulate <= found.fastest.images) == (24, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [1, 11])
 def test_find_batch_finds_where_a_device_is_full(images, tiny_data, monkeypatch):
     with_room_for(images, monkeypatch)
@@ -94,6 +96,7 @@ def test_find_batch_where_one_image_is_too_much(tiny_data, monkeypatch):
         find_batch(tiny_recipe(), data=tiny_data, watch=ignore)
 
 
+@pytest.mark.slow
 def test_find_batch_ends_where_more_is_no_faster(tiny_data, monkeypatch):
     monkeypatch.setattr(trial, "_GROWTH", 1e9)
     found = find_batch(tiny_recipe(), data=tiny_data, watch=ignore)

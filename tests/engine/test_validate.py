@@ -110,6 +110,7 @@ def test_it_leaves_no_trace_in_the_training(whole, data, tmp_path):
     assert digests(tmp_path / "run", names) == digests(whole[0], names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cut", [(events.Stepped, 2), (events.Validated, 4), (events.Stepped, 6), (events.Validated, 8)]
 )

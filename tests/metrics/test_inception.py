@@ -161,6 +161,7 @@ def test_cache_folder_is_the_users_choice(monkeypatch, tmp_path):
     assert runtime.cache_folder().parts[-2:] == (".cache", "hdit")
 
 
+@pytest.mark.slow
 def test_scores_need_neither_scipy_nor_torchvision_nor_clean_fid(net_path):
     code = f"""
 import sys
