@@ -20,7 +20,7 @@ def test_a_kill_at_every_event(servers, unbroken, tmp_path):
     print(f"{events} kills, steps computed again: {redone.count(0)} times none, at most {max(redone)}")
 
 
-@trials(13, 40)
+@trials(24, 40)
 def test_many_kills_in_one_run(servers, unbroken, tmp_path, count):
     _, reference, events = unbroken
     random = chance("many kills")
