@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import runs
-from harness import after_the_end, after_the_kill, chance, leftovers, tiny, trials
+from harness import STEPS, after_the_end, after_the_kill, chance, leftovers, tiny, trials
 from safetensors.torch import load_file
 
 from hdit_cli.engine import checkpoint
@@ -40,7 +40,7 @@ def test_one_signal_saves_and_a_second_start_goes_on(servers, unbroken, tmp_path
     """At any event, of the loop or of the thread that saves."""
     random = chance(f"signal {number}")
     for n in range(count):
-        run, at = tmp_path / str(n) / "run", random.randint(25, unbroken[2] * 2 // 3)
+        run, at = tmp_path / str(n) / "run", random.randint(20, unbroken[2] * 2 // 5)
         went = servers.run({"run": run, "signals": [[at, number]]})
         assert went.code == 75, (at, went.notes)
         assert checkpoint.list_steps(run)[-1] == went.last("step") == went.last("saved"), at
@@ -63,7 +63,7 @@ def assert_same_tensors(run, reference):
 def test_two_signals_stop_at_once_and_nothing_is_broken(servers, unbroken, tmp_path, count):
     random = chance("two signals")
     for n in range(count):
-        run, at = tmp_path / str(n) / "run", random.randint(25, unbroken[2] * 2 // 3)
+        run, at = tmp_path / str(n) / "run", random.randint(20, unbroken[2] * 2 // 5)
         went = servers.run({"run": run, "signals": [[at, signal.SIGTERM], [at + 1, signal.SIGINT]]})
         assert went.code in (130, 75), (at, went.notes)  # 75: the second came while the first was being obeyed
         assert after_the_kill(run, went) == []
@@ -132,7 +132,7 @@ def test_workers_may_change_over_a_kill(servers, unbroken, tmp_path):
     went = servers.run({"run": run, "recipe": tiny(data__workers=2), "kill": unbroken[2] // 2})
     assert went.code == -9
     assert servers.run({"run": run}).code == 0
-    name = checkpoint.step_name(6)
+    name = checkpoint.step_name(STEPS)
     for file in ("model", "ema", "optimizer"):
         ours, theirs = (load_file(r / "checkpoints" / name / f"{file}.safetensors") for r in (run, unbroken[0]))
         assert all((ours[key] == theirs[key]).all() for key in theirs)
