@@ -55,6 +55,7 @@ def train_job(job):
 
     torch.set_num_threads(1)
     os.umask(job.get("umask", 0o022))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command does
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(*words):
