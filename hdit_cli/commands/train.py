@@ -62,13 +62,14 @@ def train(
 
         cost.check(dry_run=dry_run, find_batch=find_batch, memory=memory, processes=processes)
         if init is not None:
-            _print_match(init, loaded)
+            typer.echo("\n".join([f"would start from {init}:", *_checked(loaded, init=init)]), err=True)
         show = partial(cost.find, memory=cost.parse_memory(memory)) if find_batch else cost.show
         show(loaded, processes=processes, as_json=json_)
         return
     if fresh:
         if init is not None and init.resolve().is_relative_to(folder.resolve()):
             raise UsageError(f"--fresh would move {init} away", hint="choose another --run, which may start from it")
+        _checked(loaded, init=init)  # what cannot start must not cost the old run its place
         _set_aside(folder)
     code = relaunch(processes, drop=("--fresh",))
     if code is not None:
@@ -100,16 +101,21 @@ def _set_aside(folder: Path) -> None:
         typer.echo(f"the old run is now {moved}", err=True)
 
 
-def _print_match(init: Path, recipe: "Recipe") -> None:
-    """What a run would load, on stderr."""
+def _checked(recipe: "Recipe", *, init: Path | None) -> list[str]:
+    """Lines on what a run would load from `init`.
+
+    Raises:
+        HditError: recipe, data and `init` do not fit.
+    """
     from hdit_cli.data.reader import ShardReader
     from hdit_cli.engine.init import match, read_source
     from hdit_cli.engine.setup import check_fit
 
     reader = ShardReader(Path(recipe.data.path))
     check_fit(recipe, reader)
-    found = match(read_source(init), recipe, classes=reader.classes if recipe.model.classes else [])
-    typer.echo("\n".join([f"would start from {init}:", *found.lines()]), err=True)
+    if init is None:
+        return []
+    return match(read_source(init), recipe, classes=reader.classes if recipe.model.classes else []).lines()
 
 
 def _train_here(folder: Path, recipe: "Recipe", *, init: Path | None, as_json: bool) -> None:

@@ -51,6 +51,15 @@ def test_what_is_refused(made, tmp_path, capsys):
     assert (made / "run" / "ckpt.safetensors").is_file()
 
 
+def test_a_fresh_start_that_is_refused_moves_nothing(made, tmp_path, capsys):
+    base = [made / "tiny.toml", "--run", made / "run", "--fresh"]
+    assert run(capsys, *base, "--data", tmp_path / "none")[0] == 3
+    assert run(capsys, *base, "--data", made / "data", "--init", tmp_path / "none")[0] == 4
+    assert run(capsys, *base, "--data", made / "data", "--set", "model.size=[32, 32]")[0] == 2
+    assert (made / "run" / "ckpt.safetensors").is_file()
+    assert not (made / "run.old-1").exists()
+
+
 @pytest.mark.slow
 def test_two_processes(made, tmp_path):
     command = [sys.executable, "-m", "hdit_cli", "train", made / "tiny.toml", "--data", made / "data"]
