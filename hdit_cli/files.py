@@ -206,13 +206,19 @@ def rename(source: Path, target: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder: renamed away first, so that a half-removed one is never mistaken for a whole one."""
+    """Removes a folder: renamed away first, so that a half-removed one is never mistaken for a whole one.
+
+    Of a link to a folder the link goes, and the folder stays.
+    """
     trash = temporary_name(path)
     with storage_errors(path):
         _announce("rename", trash)
         os.rename(path, trash)
         _announce("rmtree", trash)
-        shutil.rmtree(trash)
+        if trash.is_symlink():
+            trash.unlink()
+        else:
+            shutil.rmtree(trash)
 
 
 def remove_file(path: Path) -> None:

@@ -55,7 +55,8 @@ def export(
     shared.check_weights(weights)
     place = checkpoint.resolve()
     name = place.parent.name if place.is_file() else place.name
-    path = out or Path("export") / name / f"{name}{SUFFIX[to]}"
+    own = name if weights == "ema" else f"{name}-{weights}"
+    path = out or Path("export") / own / f"{own}{SUFFIX[to]}"  # a folder each: the model card lies in it
     if path.exists() and not force:
         raise UsageError(f"{path} exists", hint="--out elsewhere, or --force to overwrite")
     model = load(checkpoint, weights=weights, device="cpu")

@@ -6,7 +6,7 @@ import shutil
 
 import checks
 import pytest
-from harness import chance, trials
+from harness import chance, leftovers, trials
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -122,6 +122,17 @@ def test_rotation_does_not_count_damaged_ones(tmp_path):
     (tmp_path / "checkpoints" / checkpoint.step_name(3) / "state.json").write_text("{}")
     save(tmp_path, 4, keep=2)
     assert checkpoint.list_steps(tmp_path) == [2, 3, 4]  # 4 and 2 verify; 3 is set aside when a run starts
+
+
+def test_rotation_takes_a_link_to_a_checkpoint_and_leaves_the_folder(tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "kept"
+    save(run, 1)
+    os.rename(run / "checkpoints" / checkpoint.step_name(1), elsewhere)
+    (run / "checkpoints" / checkpoint.step_name(1)).symlink_to(elsewhere)
+    save(run, 2, keep=1)
+    assert checkpoint.list_steps(run) == [2]
+    assert (elsewhere / "manifest.json").is_file()
+    assert leftovers(run) == []
 
 
 def test_rotation_removes_nothing_while_the_newest_does_not_read_back(tmp_path):

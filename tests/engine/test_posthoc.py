@@ -226,6 +226,17 @@ def test_samples_of_a_width_are_made_again_from_their_record(run, tmp_path):
     assert (tmp_path / "a" / "00000.png").read_bytes() == (tmp_path / "b" / "00000.png").read_bytes()
 
 
+def test_exports_of_several_weights_have_names_of_their_own(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = {
+        weights: json.loads(command("export", run, "--weights", weights, "--no-grid", "--json").stdout)["path"]
+        for weights in ("ema", "raw", "0.05", "0.10")
+    }
+    assert len(set(found.values())) == 4
+    assert found["ema"] == f"export/{run.name}/{run.name}.safetensors"
+    assert found["0.05"] == f"export/{run.name}-0.05/{run.name}-0.05.safetensors"
+
+
 def test_export_and_info_know_the_width(run, tmp_path):
     done = command("export", run, "--weights", "0.05", "--out", tmp_path / "x.safetensors", "--json")
     assert json.loads(done.stdout)["weights"] == "std 0.050"
