@@ -16,7 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
-from hdit_cli.data.prepare.buckets import cut_away
+from hdit_cli.data.prepare.buckets import cut_away, turned_size
 from hdit_cli.data.prepare.fit import encode, fit
 from hdit_cli.data.prepare.hold_out import falls_under
 from hdit_cli.data.prepare.listing import SIDE_CODES, Entry
@@ -84,7 +84,8 @@ def process(entry: Entry, options: PrepareOptions) -> Outcome:
     if caption is not None:
         members[".txt"] = caption.encode()
     written = (image.height, image.width)
-    cut = cut_away(picture, written) if options.fit == "crop" else 0.0
+    turned = turned_size(picture.size, picture.orientation)
+    cut = cut_away(turned, written) if options.fit == "crop" else 0.0
     return Outcome("kept", tuple(notes), picture.remarks, members, size=written, cut=cut)
 
 
