@@ -243,6 +243,7 @@ def test_a_run_on_random_cuts_that_was_cut_ends_with_the_same_bits(larger, tmp_p
     assert lines[0] == lines[1]  # at step 0: the same weights on the same centres
 
 
+@pytest.mark.slow
 def test_pictures_of_the_right_size_are_not_touched(source, tmp_path):
     data = prepared(source, "plain", size=(16, 16))
     for crop in ("none", "random", "center"):
