@@ -107,12 +107,10 @@ def _checked(recipe: "Recipe", *, init: Path | None) -> list[str]:
     Raises:
         HditError: recipe, data and `init` do not fit.
     """
-    from hdit_cli.data.reader import ShardReader
     from hdit_cli.engine.init import match, read_source
-    from hdit_cli.engine.setup import check_fit
+    from hdit_cli.engine.setup import open_data
 
-    reader = ShardReader(Path(recipe.data.path))
-    check_fit(recipe, reader)
+    reader = open_data(recipe, Path(recipe.data.path))
     if init is None:
         return []
     return match(read_source(init), recipe, classes=reader.classes if recipe.model.classes else []).lines()
@@ -197,8 +195,10 @@ class Watcher:
         names = list(started.class_names[:8]) + (["…"] if len(started.class_names) > 8 else [])
         classes += f" ({', '.join(names)})" if names else ""
         held_out = f", validated on {started.held_out:,} held out" if started.held_out else ", no validation"
+        sizes = f" of {started.buckets} sizes" if started.buckets else ""
         self._say(
-            f"{started.params:,} parameters, {started.gmacs:.3f} GMAC an image; {started.images:,} images, {classes}{held_out}; "
+            f"{started.params:,} parameters, {started.gmacs:.3f} GMAC an image; "
+            f"{started.images:,} images{sizes}, {classes}{held_out}; "
             f"{started.split}; {started.device}"
         )
         if started.step:

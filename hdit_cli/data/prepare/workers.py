@@ -16,6 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
+from hdit_cli.data.prepare.buckets import cut_away, turned_size
 from hdit_cli.data.prepare.fit import encode, fit
 from hdit_cli.data.prepare.hold_out import falls_under
 from hdit_cli.data.prepare.listing import SIDE_CODES, Entry
@@ -41,12 +42,16 @@ class Outcome:
             (none = plainly kept).
         detail: in words.
         members: suffix => bytes of a kept sample, but for the label.
+        size: [H, W] of the picture as written.
+        cut: share of the picture's area that was cropped away.
     """
 
     verdict: str
     codes: tuple[str, ...] = ()
     detail: str = ""
     members: dict[str, bytes] = field(default_factory=dict)
+    size: tuple[int, int] = (0, 0)
+    cut: float = 0.0
 
 
 def at_sight(entry: Entry) -> Outcome | None:
@@ -78,7 +83,10 @@ def process(entry: Entry, options: PrepareOptions) -> Outcome:
     members[".json"] = (json.dumps(about, ensure_ascii=False) + "\n").encode()
     if caption is not None:
         members[".txt"] = caption.encode()
-    return Outcome("kept", tuple(notes), picture.remarks, members)
+    written = (image.height, image.width)
+    turned = turned_size(picture.size, picture.orientation)
+    cut = cut_away(turned, written) if options.fit == "crop" else 0.0
+    return Outcome("kept", tuple(notes), picture.remarks, members, size=written, cut=cut)
 
 
 def _caption(entry: Entry) -> tuple[str | None, list[str]]:
