@@ -4,8 +4,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 LABEL_KEYS = ("cls", "class", "class_name", "label")
 CAPTION_KEYS = ("caption", "text", "prompt")
@@ -20,8 +19,7 @@ CAPTION_BYTES = 1 << 16
 _LABEL_BYTES = 255
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """None = nothing is said. `notes`: what was said but could not be used."""
 
     label: str | None = None
@@ -72,6 +70,8 @@ def label_name(value: Any) -> str | None:
     if not isinstance(value, str):
         raise ValueError("not a class")
     name = value.strip()
+    if name.isascii() and name.isprintable() and len(name) <= _LABEL_BYTES:
+        return name or None
     strange = any(character == "\ufffd" or unicodedata.category(character) in ("Cc", "Cs") for character in name)
     if strange or len(name.encode()) > _LABEL_BYTES:
         raise ValueError("not a class")

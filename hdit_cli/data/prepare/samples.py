@@ -10,7 +10,7 @@ sample of several pictures `a.b.jpg` goes with `a.b.cls`. Where a class could be
 
 import itertools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -120,6 +120,8 @@ class _Sample:
     def __init__(self, members: list[Member], classes: list[str] | None, *, lost: set[str]) -> None:
         self._members = members
         self._lost = lost
+        count = Counter((member.field, member.suffix) for member in members)
+        self._twins = {field for (field, _), times in count.items() if times > 1}  # webdataset refuses such samples
         self._fields = {member.field for member in members if not member.entry.code}  # of the pictures
         self._labels = [(member, _label(member.entry.place, classes)) for member in members if member.suffix == "cls"]
         jsons = [member for member in members if member.suffix == "json"] if classes is None else []
@@ -157,9 +159,10 @@ class _Sample:
 
     def _caption(self, member: Member, notes: set[str]) -> None:
         texts, others = self._pertaining(self._texts, member)
-        described, _ = self._pertaining(self._jsons, member)
+        described, of_another = self._pertaining(self._jsons, member)
         said = {facts.caption for _, facts in described} - {None}
-        if len(texts) > 1 or others or (not texts and len(said) > 1):
+        in_doubt = others or any(facts.caption for _, facts in of_another)
+        if len(texts) > 1 or (not texts and (in_doubt or len(said) > 1)):
             notes.add(BAD_CAPTION)
         elif texts:
             member.entry.caption = texts[0][0].entry.place
@@ -172,12 +175,14 @@ class _Sample:
     def _pertaining(
         self, told: list[tuple[Member, Facts]], member: Member
     ) -> tuple[list[tuple[Member, Facts]], list[tuple[Member, Facts]]]:
-        """What pertains to a member, and what only might: that of the sample, where the sample has a picture of its own."""
+        """What pertains to a member, and what only might: of the whole sample while that has a picture too, or of a twin."""
         own = [pair for pair in told if pair[0].field == member.field]
         plain = [pair for pair in told if not pair[0].field]
+        if member.field in self._twins:
+            return [], [*own, *plain]
         if own or not plain:
             return own, []
-        return ([], plain) if "" in self._fields else (plain, [])
+        return ([], plain) if "" in self._fields | self._twins else (plain, [])
 
 
 def _label(place: Place | None, classes: list[str] | None) -> Facts:

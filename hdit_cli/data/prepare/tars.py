@@ -121,6 +121,10 @@ def _members(tar: Path) -> Iterator[tarfile.TarInfo]:
         end = archive.offset
     with open(tar, "rb") as handle:
         handle.seek(end)
-        while rest := handle.read(1 << 20):  # an archive ends with empty blocks, and with nothing else
+        rest = handle.read(tarfile.BLOCKSIZE)
+        if not rest:
+            raise tarfile.ReadError("ends without the mark of an end: it may have been cut off")
+        while rest:  # an archive ends with empty blocks, and with nothing else
             if any(rest):
                 raise tarfile.ReadError(f"damaged after byte {end}; what follows was not read")
+            rest = handle.read(1 << 20)
