@@ -33,8 +33,8 @@ def test_order_of_bytes_in_any_folder_and_any_zip(tmp_path_factory, names):
     files = dict.fromkeys(names, b"x")
     _, entries = listed(write_folder(root / "set", files))  # the order is checked there
     assert list(entries) == sorted(names, key=str.encode)
-    slashed = {name.replace("\\", "/"): name for name in names if not name.startswith("\\")}
-    listed(write_zip(root / "z.zip", dict.fromkeys(slashed, b"x")))
+    packed = {name.strip("\\") for name in names} | {"ok.png"}  # a zip's names have "/" for it
+    listed(write_zip(root / "z.zip", dict.fromkeys(packed - {""}, b"x")))
 
 
 STEMS = ["a", "b", "a.b", "A", "é"]

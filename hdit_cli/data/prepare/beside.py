@@ -30,7 +30,7 @@ class Beside:
         self._texts = {stem(path): path for path in sides if path.lower().endswith(".txt")}
         self._jsons = {stem(path): path for path in sides if path.lower().endswith(".json")}
         self._twice = {one for one, other in itertools.pairwise(sides) if one == other}
-        candidates = (stem(path) for path in paths if not is_side_name(path))
+        candidates = (stem(path) for path in paths if not is_side_name(path)) if self._texts else ()
         self._captions = {self._texts[name] for name in candidates if name in self._texts}
         self._place_of = place_of
         self._scope = scope
@@ -43,7 +43,8 @@ class Beside:
     def give(self, entry: Entry) -> None:
         """Gives a candidate, whose group is that of its folder, its class and its caption."""
         table = self._scope.facts(entry.path) if self._scope else None
-        beside = self._described(stem(entry.path))
+        name = stem(entry.path) if self._jsons or self._texts else ""
+        beside = self._described(name)
         notes = {*beside.notes, *(table.notes if table else ())}
         is_told = table is not None and (table.label is not None or BAD_LABEL in table.notes)
         if is_told or (self._scope is not None and self._scope.has_labels and beside.label is None):
@@ -55,11 +56,11 @@ class Beside:
         if table is not None and table.caption is not None:
             entry.text = table.caption
         else:
-            self._caption(entry, notes, beside.caption)
+            self._caption(entry, name, notes, beside.caption)
         entry.notes = tuple(sorted(notes))
 
-    def _caption(self, entry: Entry, notes: set[str], described: str | None) -> None:
-        text = self._texts.get(stem(entry.path))
+    def _caption(self, entry: Entry, name: str, notes: set[str], described: str | None) -> None:
+        text = self._texts.get(name)
         if text in self._twice:
             notes.add(BAD_CAPTION)
         elif text is not None:

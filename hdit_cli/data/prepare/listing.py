@@ -141,6 +141,8 @@ def utf8(name: str | bytes) -> str:
 
 
 def is_side_name(path: str) -> bool:
+    if not path.lower().endswith(SIDE_SUFFIXES):
+        return False
     name = file_name(path)
     return not name.startswith("._") and os.path.splitext(name)[1].lower() in SIDE_SUFFIXES
 
