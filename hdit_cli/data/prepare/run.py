@@ -7,7 +7,7 @@ when `manifest.json` is there. What was held out becomes a data set of its own i
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Progress:
 
 
 def prepare(
-    source: Path,
+    source: Path | Sequence[Path],
     *,
     out: Path,
     options: PrepareOptions,
@@ -61,7 +61,7 @@ def prepare(
     """Makes a data set from a source; goes on where a killed run left off; does nothing where it is complete.
 
     Args:
-        source: folder of pictures, zip, tar, or folder of tars.
+        source: folder of pictures, zip, tar, folder of tars, list of files; or several of them.
         out: folder to be made.
         options: what the bytes depend on, besides the source.
         workers: processes; the bytes do not depend on it.
@@ -76,8 +76,11 @@ def prepare(
     """
     if workers < 1:
         raise UsageError(f"--workers is {workers}", hint="--workers 1 or more")
-    listing = scan(source)
-    _check_apart(source, out)
+    sources = [source] if isinstance(source, Path) else list(source)
+    listing = scan(sources)
+    for one in sources:
+        _check_apart(one, out)
+    entries = list(listing.stream())
     plan = {"format": _PLAN_FORMAT, "source": listing.source(), "options": options.told()}
     if (out / MANIFEST).exists():
         report = _complete(out, plan, listing)
@@ -86,7 +89,7 @@ def prepare(
         files.make_folder(out / WORK)
         with files.lock(out / WORK / "lock", what=f"the data set {out}"):
             _claim(out, plan, listing)
-            with _Run(out, plan, listing, options) as run:
+            with _Run(out, plan, listing, entries, options) as run:
                 report = run.all(workers, strict=strict, progress=progress)
     if strict and report.refused:
         raise _strict_error(report)
@@ -157,10 +160,13 @@ def _strict_error(report: Report) -> DataError:
 class _Run:
     """One pass over the entries: what is counted, what is still to be written down."""
 
-    def __init__(self, out: Path, plan: dict[str, Any], listing: Listing, options: PrepareOptions) -> None:
+    def __init__(
+        self, out: Path, plan: dict[str, Any], listing: Listing, entries: list[Entry], options: PrepareOptions
+    ) -> None:
         self.out = out
         self.plan = plan
         self.listing = listing
+        self.entries = entries
         self.options = options
         self.labels = {name: index for index, name in enumerate(listing.classes)}
         self.shards: list[ShardInfo] = []
@@ -173,13 +179,13 @@ class _Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if kind is KeyboardInterrupt:
-            told = f"stopped after {self.position} of {len(self.listing.entries)} files"
+            told = f"stopped after {self.position} of {len(self.entries)} files"
             raise Interrupted(told, hint="the finished shards are kept; the same command goes on") from error
 
     def all(self, workers: int, *, strict: bool, progress: Callable[[Progress], None] | None) -> Report:
         """Everything that is not done yet; the manifest last."""
         self._resume()
-        entries = self.listing.entries
+        entries = self.entries
         if self.position < len(entries):
             with Workers(workers, self.options) as pool:
                 told = self._told(pool.outcomes(entries, self.position), progress)
@@ -211,7 +217,7 @@ class _Run:
     def _hold_out(self, report: Report, workers: int, progress: Callable[[Progress], None] | None) -> None:
         """Makes the data set inside, of the pictures that the first pass held out."""
         told = {line["path"] for line in self._all_lines() if line["code"] == HELD_OUT}
-        entries = chosen(self.listing.entries, told, share=self.options.hold_out)
+        entries = chosen(self.entries, told, share=self.options.hold_out)
         out, before = self.out / HELD_OUT, self.position
 
         def counted(now: Progress) -> None:
@@ -222,7 +228,7 @@ class _Run:
         files.make_folder(out / WORK)
         files.reap(out)
         files.reap(out / WORK)
-        with _Run(out, self.plan, replace(self.listing, entries=entries), replace(self.options, hold_out=0.0)) as run:
+        with _Run(out, self.plan, self.listing, entries, replace(self.options, hold_out=0.0)) as run:
             made = run.all(workers, strict=False, progress=counted)
         if made.kept != report.held_out:
             files.remove_folder(out)
@@ -256,7 +262,7 @@ class _Run:
             if line is not None:
                 self.lines.append(line)
             if progress is not None:
-                total = len(self.listing.entries)
+                total = len(self.entries)
                 progress(Progress(self.position, total, kept=self.tally.kept, refused=self.tally.refused))
             if outcome.verdict == "kept":
                 yield entry, outcome
