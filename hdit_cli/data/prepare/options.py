@@ -27,6 +27,8 @@ class PrepareOptions:
         max_pixels: pictures with more are refused by their header alone.
         background: colour under transparency and around padded pictures, as CSS writes colours.
         hold_out: share of the pictures that go into a data set of their own, in [0, 0.5]; 0 = none.
+        min_size: pictures whose shorter side is below, in pixels as stored, are refused; 0 = none.
+        dedupe: of pictures that are equal as prepared only the first is kept.
 
     Raises:
         UsageError: a value out of its range.
@@ -39,6 +41,8 @@ class PrepareOptions:
     max_pixels: int = 150_000_000
     background: str = "white"
     hold_out: float = 0.0
+    min_size: int = 0
+    dedupe: bool = False
 
     def __post_init__(self) -> None:
         if not all(1 <= side <= _LARGEST_SIDE for side in self.size):
@@ -56,6 +60,8 @@ class PrepareOptions:
             raise UsageError(
                 f"--hold-out is {self.hold_out}", hint=f"a share of the pictures, 0 to {_MOST_HELD_OUT}; 0.05 is usual"
             )
+        if self.min_size < 0:
+            raise UsageError(f"--min-size is {self.min_size}", hint="--min-size 0 (no limit) or more, in pixels")
         _ = self.colour
 
     @property
@@ -78,6 +84,8 @@ class PrepareOptions:
             "max_pixels": self.max_pixels,
             "background": list(self.colour),
             **({"hold_out": self.hold_out} if self.hold_out else {}),
+            **({"min_size": self.min_size} if self.min_size else {}),
+            **({"dedupe": True} if self.dedupe else {}),
         }
 
 
