@@ -182,7 +182,7 @@ class _Run:
         entries = self.listing.entries
         if self.position < len(entries):
             with Workers(workers, self.options) as pool:
-                told = self._told(pool.outcomes(entries, self.position), progress)
+                told = self._told(pool.outcomes(entries[self.position :]), progress)
                 while self._shard(told):
                     pass
         report = self._report()
