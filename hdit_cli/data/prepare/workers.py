@@ -18,6 +18,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
+from hdit_cli.data.prepare.buckets import cut_away
 from hdit_cli.data.prepare.fit import encode, fit
 from hdit_cli.data.prepare.hold_out import falls_under
 from hdit_cli.data.prepare.listing import SIDE_CODES, Entry
@@ -25,7 +26,6 @@ from hdit_cli.data.prepare.options import SUFFIXES, PrepareOptions
 from hdit_cli.data.prepare.pictures import read_picture
 from hdit_cli.data.prepare.places import open_place, read_small
 from hdit_cli.data.prepare.refused import Refused
-from hdit_cli.data.shards import HELD_OUT
 from hdit_cli.errors import UsageError
 
 _CHUNK = 4  # pictures sent to a process at once
@@ -40,13 +40,13 @@ class Outcome:
 
     Args:
         verdict: kept, refused, side or held_out.
-        codes: why it was refused, what kind of side file it is, that it was held out, or the notes of a kept picture
-            (none = plainly kept).
+        codes: why it was refused, what kind of side file it is, or the notes of a kept or held-out picture (none = plain).
         detail: in words.
-        members: suffix => bytes of a kept sample, but for the label.
+        members: suffix => bytes of a kept or held-out sample, but for the label.
         size: (H, W) of the picture as written; (0, 0) where it is not kept.
         source_size: (H, W) of the picture as stored in the source.
         digest: BLAKE2b, 128 bits in hex, of the encoded picture: the same for pictures that came to the same pixels.
+        cut: share of the picture's area that was cropped away.
     """
 
     verdict: str
@@ -56,6 +56,7 @@ class Outcome:
     size: tuple[int, int] = (0, 0)
     source_size: tuple[int, int] = (0, 0)
     digest: str = ""
+    cut: float = 0.0
 
 
 def at_sight(entry: Entry) -> Outcome | None:
@@ -71,10 +72,10 @@ def process(entry: Entry, options: PrepareOptions) -> Outcome:
         assert entry.place is not None, "a candidate has a place"
         with open_place(entry.place) as stream:
             picture = read_picture(stream, options)
+            if min(picture.size) < options.min_size:
+                raise Refused("too-small", "{}x{}".format(*reversed(picture.size)))
             held_out = falls_under(stream, options.hold_out)
         image, notes = fit(picture, options)
-        if held_out:
-            return Outcome("held_out", (HELD_OUT,))
         encoded = encode(image, options.format)
     except Refused as refused:
         return Outcome("refused", (refused.code,), refused.detail)
@@ -89,13 +90,14 @@ def process(entry: Entry, options: PrepareOptions) -> Outcome:
     if caption is not None:
         members[".txt"] = caption.encode()
     return Outcome(
-        "kept",
+        "held_out" if held_out else "kept",
         tuple(notes),
         picture.remarks,
         members,
         size=(image.height, image.width),
         source_size=source_size,
         digest=hashlib.blake2b(encoded, digest_size=_DIGEST_BYTES).hexdigest(),
+        cut=cut_away(picture, (image.height, image.width)) if options.fit == "crop" else 0.0,
     )
 
 
