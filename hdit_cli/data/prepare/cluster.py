@@ -28,8 +28,8 @@ def make_on_ray(plan: Plan, numbers: Iterable[int], *, workers: int, watch: Watc
         UsageError: Ray is not installed.
     """
     try:
-        import ray
-        from ray.exceptions import RayTaskError
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayTaskError  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         hint = "pip install 'hdit[ray]', or leave out --engine ray"
         raise UsageError("--engine ray needs Ray, which is not installed", hint=hint) from error
@@ -61,7 +61,7 @@ def make_alone(plan: Plan, number: int) -> Progress:
 
 
 def _connect(workers: int) -> None:
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from hdit_cli import files
 from hdit_cli.data.prepare.duplicates import Double, Duplicates, drop, find_duplicates
-from hdit_cli.data.prepare.options import PrepareOptions
 from hdit_cli.data.prepare.plan import Plan
 from hdit_cli.data.prepare.preview import write_preview
 from hdit_cli.data.prepare.report import DUPLICATE, REPORT, Report, Tally, report_of, write_report
@@ -43,7 +42,7 @@ def finish(plan: Plan, *, strict: bool) -> Report:
         raise _nothing_kept(plan, report)
     write_report(plan.out, report, account.lines())
     if strict:
-        check_strict(report, plan.options)
+        check_strict(report)
     if report.held_out:
         write_report(plan.out / HELD_OUT, account.held_out_report(), account.held_out_lines())
         _write_set(plan, HELD_OUT, account.held_out, account.shards[HELD_OUT])
@@ -52,13 +51,13 @@ def finish(plan: Plan, *, strict: bool) -> Report:
     return report
 
 
-def check_strict(report: Report, options: PrepareOptions) -> None:
+def check_strict(report: Report) -> None:
     """What --strict asks for. A duplicate that was left out as asked is no defect.
 
     Raises:
         DataError: files were refused.
     """
-    refused = report.refused - (report.duplicates if options.dedupe else 0)
+    refused = report.refused - (report.duplicates if report.deduped else 0)
     if refused:
         path, code = report.first_refused
         raise DataError(
@@ -148,7 +147,13 @@ class _Account:
     def report(self) -> Report:
         report = self._report("", self.training)
         twice = self._duplicates
-        return replace(report, duplicates=len(twice), duplicate_groups=twice.groups, duplicates_across=twice.across)
+        return replace(
+            report,
+            duplicates=len(twice),
+            duplicate_groups=twice.groups,
+            duplicates_across=twice.across,
+            deduped=self._plan.options.dedupe,
+        )
 
     def held_out_report(self) -> Report:
         return replace(self._report(HELD_OUT, self.held_out), duplicates=self.held_out.codes[DUPLICATE])

@@ -19,7 +19,7 @@ DUPLICATE = "duplicate"  # code of a picture that is equal, as prepared, to an e
 _FILES = '  "files": ['  # the line that the lines of files follow
 _MILLION = 1_000_000
 # facts that are left out where they say nothing: a report without held-out pictures does not speak of them
-_WHERE_ANY = ("held_out", "buckets", "duplicates_across")
+_WHERE_ANY = ("held_out", "buckets", "duplicates_across", "deduped")
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Report:
     `sides`: smallest, median and largest shorter side of the kept pictures in the source, in pixels; `smaller` counts those
     that are below the shorter side written, `cropped` those that lost something at an edge. `duplicates` counts pictures
     that are equal, as prepared, to an earlier one (in `duplicate_groups` sets of equal ones), `duplicates_across` those
-    among them of which one is held out and the other is not. With --dedupe they are among the refused.
+    among them of which one is held out and the other is not. Where `deduped`, they are among the refused.
     """
 
     out: str
@@ -123,6 +123,7 @@ class Report:
     duplicates: int = 0
     duplicate_groups: int = 0
     duplicates_across: int = 0
+    deduped: bool = False
 
 
 def report_of(tally: Tally, *, out: Path, classes: list[str], size: tuple[int, int], shards: list[ShardInfo]) -> Report:

@@ -246,7 +246,7 @@ def _complete(wish: _Wish, listing: Listing) -> Report:
 def _told(wish: _Wish) -> Report:
     report = read_report(wish.out)
     if wish.strict:
-        check_strict(report, wish.options)
+        check_strict(report)
     return report
 
 
