@@ -20,7 +20,7 @@ def jobs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return make_pictures(tmp_path_factory.mktemp("source") / "pictures", count=22)
+    return make_pictures(tmp_path_factory.mktemp("source") / "pictures", count=18)
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +51,23 @@ def killed_and_resumed(jobs, source, out, *, kills, reference, **job):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_kill_at_fifty_points(jobs, source, unbroken, tmp_path, workers):
-    """With everything on: two data sets in one pass, duplicates taken out of the shards of both in the end."""
+def test_fifty_kills(jobs, source, unbroken, tmp_path, workers):
+    """With everything on: two data sets in one pass, duplicates taken out of the shards of both in the end.
+
+    Each preparation is killed at one of 25 points spread over all events, and once more half-way through what remains.
+    """
     reference, events = unbroken["full"]
-    kills = [1 + (2 * n + workers - 1) * (events - 1) // 100 for n in range(50)]
-    assert len(set(kills)) == 50
-    for kill in kills:
-        wrong, struck = killed_and_resumed(
-            jobs, source, tmp_path / str(kill), kills=[kill], reference=reference, options=FULL, workers=workers
+    firsts = [1 + (2 * n + workers - 1) * (events - 1) // 50 for n in range(25)]
+    assert len(set(firsts)) == 25
+    struck = 0
+    for first in firsts:
+        kills = [first, 1 + (events - first) // 2]
+        wrong, times = killed_and_resumed(
+            jobs, source, tmp_path / str(first), kills=kills, reference=reference, options=FULL, workers=workers
         )
-        assert (wrong, struck) == ([], 1), f"killed at event {kill} of {events}"
+        assert wrong == [], f"killed at events {kills} of {events}"
+        struck += times
+    assert struck == 50
 
 
 @pytest.mark.slow

@@ -194,15 +194,7 @@ def killed_and_resumed(tmp_path, source, made, number):
 
 
 def test_killed_half_way_and_run_again_gives_the_same_bytes(tmp_path, source, made):
-    assert killed_and_resumed(tmp_path, source, made, 35)  # with two of three shards done
-
-
-@pytest.mark.slow
-def test_killed_at_any_change_of_the_disk(tmp_path, source, made):
-    number = 1
-    while killed_and_resumed(tmp_path, source, made, number):
-        number += 3  # every third, for time
-    assert number > 50  # it did kill something
+    assert killed_and_resumed(tmp_path, source, made, 35)  # with two of four shards done
 
 
 def test_a_second_run_takes_over_finished_shards(tmp_path, source, made, monkeypatch):

@@ -137,19 +137,24 @@ def record_path(plan: Plan, number: int) -> Path:
 
 
 def write_record(plan: Plan, record: Record) -> None:
-    text = json.dumps(vars(record), separators=(",", ":"), ensure_ascii=False)
-    files.write_bytes(record_path(plan, record.task), text.encode())
+    """Writes a record whole: a line of JSON, and a line with its SHA-256."""
+    told = json.dumps(vars(record), separators=(",", ":"), ensure_ascii=False).encode()
+    files.write_bytes(record_path(plan, record.task), told + f"\n{files.sha256_of(told)}\n".encode())
 
 
 def read_record(plan: Plan, number: int) -> Record | None:
     """None where the task is not done, or its record is damaged."""
     try:
-        told = json.loads(record_path(plan, number).read_bytes())
-        lines = [Line(*each) for each in told.pop("lines")]
-        pictures = [Picture(*each) for each in told.pop("pictures")]
-        return Record(**told, lines=lines, pictures=pictures)
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        data = record_path(plan, number).read_bytes()
+    except FileNotFoundError:
         return None
+    text, _, digest = data.removesuffix(b"\n").rpartition(b"\n")
+    if files.sha256_of(text).encode() != digest:
+        return None
+    told = json.loads(text)
+    lines = [Line(*each) for each in told.pop("lines")]
+    pictures = [Picture(*each) for each in told.pop("pictures")]
+    return Record(**told, lines=lines, pictures=pictures)
 
 
 def records(plan: Plan) -> Iterator[Record]:
