@@ -4,6 +4,8 @@ A task that a lost worker or node had begun is given to another one; that it is 
 """
 
 import itertools
+import os
+import sys
 from collections.abc import Iterable
 
 from hdit_cli.data.prepare.local import Progress, Watch, make_here
@@ -55,6 +57,9 @@ def make_on_ray(plan: Plan, numbers: Iterable[int], *, workers: int, watch: Watc
 
 def make_alone(plan: Plan, number: int) -> Progress:
     """One task, by a worker of the cluster; the pictures are decoded in a process of their own, as everywhere."""
+    vars(sys.modules["__main__"]).pop(
+        "__file__", None
+    )  # Ray's script, which that process would import, and Ray with it
     watch = Watch(plan.task(number).entries, None)
     make_here(plan, [number], workers=1, watch=watch)
     return watch.now
@@ -63,6 +68,9 @@ def make_alone(plan: Plan, number: int) -> Progress:
 def _connect(workers: int) -> None:
     import ray  # pyright: ignore[reportMissingImports]
 
+    os.environ.setdefault(
+        "RAY_USAGE_STATS_ENABLED", "0"
+    )  # read when Ray starts a cluster: nothing is sent to its makers
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         ray.init(address="auto", **quiet)
