@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from hdit_cli.data.prepare import Progress, Report
+    from hdit_cli.data.prepare import Progress
 
 _LINE_EVERY = 5.0  # seconds between plain lines, where stderr is no terminal
 
@@ -53,12 +53,37 @@ def prepare(
     bucket_ratio: Annotated[
         float | None, typer.Option(help="Longer side / shorter side of a bucket, at most.", show_default="2")
     ] = None,
+    min_size: Annotated[
+        int, typer.Option(help="Refuse pictures whose shorter side is below this many pixels; 0: none.")
+    ] = 0,
+    dedupe: Annotated[
+        bool,
+        typer.Option(
+            "--dedupe", help="Keep only the first of pictures that are equal as prepared (else they are only told)."
+        ),
+    ] = False,
+    shards: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Do share I of N of the shards, as $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT; the last one finishes.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local: processes here. ray: a Ray cluster that sees source and OUT (pip install 'hdit[ray]')."
+        ),
+    ] = "local",
     strict: Annotated[bool, typer.Option("--strict", help="End with an error if any file was refused.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Make a checked, resized, sharded data set from pictures; the same command goes on after an interruption."""
-    from hdit_cli.data.prepare import PrepareOptions, choose_buckets, parse_size, source_name
+    from hdit_cli.commands.account import print_pending, print_report
+    from hdit_cli.data.prepare import Pending, PrepareOptions, Share, choose_buckets, parse_size, source_name
     from hdit_cli.data.prepare import prepare as make
+    from hdit_cli.data.prepare import prepare_share as make_share
 
     options = PrepareOptions(
         size=parse_size(size),
@@ -68,19 +93,21 @@ def prepare(
         max_pixels=max_pixels,
         background=background,
         hold_out=hold_out,
+        min_size=min_size,
+        dedupe=dedupe,
         buckets=choose_buckets(parse_size(size), on=buckets, step=bucket_step, ratio=bucket_ratio),
     )
     target = out or Path("data") / f"{source_name(src[0])}{size.strip().lower()}{'-buckets' if buckets else ''}"
+    how: dict[str, Any] = {"out": target, "options": options, "engine": engine, "strict": strict}
+    how["workers"] = _cores() if workers is None else workers
+    share = Share.parse(shards) if shards is not None else None
     with _shown() as progress:
-        report = make(
-            src,
-            out=target,
-            options=options,
-            workers=_cores() if workers is None else workers,
-            strict=strict,
-            progress=progress,
-        )
-    _print(report, as_json=json, asked_to_hold_out=hold_out > 0)
+        how["progress"] = progress
+        made = make(src, **how) if share is None else make_share(src, share=share, **how)
+    if isinstance(made, Pending):
+        print_pending(made, as_json=json)
+    else:
+        print_report(made, as_json=json, asked_to_hold_out=hold_out > 0)
 
 
 def _cores() -> int:
@@ -139,45 +166,3 @@ class _Lines:
         minutes, seconds = divmod(round(left), 60)
         told = f"{progress.done}/{progress.total} images, {rate:.0f} images/s, {minutes}:{seconds:02d} left{refused}"
         print(told, file=sys.stderr, flush=True)
-
-
-def _print(report: "Report", *, as_json: bool, asked_to_hold_out: bool) -> None:
-    import json
-    from dataclasses import asdict
-
-    if as_json:
-        print(json.dumps(asdict(report), indent=2, ensure_ascii=False))
-        return
-    height, width = report.image_size
-    told = "complete already" if report.complete_before else "made"
-    sizes = f"{len(report.buckets)} sizes around {height}x{width}" if report.buckets else f"{height}x{width}"
-    print(f"{report.out}: {told}, {report.kept} pictures of {sizes} in {report.shards} shard(s)")
-    rows: list[tuple[str, object]] = [
-        ("seen", report.seen),
-        ("kept", report.kept),
-        ("refused", report.refused),
-        ("side files", report.side),
-    ]
-    if asked_to_hold_out:
-        rows.append(("held out", report.held_out))
-    rows += [(f"class {name}", count) for name, count in list(report.classes.items())[:20]]
-    if len(report.classes) > 20:
-        rows.append(("more classes", len(report.classes) - 20))
-    if report.unlabelled:
-        rows.append(("no class", report.unlabelled))
-    rows += [(f"  {code}", count) for code, count in report.codes.items()]
-    rows += [
-        (f"bucket {'{}x{}'.format(*each['size'])}, {each['cropped']:.1%} cropped away", each["count"])
-        for each in report.buckets
-    ]
-    rows.append(("megabytes", f"{report.bytes / 1e6:.1f}"))
-    wide = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"  {name:<{wide}}  {value:>9}")
-    if report.held_out:
-        print(
-            f"  the held-out pictures are a data set of their own, {report.out}/held-out; `hdit train` validates on it"
-        )
-    elif asked_to_hold_out:
-        print("  no picture fell under --hold-out: there are too few for that share, so there will be no validation")
-    print(f"  each file's verdict: {report.out}/report.json, a look at them: {report.out}/preview.png")

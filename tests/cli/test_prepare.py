@@ -77,3 +77,33 @@ def test_held_out_pictures_are_told(pictures, tmp_path):
     assert ["held", "out", "0"] in [line.split() for line in none.stdout.splitlines()]
     assert "no picture fell under --hold-out" in none.stdout
     assert "held out" not in run(pictures, "--size", "16", "--workers", "1", "--out", tmp_path / "plain").stdout
+
+
+def test_a_share_tells_what_is_missing_and_the_last_one_finishes(pictures, tmp_path):
+    common = (pictures, "--size", "16", "--workers", "1", "--shard-size", "1", "--out", tmp_path / "out")
+    first = run(*common, "--shards", "2/3")
+    assert first.exit_code == 0 and "still missing: 3 shards, number 0, 2-3" in first.stdout, first.output
+    told = json.loads(run(*common, "--shards", "2/3", "--json").stdout)
+    assert (told["complete"], told["missing"], told["tasks"], told["own"]) == (False, [0, 2, 3], 5, 2)
+    run(*common, "--shards", "1/3")
+    last = run(*common, "--shards", "3/3")
+    assert ["kept", "4"] in [line.split() for line in last.stdout.splitlines()]
+    refused = run(*common, "--shards", "4/3")
+    assert isinstance(refused.exception, UsageError) and "SLURM" in refused.exception.hint
+
+
+def test_what_was_done_to_the_pictures_is_told(pictures, tmp_path):
+    """Equal ones left out, small ones refused; `hdit info` tells the same."""
+    from hdit_cli.commands.info import info
+
+    Image.new("RGB", (90, 8)).save(pictures / "red" / "small.png")
+    made = run(pictures, "--size", "32", "--workers", "1", "--dedupe", "--min-size", "10", "--out", tmp_path / "out")
+    lines = [line.split() for line in made.stdout.splitlines()]
+    for line in (["kept", "2"], ["duplicates", "2"], ["too-small", "1"], ["cropped", "2"], ["below", "32", "100.0%"]):
+        assert line in lines, made.output
+    assert "2 pictures equal an earlier one, in 2 groups; they were left out" in made.stdout
+    app = typer.Typer()
+    app.command()(info)
+    told = json.loads(RUNNER.invoke(app, [str(tmp_path / "out"), "--json"]).stdout)
+    assert told["duplicates"] == 2 and told["shorter_side"] == {"min": 20, "median": 20, "max": 20, "share_below": 1.0}
+    assert told["codes"]["too-small"] == 1 and told["seen"] == 6

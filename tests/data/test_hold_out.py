@@ -3,9 +3,6 @@
 import io
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 
@@ -20,23 +17,6 @@ from hdit_cli.engine.verify import verify_data
 from hdit_cli.errors import DataError, Interrupted, UsageError
 
 OPTIONS = PrepareOptions(size=(16, 16), shard_size=5, format="png", hold_out=0.3)
-
-SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-from hdit_cli import files
-from hdit_cli.data.prepare import PrepareOptions, prepare
-
-if __name__ == "__main__":
-    told = []
-    def observe(operation, path):
-        told.append(operation)
-        if len(told) == int(sys.argv[3]):
-            os.kill(os.getpid(), signal.SIGKILL)
-    files.observer = observe
-    options = PrepareOptions(size=(16, 16), shard_size=5, format="png", hold_out=0.3)
-    prepare(Path(sys.argv[1]), out=Path(sys.argv[2]), options=options, workers=1)
-"""
 
 
 def png(number):
@@ -124,38 +104,19 @@ def test_the_same_bytes_for_any_workers(made, source, tmp_path):
     assert tree(tmp_path / "out") == tree(made[0])
 
 
-def killed_and_resumed(source, made, place, number):
-    """Kills a run at its n-th change of the disk, runs it again; False where it ended before."""
-    (place / "script.py").write_text(SCRIPT)
-    out = place / f"killed-{number}"
-    code = subprocess.run([sys.executable, str(place / "script.py"), str(source), str(out), str(number)]).returncode
-    assert code in (0, -signal.SIGKILL)
-    prepare(source, out=out, options=OPTIONS, workers=1)
-    assert tree(out) == tree(made[0])
-    return code != 0
-
-
-@pytest.mark.slow
-def test_killed_at_any_change_of_the_disk(source, made, tmp_path):
-    numbers = iter(range(45, 400, 25))
-    while killed_and_resumed(source, made, tmp_path, number := next(numbers)):
-        pass
-    assert number > 120  # it did kill both passes
-
-
-def test_stopped_in_the_second_pass_it_goes_on(source, made, tmp_path):
+def test_stopped_half_way_it_goes_on(source, made, tmp_path):
     out, report = tmp_path / "out", made[1]
     told = []
 
     def stop(progress):
         told.append(progress)
-        if progress.done == report.seen + 8:
+        if progress.done == report.seen // 2:
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted):
         prepare(source, out=out, options=OPTIONS, workers=1, progress=stop)
-    assert told[-1].total == report.seen + report.held_out
-    assert (out / "held-out" / "00000.tar").exists() and not (out / "manifest.json").exists()
+    assert told[-1].total == report.seen
+    assert list((out / "held-out").glob("*.tar")) and not (out / "manifest.json").exists()
     with pytest.raises(UsageError, match="hold_out differ"):
         prepare(source, out=out, options=replace(OPTIONS, hold_out=0.0), workers=1)
     prepare(source, out=out, options=OPTIONS, workers=1)

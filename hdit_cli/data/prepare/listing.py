@@ -6,8 +6,8 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import astuple, dataclass
+from typing import Any, Protocol
 
 from hdit_cli.data.prepare.places import Place
 from hdit_cli.errors import DataError
@@ -41,6 +41,17 @@ class Entry:
     mark: int = 0
     text: str | None = None
     notes: tuple[str, ...] = ()
+
+    def told(self) -> list[Any]:
+        """As a plan keeps it, in JSON; `of` takes it back."""
+        place, caption = (astuple(each) if each else None for each in (self.place, self.caption))
+        return [self.path, place, self.group, self.code, self.detail, caption, self.mark, self.text, self.notes]
+
+    @classmethod
+    def of(cls, told: list[Any]) -> "Entry":
+        path, place, group, code, detail, caption, mark, text, notes = told
+        places = (Place(*each) if each else None for each in (place, caption))
+        return cls(path, next(places), group, code, detail, next(places), mark, text, tuple(notes))
 
 
 class Source(Protocol):

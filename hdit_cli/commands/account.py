@@ -1,0 +1,120 @@
+"""What a preparation came to, as people read it: the table of a report, or what is still missing."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hdit_cli.data.prepare import Pending, Report
+
+_MOST_CLASSES = 20
+_MOST_RANGES = 12
+
+
+def print_report(report: "Report", *, as_json: bool, asked_to_hold_out: bool) -> None:
+    """The table at the end of `hdit prepare`."""
+    import json
+    from dataclasses import asdict
+
+    if as_json:
+        print(json.dumps(asdict(report), indent=2, ensure_ascii=False))
+        return
+    height, width = report.image_size
+    told = "complete already" if report.complete_before else "made"
+    sizes = f"{len(report.buckets)} sizes around {height}x{width}" if report.buckets else f"{height}x{width}"
+    print(f"{report.out}: {told}, {report.kept} pictures of {sizes} in {report.shards} shard(s)")
+    rows = _rows(report, asked_to_hold_out=asked_to_hold_out)
+    wide = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"  {name:<{wide}}  {value:>9}")
+    for line in _remarks(report, asked_to_hold_out=asked_to_hold_out):
+        print(f"  {line}")
+
+
+def _rows(report: "Report", *, asked_to_hold_out: bool) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [
+        ("seen", report.seen),
+        ("kept", report.kept),
+        ("refused", report.refused),
+        ("side files", report.side),
+    ]
+    if asked_to_hold_out:
+        rows.append(("held out", report.held_out))
+    rows += [(f"class {name}", count) for name, count in list(report.classes.items())[:_MOST_CLASSES]]
+    if len(report.classes) > _MOST_CLASSES:
+        rows.append(("more classes", len(report.classes) - _MOST_CLASSES))
+    if report.unlabelled:
+        rows.append(("no class", report.unlabelled))
+    rows += [("captions", report.captions), ("cropped", report.cropped), ("duplicates", report.duplicates)]
+    if report.sides:
+        rows.append(("shorter side, smallest", report.sides["min"]))
+        rows.append(("shorter side, median", report.sides["median"]))
+        rows.append(("shorter side, largest", report.sides["max"]))
+        rows.append((f"  below {min(report.image_size)}", f"{report.smaller / report.kept:.1%}"))
+    rows += [(f"  {code}", count) for code, count in report.codes.items()]
+    rows += [
+        (f"bucket {'{}x{}'.format(*each['size'])}, {each['cropped']:.1%} cropped away", each["count"])
+        for each in report.buckets
+    ]
+    return [*rows, ("megabytes", f"{report.bytes / 1e6:.1f}")]
+
+
+def _remarks(report: "Report", *, asked_to_hold_out: bool) -> list[str]:
+    remarks = []
+    if report.duplicates:
+        groups = f"{report.duplicates} pictures equal an earlier one, in {report.duplicate_groups} groups"
+        remarks.append(f"{groups}; {'they were left out' if report.deduped else '--dedupe keeps the first of each'}")
+    if report.duplicates_across:
+        remarks.append(f"{report.duplicates_across} of them are on both sides of --hold-out")
+    if report.held_out:
+        held_out = f"the held-out pictures are a data set of their own, {report.out}/held-out"
+        remarks.append(f"{held_out}; `hdit train` validates on it")
+    elif asked_to_hold_out:
+        none = "no picture fell under --hold-out: there are too few for that share"
+        remarks.append(f"{none}, so there will be no validation")
+    return [
+        *remarks,
+        f"each file's verdict: {report.out}/report.json, a look at them: {report.out}/preview.png",
+    ]
+
+
+def facts_of(report: "Report") -> dict[str, Any]:
+    """What `hdit info` adds to a data set's own facts: what its pictures were, and what became of them."""
+    facts: dict[str, Any] = {
+        "seen": report.seen,
+        "refused": report.refused,
+        "side_files": report.side,
+        "captions": report.captions,
+        "cropped": report.cropped,
+        "duplicates": report.duplicates,
+    }
+    if report.sides:
+        facts["shorter_side"] = {**report.sides, "share_below": round(report.smaller / report.kept, 4)}
+    return {**facts, "codes": report.codes}
+
+
+def print_pending(pending: "Pending", *, as_json: bool) -> None:
+    """What a share of a preparation came to, where more is to be done."""
+    import json
+    from dataclasses import asdict
+
+    if as_json:
+        print(json.dumps({**asdict(pending), "complete": False}, indent=2))
+        return
+    print(f"{pending.out}: this share is {pending.own} of {pending.tasks} shards")
+    if pending.missing:
+        print(f"  still missing: {len(pending.missing)} shards, number {_ranges(pending.missing)}")
+    if pending.others:
+        print("  another process is at work there; the last one finishes")
+    else:
+        print("  the shares that make them go on, or the same command without --shards makes what is missing")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """ "0-3, 7, 9-12" of ascending numbers; the first ranges, where there are many."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    told = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:_MOST_RANGES]]
+    return ", ".join(told) + (", ..." if len(ranges) > _MOST_RANGES else "")
