@@ -256,7 +256,7 @@ def test_a_worker_that_dies_costs_its_picture_alone(source):
     good = [entry for entry in scan(source).entries if not entry.code and entry.path.endswith("0.png")] * 5
     entries = [*good[:3], Entry("deadly.jpg", DeadlyPlace()), *good[3:], Entry("deadly too.jpg", DeadlyPlace())]
     with Workers(2, OPTIONS) as pool:
-        outcomes = list(pool.outcomes(entries, 0))
+        outcomes = list(pool.outcomes(iter(entries)))
     assert [entry.path for entry, _ in outcomes] == [entry.path for entry in entries]
     for entry, outcome in outcomes:
         assert outcome.codes == (("crashed",) if entry.path.startswith("deadly") else ())

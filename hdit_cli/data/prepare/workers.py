@@ -4,6 +4,8 @@ A process that dies on a picture (killed for its memory, a crash in a decoder) c
 parent dies ends itself.
 """
 
+import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -11,11 +13,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
+from hdit_cli.data.prepare.buckets import cut_away
 from hdit_cli.data.prepare.fit import encode, fit
 from hdit_cli.data.prepare.hold_out import falls_under
 from hdit_cli.data.prepare.listing import SIDE_CODES, Entry
@@ -23,12 +26,12 @@ from hdit_cli.data.prepare.options import SUFFIXES, PrepareOptions
 from hdit_cli.data.prepare.pictures import read_picture
 from hdit_cli.data.prepare.places import open_place, read_small
 from hdit_cli.data.prepare.refused import Refused
-from hdit_cli.data.shards import HELD_OUT
 from hdit_cli.errors import UsageError
 
 _CHUNK = 4  # pictures sent to a process at once
 _AHEAD = 4  # chunks in flight per process; with _CHUNK it bounds the memory
 _CAPTION_BYTES = 1 << 16
+_DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +40,23 @@ class Outcome:
 
     Args:
         verdict: kept, refused, side or held_out.
-        codes: why it was refused, what kind of side file it is, that it was held out, or the notes of a kept picture
-            (none = plainly kept).
+        codes: why it was refused, what kind of side file it is, or the notes of a kept or held-out picture (none = plain).
         detail: in words.
-        members: suffix => bytes of a kept sample, but for the label.
+        members: suffix => bytes of a kept or held-out sample, but for the label.
+        size: (H, W) of the picture as written; (0, 0) where it is not kept.
+        source_size: (H, W) of the picture as stored in the source.
+        digest: BLAKE2b, 128 bits in hex, of the encoded picture: the same for pictures that came to the same pixels.
+        cut: share of the picture's area that was cropped away.
     """
 
     verdict: str
     codes: tuple[str, ...] = ()
     detail: str = ""
     members: dict[str, bytes] = field(default_factory=dict)
+    size: tuple[int, int] = (0, 0)
+    source_size: tuple[int, int] = (0, 0)
+    digest: str = ""
+    cut: float = 0.0
 
 
 def at_sight(entry: Entry) -> Outcome | None:
@@ -62,23 +72,33 @@ def process(entry: Entry, options: PrepareOptions) -> Outcome:
         assert entry.place is not None, "a candidate has a place"
         with open_place(entry.place) as stream:
             picture = read_picture(stream, options)
+            if min(picture.size) < options.min_size:
+                raise Refused("too-small", "{}x{}".format(*reversed(picture.size)))
             held_out = falls_under(stream, options.hold_out)
         image, notes = fit(picture, options)
-        if held_out:
-            return Outcome("held_out", (HELD_OUT,))
-        members = {SUFFIXES[options.format]: encode(image, options.format)}
+        encoded = encode(image, options.format)
     except Refused as refused:
         return Outcome("refused", (refused.code,), refused.detail)
     except MemoryError:
         return Outcome("refused", ("too-large",), "not enough memory")
     caption, bad = _caption(entry)
     notes = sorted({*notes, *bad})
-    size = [picture.size[1], picture.size[0]]
-    about = {"path": entry.path, "size": size, "notes": notes}
-    members[".json"] = (json.dumps(about, ensure_ascii=False) + "\n").encode()
+    source_size = picture.size[1], picture.size[0]
+    about = {"path": entry.path, "size": source_size, "notes": notes}
+    about_bytes = (json.dumps(about, ensure_ascii=False) + "\n").encode()
+    members = {SUFFIXES[options.format]: encoded, ".json": about_bytes}
     if caption is not None:
         members[".txt"] = caption.encode()
-    return Outcome("kept", tuple(notes), picture.remarks, members)
+    return Outcome(
+        "held_out" if held_out else "kept",
+        tuple(notes),
+        picture.remarks,
+        members,
+        size=(image.height, image.width),
+        source_size=source_size,
+        digest=hashlib.blake2b(encoded, digest_size=_DIGEST_BYTES).hexdigest(),
+        cut=cut_away(picture, (image.height, image.width)) if options.fit == "crop" else 0.0,
+    )
 
 
 def _caption(entry: Entry) -> tuple[str | None, list[str]]:
@@ -139,16 +159,16 @@ class Workers:
         context = multiprocessing.get_context("spawn")  # no thread or lock of the parent is copied
         return ProcessPoolExecutor(self._count, mp_context=context, initializer=_start)
 
-    def outcomes(self, entries: Sequence[Entry], start: int) -> Iterator[tuple[Entry, Outcome]]:
-        """Yields every entry from `start` on with its verdict, in order."""
+    def outcomes(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Outcome]]:
+        """Yields every entry with its verdict, in order; takes only a few more than it has yielded."""
+        coming = iter(entries)
         waiting: deque[tuple[list[Entry], Future[list[Outcome]] | None]] = deque()
-        position = start
-        while position < len(entries) or waiting:
-            while position < len(entries) and len(waiting) < self._count * _AHEAD:
-                chunk = list(entries[position : position + _CHUNK])
-                position += len(chunk)
+        while True:
+            while len(waiting) < self._count * _AHEAD and (chunk := list(itertools.islice(coming, _CHUNK))):
                 waiting.append((chunk, self._submit(chunk)))
                 self._is_fresh = False
+            if not waiting:
+                return
             chunk, future = waiting.popleft()
             yield from zip(chunk, self._result(chunk, future), strict=True)
 
