@@ -145,7 +145,9 @@ class Workers:
 
     def __enter__(self) -> "Workers":
         try:
-            starting = [self._pool.submit(os.getpid) for _ in range(self._count)]  # all at once, not one after the other
+            starting = [
+                self._pool.submit(os.getpid) for _ in range(self._count)
+            ]  # all at once, not one after the other
             starting[0].result()
         except BrokenProcessPool as error:
             hint = "in a script of your own, call prepare under `if __name__ == '__main__':`"
