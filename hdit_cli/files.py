@@ -213,7 +213,8 @@ def remove_folder(path: Path) -> None:
         _announce("rename", trash)
         os.rename(path, trash)
         _announce("rmtree", trash)
-        shutil.rmtree(trash)
+        with contextlib.suppress(FileNotFoundError):  # another process reaps it at the same time
+            shutil.rmtree(trash)
 
 
 def remove_file(path: Path) -> None:
