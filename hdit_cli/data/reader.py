@@ -4,6 +4,7 @@ No tar is ever parsed here; the index beside each shard says where its pictures 
 """
 
 import contextlib
+import copy
 import os
 import zlib
 from bisect import bisect_right
@@ -16,7 +17,7 @@ from PIL import Image
 
 from hdit_cli.data import shards
 from hdit_cli.data.pixels import Pixels
-from hdit_cli.errors import DataError
+from hdit_cli.errors import DataError, UsageError
 
 _OPEN_SHARDS = 64  # files kept open per process: far below the usual limit of 256 to 1,024
 
@@ -28,6 +29,11 @@ class ShardReader:
     in each process for itself, so a reader may be pickled or forked. A pickled one carries no index: it reads that of a
     shard with the shard's first picture. (It is read and not mapped: a file that shrinks under a mapping ends the process.)
     One thread at a time may read, and one decode.
+
+    Attributes:
+        image_size: (H, W) of the pictures; of several sizes, the one they were made around.
+        buckets: the sizes and how many pictures have each; empty where all are of one size.
+        bucket_numbers: int (N,), which of `buckets` each picture is in; all 0 without buckets.
 
     Args:
         folder: a data set made by `hdit prepare`.
@@ -44,11 +50,15 @@ class ShardReader:
         self.fingerprint = shards.fingerprint(self.manifest)
         for shard in self.manifest.shards:
             _check_size(os.path.join(self.folder, shard.name), shard.bytes)
-        self._index: np.ndarray | None = shards.read_indices(self.folder, self.manifest)
+        self.buckets = self.manifest.buckets
+        index = shards.read_indices(self.folder, self.manifest)
+        self._index: np.ndarray | None = index
         self._indices: dict[int, np.ndarray] = {}  # shard => its part of the index, where the whole was left behind
         # number of the first picture of each shard, and the end
         self._first: list[int] = np.cumsum([0, *(shard.count for shard in self.manifest.shards)]).tolist()
-        self.labels: np.ndarray = self._index["label"].astype(np.int32)  # (N,), -1 = no class
+        self.bucket_numbers: np.ndarray = self._bucket_numbers(index)
+        self._stored = self.image_size  # differs where pictures are cut as they are read
+        self.labels: np.ndarray = index["label"].astype(np.int32)  # (N,), -1 = no class
         worst = int(self.labels.max())
         if worst >= max(1, len(self.classes)):
             raise DataError(
@@ -60,6 +70,55 @@ class ShardReader:
 
     def __len__(self) -> int:
         return self.manifest.count
+
+    def _bucket_numbers(self, index: np.ndarray) -> np.ndarray:
+        if not self.buckets:
+            return np.zeros(len(index), dtype=np.uint16)
+        numbers = shards.bucket_numbers(index, self.buckets)
+        found = np.bincount(numbers, minlength=len(self.buckets)).tolist()
+        if found != [bucket.count for bucket in self.buckets]:
+            raise DataError(
+                f"{self.folder}: the manifest counts other pictures in its buckets than there are", hint=_MEND
+            )
+        return numbers
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The sizes (H, W) that `picture` gives, in the order of `buckets`."""
+        return [(bucket.size[0], bucket.size[1]) for bucket in self.buckets] or [self.image_size]
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """(H, W) of picture number `index`, without reading it."""
+        return self.sizes[self.bucket_numbers[index]]
+
+    def centred(self, size: tuple[int, int]) -> "ShardReader":
+        """The same data set, each picture cut at its centre to this (H, W) when it is read.
+
+        Raises:
+            UsageError: there are buckets, or pictures are smaller than that.
+        """
+        self.check_cut(size)
+        other = copy.copy(self)
+        other.image_size = size
+        return other
+
+    @property
+    def cut(self) -> tuple[int, int] | None:
+        """(H, W) that pictures are cut to when they are read; None where they are given as they are stored."""
+        return None if self.image_size == self._stored else self.image_size
+
+    def check_cut(self, size: tuple[int, int]) -> None:
+        """Raises UsageError where pictures cannot be cut to this (H, W)."""
+        if self.buckets:
+            raise UsageError(
+                f"{self.folder} holds pictures of several sizes (buckets), which are not cut again",
+                hint='data.crop = "none", or a data set of one size: `hdit prepare` without --buckets',
+            )
+        if size[0] > self._stored[0] or size[1] > self._stored[1]:
+            raise UsageError(
+                f"pictures of {self._stored[0]}x{self._stored[1]} in {self.folder} cannot be cut to {size[0]}x{size[1]}",
+                hint=f"hdit prepare SRC --size {size[0]}x{size[1]}, or larger",
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}, "_owner": None, "_index": None, "_indices": {}}
@@ -100,10 +159,10 @@ class ShardReader:
         """The decoded picture number `index`.
 
         Returns:
-            uint8 (H, W, 3).
+            uint8 (H, W, 3), of `size_of(index)`.
 
         Raises:
-            DataError: as `read`; or the bytes are no picture of the size that the manifest tells.
+            DataError: as `read`; or the bytes are no picture of the size that manifest and index tell.
         """
         return self.decoded(index, self.read(index))
 
@@ -113,9 +172,13 @@ class ShardReader:
             pixels = self._pixels(data)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise self._damaged(index, f"it cannot be decoded ({error})") from error
-        if pixels.shape[:2] != self.image_size:
+        if pixels.shape[:2] != (self.size_of(index) if self.buckets else self._stored):
             raise self._damaged(index, f"it is {pixels.shape[0]}x{pixels.shape[1]}, not of the size in the manifest")
-        return pixels
+        if self.cut is None:
+            return pixels
+        height, width = self.cut
+        top, left = (self._stored[0] - height) // 2, (self._stored[1] - width) // 2
+        return pixels[top : top + height, left : left + width]
 
     def close(self) -> None:
         """Closes the shards that this process opened; the next read opens them again."""
@@ -131,8 +194,7 @@ class ShardReader:
         if self._index is not None:
             return self._index[index]
         if shard not in self._indices:
-            info, buckets = self.manifest.shards[shard], self.manifest.buckets
-            self._indices[shard] = shards.read_index(self.folder, info, buckets=buckets)
+            self._indices[shard] = shards.read_index(self.folder, self.manifest.shards[shard], buckets=self.buckets)
         return self._indices[shard][index - self._first[shard]]
 
     def _announce(self, index: int) -> None:
