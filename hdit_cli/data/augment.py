@@ -11,9 +11,9 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
 from hdit_cli import runtime
+from hdit_cli.data.catmull_rom import resample
 
 SCALE = 2**0.2  # one standard deviation of zoom and of stretch
 TRANSLATION = 1 / 8  # one standard deviation of a shift, in image sides
@@ -104,37 +104,6 @@ def matrices(a: Tensor, *, height: int, width: int) -> Tensor:
     return to_centre @ flips @ zoom @ _rotation(-a3) @ stretch @ shift @ from_centre
 
 
-def _bend(x: Tensor) -> Tensor:
-    """Second difference along the last axis, the image being mirrored about the centres of its edge pixels."""
-    wide = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=-1)
-    return wide[..., 2:] - 2 * x + wide[..., :-2]
-
-
-def _cubic(x: Tensor, inverse: Tensor) -> Tensor:
-    """Reads x (N, C, H, W) at inverse @ (column, row, 1), by Catmull-Rom interpolation of the mirrored image.
-
-    Cubic convolution with a = -1/2 (Keys 1981) between pixels 0 and 1 is (1 - t) p0 + t p1 - q ((1 - t) d0 + t d1),
-    with q = t (1 - t) / 2 and d the second difference: linear interpolation of p minus q times that of d. Along both
-    axes it is four bilinear interpolations, of x and of its second differences, which torch does in one vectorised
-    call. (Torch's own bicubic mode has a = -3/4, a sharper kernel.)
-    """
-    _, channels, height, width = x.shape
-    exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
-    m = inverse.to(x.device, exact)
-    row, column = (torch.arange(side, device=x.device, dtype=exact) for side in (height, width))
-    grid, bend = [], []
-    for i, side in enumerate((width, height)):
-        at = m[:, i, 0, None, None] * column + m[:, i, 1, None, None] * row[:, None] + m[:, i, 2, None, None]
-        t = at - at.floor()
-        bend.append((t * (1 - t) / 2).to(x.dtype)[:, None])  # (N, 1, H, W)
-        grid.append((at * (2 / (side - 1)) - 1).to(x.dtype))
-    bent_x, bent_y = _bend(x), _bend(x.mT).mT
-    maps = torch.cat([x, bent_x, bent_y, _bend(bent_y)], dim=1)
-    seen = grid_sample(maps, torch.stack(grid, -1), mode="bilinear", padding_mode="reflection", align_corners=True)
-    plain, along_x, along_y, along_both = seen.split(channels, dim=1)
-    return plain - bend[0] * (along_x - bend[1] * along_both) - bend[1] * along_y
-
-
 def warp(x: Tensor, matrix: Tensor) -> Tensor:
     """Moves every image by its matrix: the value of x at p comes to matrix @ p; Catmull-Rom, mirrored at the edges.
 
@@ -162,7 +131,7 @@ def warp(x: Tensor, matrix: Tensor) -> Tensor:
         wide = x[here].to(
             torch.promote_types(x.dtype, torch.float32)
         )  # places in bfloat16 would be off by whole pixels
-        out[here] = _cubic(wide, torch.linalg.inv(matrix[moved])).to(x.dtype)
+        out[here] = resample(wide, torch.linalg.inv(matrix[moved])).to(x.dtype)
     return out
 
 
