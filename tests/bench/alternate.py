@@ -9,7 +9,7 @@ from importlib import metadata
 
 
 def alternate(ways, *, rounds):
-    """Calls each of `ways` (name => function that returns a rate, or several) in turn; the first round warms up and is not counted."""
+    """Calls each of `ways` (name => function that returns what it measured) in turn; the first round is not counted."""
     rates = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():
