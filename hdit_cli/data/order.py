@@ -30,9 +30,16 @@ def permutation(count: int, *, seed: int, epoch: int) -> np.ndarray:
 
 def _permuted(count: int, *, seed: int, stream: str, epoch: int) -> np.ndarray:
     words = runtime.bits(seed, f"{stream}/{epoch}", np.arange(count))[:, 0]
-    order = np.argsort(words, kind="stable")  # stable: equal words must not depend on numpy's sorting routine
+    order = _ranked(words)
     order.setflags(write=False)
     return order
+
+
+def _ranked(words: np.ndarray) -> np.ndarray:
+    """A stable argsort. Where no two words are equal, which they hardly ever are, a faster sort comes to the same."""
+    order = np.argsort(words)
+    ranked = words[order]
+    return order if (ranked[1:] > ranked[:-1]).all() else np.argsort(words, kind="stable")
 
 
 def sample_at(position: np.ndarray, *, count: int, seed: int) -> np.ndarray:

@@ -147,7 +147,10 @@ class Workers:
 
     def __enter__(self) -> "Workers":
         try:
-            self._pool.submit(os.getpid).result()
+            starting = [
+                self._pool.submit(os.getpid) for _ in range(self._count)
+            ]  # all at once, not one after the other
+            starting[0].result()
         except BrokenProcessPool as error:
             hint = "in a script of your own, call prepare under `if __name__ == '__main__':`"
             raise UsageError("the worker processes cannot start", hint=hint) from error
