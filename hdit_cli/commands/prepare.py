@@ -29,11 +29,28 @@ def prepare(
     hold_out: Annotated[
         float, typer.Option(help="Share of the pictures kept out of training, in OUT/held-out, for validation.")
     ] = 0.0,
+    buckets: Annotated[
+        bool,
+        typer.Option(
+            "--buckets",
+            help="Keep the shapes of pictures: each goes to the nearest of several sizes of about the area of --size.",
+        ),
+    ] = False,
+    bucket_step: Annotated[
+        int | None,
+        typer.Option(
+            help="Sides of buckets are multiples of this many pixels.",
+            show_default="a power of two near size / 16: 16 at 256, at least 8",
+        ),
+    ] = None,
+    bucket_ratio: Annotated[
+        float | None, typer.Option(help="Longer side / shorter side of a bucket, at most.", show_default="2")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="End with an error if any file was refused.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Make a checked, resized, sharded data set from pictures; the same command goes on after an interruption."""
-    from hdit_cli.data.prepare import PrepareOptions, parse_size, source_name
+    from hdit_cli.data.prepare import PrepareOptions, choose_buckets, parse_size, source_name
     from hdit_cli.data.prepare import prepare as make
 
     options = PrepareOptions(
@@ -44,8 +61,9 @@ def prepare(
         max_pixels=max_pixels,
         background=background,
         hold_out=hold_out,
+        buckets=choose_buckets(parse_size(size), on=buckets, step=bucket_step, ratio=bucket_ratio),
     )
-    target = out or Path("data") / f"{source_name(src)}{size.strip().lower()}"
+    target = out or Path("data") / f"{source_name(src)}{size.strip().lower()}{'-buckets' if buckets else ''}"
     with _shown() as progress:
         report = make(
             src,
@@ -125,7 +143,8 @@ def _print(report: "Report", *, as_json: bool, asked_to_hold_out: bool) -> None:
         return
     height, width = report.image_size
     told = "complete already" if report.complete_before else "made"
-    print(f"{report.out}: {told}, {report.kept} pictures of {height}x{width} in {report.shards} shard(s)")
+    sizes = f"{len(report.buckets)} sizes around {height}x{width}" if report.buckets else f"{height}x{width}"
+    print(f"{report.out}: {told}, {report.kept} pictures of {sizes} in {report.shards} shard(s)")
     rows: list[tuple[str, object]] = [
         ("seen", report.seen),
         ("kept", report.kept),
@@ -140,6 +159,10 @@ def _print(report: "Report", *, as_json: bool, asked_to_hold_out: bool) -> None:
     if report.unlabelled:
         rows.append(("no class", report.unlabelled))
     rows += [(f"  {code}", count) for code, count in report.codes.items()]
+    rows += [
+        (f"bucket {'{}x{}'.format(*each['size'])}, {each['cropped']:.1%} cropped away", each["count"])
+        for each in report.buckets
+    ]
     rows.append(("megabytes", f"{report.bytes / 1e6:.1f}"))
     wide = max(len(name) for name, _ in rows)
     for name, value in rows:

@@ -1,7 +1,8 @@
 """The data set on the disk: tars in webdataset layout, an index beside each, one manifest ("hdit-shards/1").
 
 A shard `00000.tar` holds per sample `<9-digit key>.jpg|webp|png`, `.json`, and `.cls` and `.txt` where there is a label
-or a caption. `00000.idx` has one little-endian record of 20 bytes per picture, so that a sample is one `pread` away.
+or a caption. `00000.idx` has one little-endian record of 20 bytes per picture, so that a sample is one `pread` away;
+where pictures are of several sizes (aspect-ratio buckets), 24 bytes, the last four being height and width.
 Headers carry no time, no owner: the bytes are a function of the samples alone.
 """
 
@@ -11,8 +12,9 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +30,8 @@ NO_LABEL = -1
 
 # offset and size of the picture's bytes inside the tar, their CRC-32, and the class index (-1 = none)
 INDEX_DTYPE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("label", "<i4")])
+# of a data set with buckets: the size of the picture in pixels too
+SIZED_INDEX_DTYPE = np.dtype([*INDEX_DTYPE.descr, ("height", "<u2"), ("width", "<u2")])
 
 PICTURE_SUFFIXES = (".jpg", ".webp", ".png")
 
@@ -47,11 +51,20 @@ class ShardInfo:
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """The pictures of one size [H, W], in a data set that holds several sizes."""
+
+    size: list[int]
+    count: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a data set is.
 
     `image_size` is [H, W] in pixels; `classes` in the order of their indices; `source` and `options` tell what it was
-    made from and how.
+    made from and how. With `buckets` the pictures are of these sizes, from tall to wide, each holding one or more, and
+    `image_size` is the one that they were made around.
     """
 
     count: int
@@ -60,6 +73,13 @@ class Manifest:
     shards: list[ShardInfo]
     source: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    buckets: list[Bucket] = field(default_factory=list)
+
+
+def buckets_of(counts: Mapping[tuple[int, int], int]) -> list[Bucket]:
+    """Buckets from the number of pictures of each size (H, W), in the order of a manifest: by width / height."""
+    sizes = sorted(counts, key=lambda size: (Fraction(size[1], size[0]), size))
+    return [Bucket(size=list(size), count=counts[size]) for size in sizes if counts[size]]
 
 
 def shard_name(number: int) -> str:
@@ -129,7 +149,23 @@ def _validated(value: Any) -> Manifest:
     _expect(value["count"] == sum(info.count for info in infos), "count is not the sum over the shards")
     extra = {key: value.get(key, {}) for key in ("source", "options")}
     _expect(all(isinstance(entry, dict) for entry in extra.values()), "source or options is not an object")
-    return Manifest(count=value["count"], classes=classes, image_size=size, shards=infos, **extra)
+    buckets = _validated_buckets(value["buckets"], count=value["count"]) if "buckets" in value else []
+    return Manifest(count=value["count"], classes=classes, image_size=size, shards=infos, buckets=buckets, **extra)
+
+
+def _validated_buckets(value: Any, *, count: int) -> list[Bucket]:
+    _expect(isinstance(value, list) and bool(value), "buckets is not a list of sizes and counts")
+    for bucket in value:
+        size, number = (bucket.get(key) for key in ("size", "count")) if isinstance(bucket, dict) else (None, None)
+        _expect(
+            isinstance(size, list) and len(size) == 2 and all(_natural(n, least=1) and n < 1 << 16 for n in size),
+            "the size of a bucket is not [H, W]",
+        )
+        _expect(_natural(number, least=1), "the count of a bucket is not a positive number")
+    buckets = [Bucket(size=bucket["size"], count=bucket["count"]) for bucket in value]
+    _expect(len({tuple(bucket.size) for bucket in buckets}) == len(buckets), "a bucket is named twice")
+    _expect(count == sum(bucket.count for bucket in buckets), "count is not the sum over the buckets")
+    return buckets
 
 
 def _validated_shard(value: Any) -> ShardInfo:
@@ -141,11 +177,14 @@ def _validated_shard(value: Any) -> ShardInfo:
     return ShardInfo(name=name, count=count, bytes=size, sha256=digest)
 
 
-def read_index(folder: Path, shard: ShardInfo) -> np.ndarray:
+def read_index(folder: Path, shard: ShardInfo, *, buckets: Sequence[Bucket] = ()) -> np.ndarray:
     """The index of one shard.
 
+    Args:
+        buckets: of the manifest; every record tells the size of one of them.
+
     Returns:
-        INDEX_DTYPE (count,), in the order of the keys.
+        INDEX_DTYPE (count,), with buckets SIZED_INDEX_DTYPE (count,), in the order of the keys.
 
     Raises:
         DataError: missing, or not the index of this shard.
@@ -155,14 +194,36 @@ def read_index(folder: Path, shard: ShardInfo) -> np.ndarray:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", hint=_MADE_BY) from error
-    if len(raw) != shard.count * INDEX_DTYPE.itemsize:
+    dtype = SIZED_INDEX_DTYPE if buckets else INDEX_DTYPE
+    if len(raw) != shard.count * dtype.itemsize:
         raise DataError(f"{path} is damaged: {len(raw)} bytes for {shard.count} pictures", hint=_MADE_BY)
-    index = np.frombuffer(raw, dtype=INDEX_DTYPE)
+    index = np.frombuffer(raw, dtype=dtype)
     ends = index["offset"] + index["size"]
     inside = (ends >= index["offset"]) & (ends <= shard.bytes) & (index["label"] >= NO_LABEL)
     if not inside.all():
         raise DataError(f"{path} is damaged: record {int(np.argmin(inside))} points outside its shard", hint=_MADE_BY)
+    if buckets:
+        known = np.isin(size_codes(index), [_size_code(*bucket.size) for bucket in buckets])
+        if not known.all():
+            number = int(np.argmin(known))
+            raise DataError(f"{path} is damaged: record {number} has the size of no bucket", hint=_MADE_BY)
     return index
+
+
+def size_codes(index: np.ndarray) -> np.ndarray:
+    """One number for each record of an index with sizes, the same where the sizes are: int64 (N,)."""
+    return _size_code(index["height"].astype(np.int64), index["width"].astype(np.int64))
+
+
+def _size_code(height: Any, width: Any) -> Any:
+    return height << 16 | width
+
+
+def bucket_numbers(index: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray:
+    """Which bucket each record of an index with sizes belongs to: uint16 (N,), numbers in `buckets`."""
+    codes = np.array([_size_code(*bucket.size) for bucket in buckets])
+    order = np.argsort(codes)
+    return order[np.searchsorted(codes, size_codes(index), sorter=order)].astype(np.uint16)
 
 
 def fingerprint(manifest: Manifest) -> str:
@@ -176,34 +237,46 @@ def fingerprint(manifest: Manifest) -> str:
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `manifest.json`; the last file of a data set, its presence means that all others are whole."""
-    files.write_json(folder / MANIFEST, {"format": FORMAT, **asdict(manifest)})
+    told = asdict(manifest)
+    if not manifest.buckets:
+        del told["buckets"]
+    files.write_json(folder / MANIFEST, {"format": FORMAT, **told})
 
 
 class ShardWriter:
-    """Appends samples to one tar, and keeps the index and the hash of what it wrote."""
+    """Appends samples to one tar, and keeps the index and the hash of what it wrote.
 
-    def __init__(self, handle: BinaryIO) -> None:
+    Args:
+        sized: the index tells the size of each picture.
+    """
+
+    def __init__(self, handle: BinaryIO, *, sized: bool = False) -> None:
         self._handle = handle
+        self._dtype = SIZED_INDEX_DTYPE if sized else INDEX_DTYPE
         self._hash = hashlib.sha256()
         self._position = 0
-        self._records: list[tuple[int, int, int, int]] = []
+        self._records: list[tuple[int, ...]] = []
 
     @property
     def count(self) -> int:
         return len(self._records)
 
-    def add(self, key: int, members: dict[str, bytes], *, label: int = NO_LABEL) -> None:
+    def add(
+        self, key: int, members: dict[str, bytes], *, label: int = NO_LABEL, size: tuple[int, int] = (0, 0)
+    ) -> None:
         """Appends one sample.
 
         Args:
             key: number of the sample in the whole data set.
             members: suffix (".jpg") => bytes, in the order to be written; the picture first.
             label: class index, -1 = none.
+            size: (H, W) of the picture; written where the writer is `sized`.
         """
         for number, (suffix, data) in enumerate(members.items()):
             self._write(_header(f"{key:09d}{suffix}", len(data)))
             if number == 0:
-                self._records.append((self._position, len(data), zlib.crc32(data), label))
+                record = (self._position, len(data), zlib.crc32(data), label, *size)
+                self._records.append(record[: len(self._dtype)])
             self._write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
 
     def close(self) -> None:
@@ -215,7 +288,7 @@ class ShardWriter:
         return ShardInfo(name=name, count=self.count, bytes=self._position, sha256=self._hash.hexdigest())
 
     def index(self) -> bytes:
-        return np.array(self._records, dtype=INDEX_DTYPE).tobytes()
+        return np.array(self._records, dtype=self._dtype).tobytes()
 
     def _write(self, data: bytes) -> None:
         self._handle.write(data)
@@ -231,11 +304,15 @@ def _header(name: str, size: int) -> bytes:
 
 
 @contextlib.contextmanager
-def writing_shard(folder: Path, number: int) -> Iterator[ShardWriter]:
-    """Yields a writer; tar and index appear under their names, whole, when the block ends well."""
+def writing_shard(folder: Path, number: int, *, sized: bool = False) -> Iterator[ShardWriter]:
+    """Yields a writer; tar and index appear under their names, whole, when the block ends well.
+
+    Args:
+        sized: of a data set with buckets.
+    """
     path = folder / shard_name(number)
     with files.replacing(path) as handle:
-        writer = ShardWriter(handle)
+        writer = ShardWriter(handle, sized=sized)
         yield writer
         writer.close()
     files.write_bytes(path.with_suffix(".idx"), writer.index())

@@ -98,14 +98,14 @@ def _verify_shards(data: Path, manifest: shards.Manifest, *, prefix: str = "") -
     for shard in manifest.shards:
         path = data / shard.name
         size = path.stat().st_size if path.is_file() else 0
-        yield Checked(prefix + shard.name, size, _shard_problem(data, shard))
+        yield Checked(prefix + shard.name, size, _shard_problem(data, shard, manifest))
 
 
-def _shard_problem(data: Path, shard: shards.ShardInfo) -> str:
+def _shard_problem(data: Path, shard: shards.ShardInfo, manifest: shards.Manifest) -> str:
     try:
         if files.sha256(data / shard.name) != shard.sha256:
             return "has changed since it was written"
-        index = shards.read_index(data, shard)
+        index = shards.read_index(data, shard, buckets=manifest.buckets)
         with open(data / shard.name, "rb") as handle:
             for number, record in enumerate(index):
                 handle.seek(int(record["offset"]))

@@ -4,6 +4,7 @@ import io
 
 from PIL import Image
 
+from hdit_cli.data.prepare.buckets import nearest, turned_size
 from hdit_cli.data.prepare.options import PrepareOptions
 from hdit_cli.data.prepare.pictures import Picture
 
@@ -25,9 +26,9 @@ def fit(picture: Picture, options: PrepareOptions) -> tuple[Image.Image, list[st
     Resampling and centred cropping commute with turns, so the turn is applied last, to the small picture.
 
     Returns:
-        RGB image of options.size, and all notes of the picture, sorted.
+        RGB image of options.size, or of the nearest bucket's, and all notes of the picture, sorted.
     """
-    height, width = options.size
+    height, width = nearest(turned_size(picture), options.sizes)
     if picture.orientation in _QUARTER_TURNS:
         height, width = width, height
     box, inner = _geometry(picture.size, (width, height), options.fit)

@@ -1,11 +1,13 @@
 """What a user may choose about a data set, checked before anything is read."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from PIL import ImageColor
 
+from hdit_cli.data.prepare.buckets import WIDEST, bucket_sizes, default_step
 from hdit_cli.errors import UsageError
 
 FITS = ("crop", "pad", "squash")
@@ -13,6 +15,15 @@ SUFFIXES = {"jpeg": ".jpg", "webp": ".webp", "png": ".png"}  # format => suffix 
 
 _LARGEST_SIDE = 16_383  # of a WebP picture; the smallest limit of the three formats
 _MOST_HELD_OUT = 0.5
+_LARGEST_RATIO = 16.0
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Aspect-ratio buckets: sides are multiples of `step` pixels, the longer at most `ratio` times the shorter."""
+
+    step: int
+    ratio: float
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class PrepareOptions:
         max_pixels: pictures with more are refused by their header alone.
         background: colour under transparency and around padded pictures, as CSS writes colours.
         hold_out: share of the pictures that go into a data set of their own, in [0, 0.5]; 0 = none.
+        buckets: several sizes of nearly the area of `size`, each picture in the one nearest to its shape; None = one size.
 
     Raises:
         UsageError: a value out of its range.
@@ -39,6 +51,7 @@ class PrepareOptions:
     max_pixels: int = 150_000_000
     background: str = "white"
     hold_out: float = 0.0
+    buckets: Buckets | None = None
 
     def __post_init__(self) -> None:
         if not all(1 <= side <= _LARGEST_SIDE for side in self.size):
@@ -57,6 +70,33 @@ class PrepareOptions:
                 f"--hold-out is {self.hold_out}", hint=f"a share of the pictures, 0 to {_MOST_HELD_OUT}; 0.05 is usual"
             )
         _ = self.colour
+        if self.buckets is not None:
+            self._check_buckets(self.buckets)
+
+    def _check_buckets(self, buckets: Buckets) -> None:
+        if self.fit != "crop":
+            raise UsageError(
+                f"--buckets crop what is over, and --fit is {self.fit}", hint="leave out --fit, or leave out --buckets"
+            )
+        if buckets.step < 1:
+            raise UsageError(f"--bucket-step is {buckets.step}", hint="pixels, 1 or more; 16 is usual at 256 pixels")
+        if not 1 < buckets.ratio <= _LARGEST_RATIO:  # refuses NaN too
+            raise UsageError(
+                f"--bucket-ratio is {buckets.ratio:g}",
+                hint=f"longer side / shorter side, above 1, at most {_LARGEST_RATIO:g}; 2 is usual",
+            )
+        for bucket in self.sizes:
+            if max(bucket) > _LARGEST_SIDE:
+                raise UsageError(
+                    f"a bucket of {bucket[0]}x{bucket[1]} cannot be written", hint="a smaller --size or --bucket-ratio"
+                )
+
+    @cached_property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """The sizes [H, W] that pictures may get, from tall to wide; `size` alone where there are no buckets."""
+        if self.buckets is None:
+            return (self.size,)
+        return bucket_sizes(self.size, step=self.buckets.step, widest=self.buckets.ratio)
 
     @property
     def colour(self) -> tuple[int, int, int]:
@@ -78,7 +118,22 @@ class PrepareOptions:
             "max_pixels": self.max_pixels,
             "background": list(self.colour),
             **({"hold_out": self.hold_out} if self.hold_out else {}),
+            **({"buckets": asdict(self.buckets)} if self.buckets else {}),
         }
+
+
+def choose_buckets(size: tuple[int, int], *, on: bool, step: int | None, ratio: float | None) -> Buckets | None:
+    """Buckets as the options of the command say; None leaves a number to its default.
+
+    Raises:
+        UsageError: a number where there are no buckets.
+    """
+    if not on:
+        if step is not None or ratio is not None:
+            name = "--bucket-ratio" if step is None else "--bucket-step"
+            raise UsageError(f"{name} says how to make buckets, and there are none", hint="add --buckets")
+        return None
+    return Buckets(step=default_step(size) if step is None else step, ratio=WIDEST if ratio is None else ratio)
 
 
 def parse_size(text: str) -> tuple[int, int]:

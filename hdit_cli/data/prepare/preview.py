@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from hdit_cli import files
-from hdit_cli.data.shards import Manifest, ShardInfo, read_index
+from hdit_cli.data.shards import Manifest, read_index
 
 PREVIEW = "preview.png"
 
@@ -23,28 +23,31 @@ def write_preview(folder: Path, manifest: Manifest) -> None:
     chosen = [index * manifest.count // shown for index in range(shown)]
     columns = math.ceil(math.sqrt(shown))
     rows = math.ceil(shown / columns)
-    height, width = manifest.image_size
+    sizes = [bucket.size for bucket in manifest.buckets] or [manifest.image_size]
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
     shrink = max(1.0, max(height, width) / _SIDE)
     cell = max(1, round(width / shrink)), max(1, round(height / shrink))
     step = cell[0] + _GAP, cell[1] + _GAP
     grid = Image.new("RGB", (columns * step[0] + _GAP, rows * step[1] + _GAP), "white")
-    for number, data in enumerate(_pictures(folder, manifest.shards, chosen)):
+    for number, data in enumerate(_pictures(folder, manifest, chosen)):
         with Image.open(io.BytesIO(data)) as image:
-            picture = image.convert("RGB").resize(cell, Image.Resampling.LANCZOS)
+            inner = (max(1, round(image.width / shrink)), max(1, round(image.height / shrink)))
+            picture = image.convert("RGB").resize(inner, Image.Resampling.LANCZOS)
         row, column = divmod(number, columns)
-        grid.paste(picture, (_GAP + column * step[0], _GAP + row * step[1]))
+        corner = [_GAP + place * side for place, side in zip((column, row), step, strict=True)]
+        grid.paste(picture, (corner[0] + (cell[0] - inner[0]) // 2, corner[1] + (cell[1] - inner[1]) // 2))
     buffer = io.BytesIO()
     grid.save(buffer, "PNG")
     files.write_bytes(folder / PREVIEW, buffer.getvalue())
 
 
-def _pictures(folder: Path, shards: list[ShardInfo], chosen: list[int]) -> list[bytes]:
+def _pictures(folder: Path, manifest: Manifest, chosen: list[int]) -> list[bytes]:
     """The encoded pictures with these numbers (ascending) in the whole data set."""
     found, first = [], 0
-    for shard in shards:
+    for shard in manifest.shards:
         wanted = [number - first for number in chosen if first <= number < first + shard.count]
         if wanted:
-            index = read_index(folder, shard)
+            index = read_index(folder, shard, buckets=manifest.buckets)
             with open(folder / shard.name, "rb") as handle:
                 for record in index[wanted]:
                     handle.seek(int(record["offset"]), os.SEEK_SET)

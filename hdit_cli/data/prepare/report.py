@@ -10,6 +10,7 @@ from typing import Any
 from hdit_cli import files
 from hdit_cli.data.prepare.listing import Entry
 from hdit_cli.data.prepare.workers import Outcome
+from hdit_cli.data.shards import Bucket, buckets_of
 from hdit_cli.errors import DataError
 
 FORMAT = "hdit-prepare-report/1"
@@ -18,7 +19,10 @@ REPORT = "report.json"
 
 @dataclass
 class Tally:
-    """Counts over the files told so far: `codes` of every code and note, `labels` of the kept pictures of a class."""
+    """Counts over the files told so far: `codes` of every code and note, `labels` of the kept pictures of a class.
+
+    What was cut away is summed in whole millionths of a picture: the sum is the same in any order.
+    """
 
     kept: int = 0
     refused: int = 0
@@ -27,6 +31,7 @@ class Tally:
     first_refused: list[str] = field(default_factory=list)  # path and code
     codes: dict[str, int] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, list[int]] = field(default_factory=dict)  # HxW => kept pictures, and the sum of what was cut away
 
     @property
     def seen(self) -> int:
@@ -39,11 +44,38 @@ class Tally:
             self.first_refused = [entry.path, outcome.codes[0]]
         if outcome.verdict == "kept" and entry.group is not None:
             self.labels[entry.group] = self.labels.get(entry.group, 0) + 1
+        if outcome.verdict == "kept":
+            name = "{}x{}".format(*outcome.size)
+            count, cut = self.sizes.get(name, (0, 0))
+            self.sizes[name] = [count + 1, cut + round(outcome.cut * _WHOLE)]
+
+    def manifest_buckets(self) -> list[Bucket]:
+        """The sizes that pictures have, as the manifest tells them."""
+        return buckets_of({_size(name): count for name, (count, _) in self.sizes.items()})
+
+    def told_buckets(self) -> list[dict[str, Any]]:
+        """As `manifest_buckets`, each with the share of its pictures' area that was cropped away."""
+        cuts = {_size(name): cut / _WHOLE / count for name, (count, cut) in self.sizes.items()}
+        return [
+            {**asdict(bucket), "cropped": round(cuts[bucket.size[0], bucket.size[1]], 4)}
+            for bucket in self.manifest_buckets()
+        ]
+
+
+_WHOLE = 1_000_000
+
+
+def _size(name: str) -> tuple[int, int]:
+    height, _, width = name.partition("x")
+    return int(height), int(width)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a preparation came to. `classes` maps each class, in the order of the indices, to its pictures."""
+    """What a preparation came to. `classes` maps each class, in the order of the indices, to its pictures.
+
+    `buckets`, where there are any: size [H, W], count, and `cropped`, the mean share of a picture's area that was cut away.
+    """
 
     out: str
     seen: int
@@ -59,6 +91,7 @@ class Report:
     bytes: int
     held_out: int = 0  # pictures in the data set inside, `held-out`
     complete_before: bool = False  # nothing was left to do
+    buckets: list[dict[str, Any]] = field(default_factory=list)
 
 
 def line_of(entry: Entry, outcome: Outcome) -> dict[str, Any] | None:
@@ -80,6 +113,8 @@ def write_report(folder: Path, report: Report, lines: Iterable[dict[str, Any]]) 
         del facts[key]
     if not report.held_out:
         del facts["held_out"]
+    if not report.buckets:
+        del facts["buckets"]
     head = json.dumps({"format": FORMAT, **facts}, indent=2, ensure_ascii=False)
     with files.replacing(folder / REPORT) as handle:
         handle.write(head.removesuffix("\n}").encode() + b',\n  "files": [')

@@ -201,6 +201,7 @@ class _Run:
             shards=self.shards,
             source=self.plan["source"],
             options=self.plan["options"],
+            buckets=self.tally.manifest_buckets() if self.options.buckets else [],
         )
         write_preview(self.out, manifest)
         save_manifest(self.out, manifest)
@@ -266,12 +267,12 @@ class _Run:
         if sample is None:
             return False
         number = len(self.shards)
-        with writing_shard(self.out, number) as writer:
+        with writing_shard(self.out, number, sized=self.options.buckets is not None) as writer:
             while sample is not None:
                 entry, outcome = sample
                 label = NO_LABEL if entry.group is None else self.labels[entry.group]
                 cls = {} if label == NO_LABEL else {".cls": str(label).encode()}
-                writer.add(self.tally.kept - 1, {**outcome.members, **cls}, label=label)
+                writer.add(self.tally.kept - 1, {**outcome.members, **cls}, label=label, size=outcome.size)
                 sample = next(told, None) if writer.count < self.options.shard_size else None
         self.shards.append(writer.info(shard_name(number)))
         self._remember(number)
@@ -330,6 +331,7 @@ class _Run:
             image_size=list(self.options.size),
             shards=len(self.shards),
             bytes=sum(shard.bytes for shard in self.shards),
+            buckets=tally.told_buckets() if self.options.buckets else [],
         )
 
 
