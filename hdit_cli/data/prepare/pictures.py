@@ -19,6 +19,7 @@ from PIL import (  # the plugins register their formats when they are imported
     GifImagePlugin,  # noqa: F401
     Image,
     ImageCms,
+    ImageFile,
     JpegImagePlugin,  # noqa: F401
     MpoImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
@@ -71,7 +72,7 @@ def read_picture(stream: BinaryIO, options: PrepareOptions) -> Picture:
     """
     kind = sniff(stream)
     notes: set[str] = set()
-    with warnings.catch_warnings(record=True) as caught, _pixel_limit(options.max_pixels):
+    with warnings.catch_warnings(record=True) as caught, _strict_decoding(options.max_pixels):
         warnings.simplefilter("always")
         try:
             if kind == "PFM":
@@ -132,12 +133,14 @@ def sniff(stream: BinaryIO) -> str:
 
 
 @contextlib.contextmanager
-def _pixel_limit(pixels: int) -> Iterator[None]:
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+def _strict_decoding(pixels: int) -> Iterator[None]:
+    """Pillow's own guards, which are global and which any library may have moved; put back at the end."""
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = pixels, False
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _open(stream: BinaryIO, kind: str) -> Image.Image:
