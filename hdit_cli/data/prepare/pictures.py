@@ -182,7 +182,7 @@ def _verdict(error: Exception) -> Refused:
     if isinstance(error, Image.DecompressionBombError):
         told = re.search(r"\d+ pixels", text)
         return Refused("too-many-pixels", told[0] if told else detail)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "out of memory" in text.lower():  # the words of AVIF's decoder
         return Refused("too-large", "not enough memory to decode it")
     if isinstance(error, EOFError) or "truncated" in text.lower():
         return Refused("truncated", detail)
