@@ -4,6 +4,9 @@ The memory is a function of --max-pixels and not of the machine, so that the sam
 hungriest formats (colour PFM, WebP and AVIF with alpha) were measured to take up to 27 bytes a pixel while they are
 decoded. Where there is less memory than that, four fifths of what there is. Time is counted from the opening of the file.
 
+A picture that does not get its memory is refused as too large; the decoders of WebP and of progressive JPEG do not tell
+why they failed, and it is then called damaged.
+
 Linux holds both; macOS holds the time alone; Windows holds neither.
 """
 

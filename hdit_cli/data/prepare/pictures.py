@@ -33,8 +33,6 @@ from hdit_cli.data.prepare import pfm
 from hdit_cli.data.prepare.options import PrepareOptions
 from hdit_cli.data.prepare.refused import Refused
 
-_PLUGINS = {"JPEG": ("JPEG", "MPO")}  # all other formats are opened by the plugin of their own name, and by no other
-
 DRAFT_GAP = 2.0  # a JPEG is decoded to at least this many times the size wanted
 REDUCE_GAP = 4.0  # and boxes are averaged down to at least this many times; LANCZOS does the rest
 
@@ -145,7 +143,7 @@ def _strict_decoding(pixels: int) -> Iterator[None]:
 
 def _open(stream: BinaryIO, kind: str) -> Image.Image:
     try:
-        return Image.open(stream, formats=_PLUGINS.get(kind, (kind,)))
+        return Image.open(stream, formats=(kind,))  # by that plugin and no other; JPEG's knows MPO
     except UnidentifiedImageError as error:
         raise _unidentified(stream, kind) from error
     except (ValueError, SyntaxError, OSError) as error:
@@ -211,6 +209,8 @@ def _decode(image: Image.Image, options: PrepareOptions, notes: set[str]) -> dic
         notes.add("first-frame")
     if _is_16_bit(image):
         notes.add("16-bit")
+    if image.format == "TIFF" and image.tag_v2.get(_ORIENTATION) in range(2, 9):  # type: ignore[attr-defined]
+        notes.add("exif-turned")  # by Pillow, when it loads it
     ratio = shrink_ratio(size, options)
     drafted = _draft(image, ratio)
     image.load()
