@@ -1,14 +1,13 @@
 """What the suites of bad input share: the seed, a file that holds many pictures, and counts for the terminal."""
 
-import os
+from pathlib import Path
 
 import numpy as np
 import pytest
+from makingimages import SEED
 
 from hdit_cli.data.prepare.listing import Entry
 from hdit_cli.data.prepare.places import Place
-
-SEED = int(os.environ.get("HDIT_CHAOS_SEED", "0"))
 
 
 @pytest.fixture
@@ -33,3 +32,14 @@ def entries_of(tmp_path):
         return entries
 
     return made
+
+
+_QUICK = ("test_there_are_enough_kinds", "test_every_fixed_picture_gets_its_verdict", "test_others_read_what_we_write")
+_QUICK += ("test_guards_that_a_library_has_taken_down", "test_rewritten_without_a_fault_is_whole")
+
+
+def pytest_collection_modifyitems(items):
+    """All but a few of these tests are slow: they run in a step of their own."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.originalname not in _QUICK:
+            item.add_marker(pytest.mark.slow)
