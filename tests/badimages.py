@@ -203,12 +203,11 @@ def _foreign() -> Iterator[Case]:
         "SGI",
         "DDS",
         "JPEG2000",
-        "IM",
         "SPIDER",
         "MSP",
         "XBM",
     ):
-        mode = {"SPIDER": "F", "MSP": "1", "XBM": "1", "IM": "L"}.get(kind, "RGB")
+        mode = {"SPIDER": "F", "MSP": "1", "XBM": "1"}.get(kind, "RGB")
         yield Case(f"{kind.lower()} inside.jpg", saved(image.convert(mode), kind), ("not-a-picture",))
 
 
