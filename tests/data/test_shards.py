@@ -174,4 +174,4 @@ def test_writer_tells_what_it_wrote(tmp_path):
 def test_headers_are_those_of_tarfile(name, size):
     member = tarfile.TarInfo(name)
     member.size, member.mode = size, 0o644
-    assert shards._header(name, size) == member.tobuf(format=tarfile.USTAR_FORMAT)
+    assert shards.header(name, size) == member.tobuf(format=tarfile.USTAR_FORMAT)
