@@ -38,14 +38,13 @@ class Entry:
 
     def told(self) -> list[Any]:
         """As a plan keeps it, in JSON; `of` takes it back."""
-        place, caption = (astuple(each) if each else None for each in (self.place, self.caption))
-        return [self.path, place, self.group, self.code, self.detail, caption, self.mark]
+        return list(astuple(self))
 
     @classmethod
     def of(cls, told: list[Any]) -> "Entry":
-        path, place, group, code, detail, caption, mark = told
+        path, place, group, code, detail, caption, *rest = told
         places = (Place(*each) if each else None for each in (place, caption))
-        return cls(path, next(places), group, code, detail, next(places), mark)
+        return cls(path, next(places), group, code, detail, next(places), *rest)
 
 
 @dataclass
