@@ -17,7 +17,14 @@ _LINE_EVERY = 5.0  # seconds between plain lines, where stderr is no terminal
 
 
 def prepare(
-    src: Annotated[Path, typer.Argument(help="Folder (its sub-folders are classes), .zip, .tar, or folder of tars.")],
+    src: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folder (its sub-folders are classes), .zip, .tar, folder of tars, data set made before, or list of files "
+            "(.lst, .txt, .jsonl, .csv). Several make one set. A table (metadata.jsonl, metadata.csv, dataset.json) goes "
+            "before a .json beside the picture, and that before the folder."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder to be made (default: data/<src name><size>).")] = None,
     size: Annotated[str, typer.Option(help="Pixels: 256, or height x width as 256x384.")] = "256",
     fit: Annotated[str, typer.Option(help="crop (centred), pad, or squash.")] = "crop",
@@ -90,7 +97,7 @@ def prepare(
         dedupe=dedupe,
         buckets=choose_buckets(parse_size(size), on=buckets, step=bucket_step, ratio=bucket_ratio),
     )
-    target = out or Path("data") / f"{source_name(src)}{size.strip().lower()}{'-buckets' if buckets else ''}"
+    target = out or Path("data") / f"{source_name(src[0])}{size.strip().lower()}{'-buckets' if buckets else ''}"
     how: dict[str, Any] = {"out": target, "options": options, "engine": engine, "strict": strict}
     how["workers"] = _cores() if workers is None else workers
     share = Share.parse(shards) if shards is not None else None

@@ -248,7 +248,7 @@ def test_workers_end_with_a_killed_parent(tmp_path, source):
 def test_a_worker_that_dies_costs_its_picture_alone(source):
     from hdit_cli.data.prepare.scan import scan
 
-    good = [entry for entry in scan(source).entries if not entry.code and entry.path.endswith("0.png")] * 5
+    good = [entry for entry in scan([source]).stream() if not entry.code and entry.path.endswith("0.png")] * 5
     entries = [*good[:3], Entry("deadly.jpg", DeadlyPlace()), *good[3:], Entry("deadly too.jpg", DeadlyPlace())]
     with Workers(2, OPTIONS) as pool:
         outcomes = list(pool.outcomes(iter(entries)))

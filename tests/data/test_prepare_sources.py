@@ -13,8 +13,16 @@ import pytest
 
 from hdit_cli.data.prepare.places import open_place, read_small
 from hdit_cli.data.prepare.refused import Refused
-from hdit_cli.data.prepare.scan import scan, source_name
+from hdit_cli.data.prepare.scan import scan as scan_all
+from hdit_cli.data.prepare.scan import source_name
 from hdit_cli.errors import DataError
+
+
+def scan(*sources):
+    """A listing that was told to its end, with its entries."""
+    listing = scan_all(sources)
+    listing.entries = list(listing.stream())
+    return listing
 
 
 def fill(root, names):
@@ -132,8 +140,8 @@ def test_unreadable_files_and_folders_are_refused(tmp_path, monkeypatch):
         patch.setattr(os, "open", denied)
         open_place(listing.entries[0].place)
     assert caught.value.code == "unreadable" and "EACCES" in caught.value.detail
-    real = os.listdir
-    monkeypatch.setattr(os, "listdir", lambda path: denied() if os.fspath(path).endswith(b"shut") else real(path))
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: denied() if os.fspath(path).endswith(b"shut") else real(path))
     assert told(scan(tmp_path)) == {"a.jpg": (None, ""), "shut": (None, "unreadable")}
 
 
@@ -151,7 +159,7 @@ def test_strange_names_are_told_as_utf8(tmp_path):
 def test_zip_like_a_folder(tmp_path):
     names = ["rose/b.jpg", "daisy/deep/a.jpg", "daisy/deep/a.txt", "top.jpg", "__MACOSX/rose/._b.jpg", "../out.jpg"]
     listing = scan(zipped(tmp_path / "pictures.zip", [*names, "void/"], compression=zipfile.ZIP_DEFLATED))
-    assert listing.classes == ["daisy", "rose"] and listing.kind == "zip" and listing.name == "pictures"
+    assert listing.classes == ["daisy", "rose"] and listing.source()["kind"] == "zip" and listing.name == "pictures"
     assert told(listing) == {
         "rose/b.jpg": ("rose", ""), "daisy/deep/a.jpg": ("daisy", ""), "daisy/deep/a.txt": ("daisy", "caption"),
         "top.jpg": (None, ""), "__MACOSX/rose/._b.jpg": ("__MACOSX", ""), "../out.jpg": (None, "bad-path"),
@@ -221,11 +229,11 @@ def test_links_and_devices_in_tars_are_refused(tmp_path):
 
 def test_sources_that_are_none(tmp_path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text.txt").write_text("hello")
+    (tmp_path / "text.bin").write_text("hello")
     (tmp_path / "bad.zip").write_bytes(b"PK\x03\x04 no")
     (tmp_path / "t.tar.gz").write_bytes(gzip.compress(tarred(tmp_path / "t.tar", [("a.jpg", b"a")]).read_bytes()))
     os.mkfifo(tmp_path / "fifo")
-    for name in ("missing", "empty", "text.txt", "bad.zip", "t.tar.gz", "fifo"):
+    for name in ("missing", "empty", "text.bin", "bad.zip", "t.tar.gz", "fifo"):
         with pytest.raises(DataError) as caught:
             scan(tmp_path / name)
         assert caught.value.exit_code == 3 and caught.value.hint and name in caught.value.message

@@ -1,17 +1,19 @@
-"""All files of a source, in one order that depends on their names alone, each with its class and its caption."""
+"""All files of one source or of several, in one order that depends on their names alone, each with its class and caption."""
 
 import hashlib
+import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, Protocol
 
 from hdit_cli.data.prepare.places import Place
+from hdit_cli.errors import DataError
 
 SIDE_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".md")
-SIDE_CODES = ("side-file", "caption", "label")
+SIDE_CODES = ("side-file", "caption", "label", "table", "bad-table")
 
 
 @dataclass(slots=True)
@@ -23,9 +25,11 @@ class Entry:
         place: where its bytes lie; None where it was refused at sight.
         group: name of its class, None = no label.
         code: "" for a candidate, one of SIDE_CODES, or why it was refused at sight.
-        detail: more about a refusal at sight.
+        detail: more about a refusal at sight, or about a table.
         caption: the text beside it.
         mark: what a container knows of its content (a CRC), for the digest.
+        text: a caption that was found while listing; it goes before `caption`.
+        notes: codes of what is to be told of its label or caption.
     """
 
     path: str
@@ -35,6 +39,8 @@ class Entry:
     detail: str = ""
     caption: Place | None = None
     mark: int = 0
+    text: str | None = None
+    notes: tuple[str, ...] = ()
 
     def told(self) -> list[Any]:
         """As a plan keeps it, in JSON; `of` takes it back."""
@@ -42,49 +48,100 @@ class Entry:
 
     @classmethod
     def of(cls, told: list[Any]) -> "Entry":
-        path, place, group, code, detail, caption, *rest = told
+        path, place, group, code, detail, caption, mark, text, notes = told
         places = (Place(*each) if each else None for each in (place, caption))
-        return cls(path, next(places), group, code, detail, next(places), *rest)
+        return cls(path, next(places), group, code, detail, next(places), mark, text, tuple(notes))
 
 
-@dataclass
-class Listing:
-    """All entries of a source; sorted, and with its classes, once `finish` has run.
+class Source(Protocol):
+    """One thing that pictures come from. What is said of it holds once its entries have been told.
 
-    `newest` is the latest time of change of the files, in seconds since the epoch; 0 where it is in the future.
+    `kind` is folder, zip, tar or list; `newest` the latest time of change of its files, in seconds since the epoch;
+    `classes` the names of the classes in their order, where the source itself has one; `by_value` whether class names that
+    are numbers are indices, so that 10 comes behind 9.
     """
 
-    kind: str
     name: str
-    entries: list[Entry] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
-    newest: float = 0.0
+    kind: str
+    newest: float
+    classes: list[str] | None
+    by_value: bool
 
-    def refuse(self, path: str, code: str, detail: str = "") -> None:
-        self.entries.append(Entry(path, None, code=code, detail=detail))
+    def entries(self) -> Iterator[Entry]:
+        """Yields all entries in the order of the bytes of their paths.
 
-    def source(self) -> dict[str, object]:
-        """The source as the manifest keeps it; "listing" is a SHA-256 over paths, sizes, classes and verdicts."""
-        told = hashlib.sha256()
-        for entry in self.entries:
-            size = entry.place.size if entry.place else None
-            told.update(json.dumps([entry.path, size, entry.group, entry.code, entry.mark]).encode() + b"\n")
-        return {"name": self.name, "kind": self.kind, "files": len(self.entries), "listing": told.hexdigest()}
+        Raises:
+            DataError: the source as a whole cannot be read.
+        """
+        ...
+
+
+class Listing:
+    """All entries of some sources, told one by one.
+
+    With several sources each path begins with its source's name; a name that comes again gets "-2" behind it. Once
+    `stream` has come to its end, `classes`, `newest` and `source()` hold. `newest` is 0 where it is in the future.
+
+    Raises:
+        DataError: the first source cannot be read, or there is nothing in it.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        names = _apart([source.name for source in sources])
+        self.name = names[0]
+        self.classes: list[str] = []
+        self.newest = 0.0
+        self._sources = dict(zip(names, sources, strict=True))
+        self._files = 0
+        self._told = hashlib.sha256()
+        begun = self._entries()
+        self._begun: Iterator[Entry] | None = itertools.chain([next(begun)], begun)  # a tar is not read twice
 
     def stream(self) -> Iterator[Entry]:
-        """All entries, in order; what else there is to know of the source is known when it has ended."""
-        yield from self.entries
+        """Yields all entries in the order of the bytes of their paths; memory holds one folder, or one archive.
 
-    def finish(self) -> "Listing":
-        """Sorts the entries by the bytes of their paths, finds captions, and names the classes."""
-        self.entries.sort(key=lambda entry: entry.path.encode())
-        _give_captions(self.entries)
-        candidates = (entry for entry in self.entries if not entry.code and not _file_name(entry.path).startswith("._"))
-        groups = {entry.group for entry in candidates if entry.group is not None}
-        self.classes = sorted(groups, key=_by_value if self.kind == "tar" else str.encode)
-        if self.newest > time.time():  # a clock that was wrong once tells nothing
-            self.newest = 0.0
-        return self
+        Raises:
+            DataError: another source cannot be read, or there is nothing in it.
+        """
+        entries, self._begun = self._begun or self._entries(), None
+        self._files, self._told = 0, hashlib.sha256()
+        groups: set[str] = set()
+        for entry in entries:
+            self._files += 1
+            size = entry.place.size if entry.place else None
+            told = [entry.path, size, entry.group, entry.code, entry.mark]
+            if entry.text is not None:
+                told.append(entry.text)
+            self._told.update(json.dumps(told).encode() + b"\n")
+            if entry.group is not None and not entry.code and not file_name(entry.path).startswith("._"):
+                groups.add(entry.group)
+            yield entry
+        self.classes = self._in_order(groups)
+        newest = max(source.newest for source in self._sources.values())
+        self.newest = 0.0 if newest > time.time() else newest  # a clock that was wrong once tells nothing
+
+    def source(self) -> dict[str, object]:
+        """The source as the manifest keeps it; "listing" is a SHA-256 over paths, sizes, classes, captions and verdicts."""
+        each = [{"name": name, "kind": source.kind} for name, source in self._sources.items()]
+        told = each[0] if len(each) == 1 else {"name": self.name, "kind": "several", "sources": each}
+        return {**told, "files": self._files, "listing": self._told.hexdigest()}
+
+    def _entries(self) -> Iterator[Entry]:
+        for name, source in sorted(self._sources.items(), key=lambda item: f"{item[0]}/"):
+            entry = None
+            for entry in source.entries():
+                if len(self._sources) > 1:
+                    entry.path = f"{name}/{entry.path}"
+                yield entry
+            if entry is None:
+                raise DataError(f"the source {name} is empty", hint="give a folder of pictures, a .zip, or a .tar")
+
+    def _in_order(self, groups: set[str]) -> list[str]:
+        sources = list(self._sources.values())
+        fixed = sources[0].classes
+        if fixed is not None and all(source.classes == fixed for source in sources):
+            return list(fixed)
+        return sorted(groups, key=_by_value if any(source.by_value for source in sources) else str.encode)
 
 
 def utf8(name: str | bytes) -> str:
@@ -94,7 +151,9 @@ def utf8(name: str | bytes) -> str:
 
 
 def is_side_name(path: str) -> bool:
-    name = _file_name(path)
+    if not path.lower().endswith(SIDE_SUFFIXES):
+        return False
+    name = file_name(path)
     return not name.startswith("._") and os.path.splitext(name)[1].lower() in SIDE_SUFFIXES
 
 
@@ -103,23 +162,26 @@ def first_folder(path: str) -> str | None:
     return head if slash else None
 
 
-def _file_name(path: str) -> str:
+def file_name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _give_captions(entries: list[Entry]) -> None:
-    texts = {
-        os.path.splitext(entry.path)[0]: entry
-        for entry in entries
-        if entry.code == "side-file" and entry.path.lower().endswith(".txt")
-    }
-    for entry in entries:
-        text = None if entry.code or entry.caption else texts.get(os.path.splitext(entry.path)[0])
-        if text is not None:
-            entry.caption, text.code = text.place, "caption"
+def stem(path: str) -> str:
+    """The path without its last suffix: what a picture and the files beside it have in common."""
+    return os.path.splitext(path)[0]
+
+
+def _apart(names: Iterable[str]) -> list[str]:
+    """The names, each once."""
+    taken: list[str] = []
+    wanted = list(names)
+    for name in wanted:
+        free = (f"{name}-{number}" for number in itertools.count(2))
+        taken.append(name if name not in taken else next(new for new in free if new not in taken and new not in wanted))
+    return taken
 
 
 def _by_value(name: str) -> tuple[int, int, bytes]:
-    """Class indices, as tars have them, by their value; then names by their bytes."""
-    is_index = name.isascii() and name.isdigit() and str(int(name)) == name
+    """Class indices, as tars and tables have them, by their value; then names by their bytes."""
+    is_index = name.isascii() and name.isdigit() and len(name) < 20 and str(int(name)) == name
     return (0, int(name), b"") if is_index else (1, 0, name.encode())

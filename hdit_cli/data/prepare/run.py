@@ -9,7 +9,7 @@ the last one that lets go of it finds all tasks done, and finishes, with the loc
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class Pending:
 class _Wish:
     """What was asked for."""
 
-    source: Path
+    sources: list[Path]
     out: Path
     options: PrepareOptions
     workers: int
@@ -94,15 +94,16 @@ class _Wish:
             raise UsageError(f"--workers is {self.workers}", hint="--workers 1 or more")
         if self.engine not in ENGINES:
             raise UsageError(f"unknown engine {self.engine!r}", hint=f"one of: {', '.join(ENGINES)}")
-        listing = scan(self.source)
-        if self.source.is_dir() and self.out.resolve().is_relative_to(self.source.resolve()):
-            hint = f"choose a folder outside {self.source} with --out"
-            raise UsageError(f"the output {self.out} lies inside the source {self.source}", hint=hint)
+        listing = scan(self.sources)
+        for source in self.sources:
+            if source.is_dir() and self.out.resolve().is_relative_to(source.resolve()):
+                hint = f"choose a folder outside {source} with --out"
+                raise UsageError(f"the output {self.out} lies inside the source {source}", hint=hint)
         return listing
 
 
 def prepare(
-    source: Path,
+    source: Path | Sequence[Path],
     *,
     out: Path,
     options: PrepareOptions,
@@ -114,7 +115,7 @@ def prepare(
     """Makes a data set from a source; goes on where a killed run left off; does nothing where it is complete.
 
     Args:
-        source: folder of pictures, zip, tar, or folder of tars.
+        source: folder of pictures, zip, tar, folder of tars, list of files; or several of them.
         out: folder to be made.
         options: what the bytes depend on, besides the source.
         workers: processes; the bytes do not depend on it.
@@ -128,7 +129,7 @@ def prepare(
         StorageError: the disk is full, or `out` cannot be written.
         Interrupted: stopped by the user; the same call goes on.
     """
-    wish = _Wish(source, out, options, workers, engine, strict, progress)
+    wish = _Wish(_several(source), out, options, workers, engine, strict, progress)
     listing = wish.listing()
     if (out / MANIFEST).exists():
         return _complete(wish, listing)
@@ -137,7 +138,7 @@ def prepare(
         if not (out / MANIFEST).exists():
             for folder in (out, out / WORK):
                 files.reap(folder)
-            plan = open_plan(out, listing, options, sources=[source])
+            plan = open_plan(out, listing, options, sources=wish.sources)
             _make(wish, plan, range(len(plan)))
             missing = unfinished(plan)
             if missing:  # a process of a cluster, left over from a run that was killed
@@ -148,7 +149,7 @@ def prepare(
 
 
 def prepare_share(
-    source: Path,
+    source: Path | Sequence[Path],
     *,
     share: Share,
     out: Path,
@@ -170,7 +171,7 @@ def prepare_share(
     Raises:
         DataError, UsageError, StorageError, Interrupted: as `prepare`.
     """
-    wish = _Wish(source, out, options, workers, engine, strict, progress)
+    wish = _Wish(_several(source), out, options, workers, engine, strict, progress)
     listing = wish.listing()
     if (out / MANIFEST).exists():
         return _complete(wish, listing)
@@ -180,7 +181,7 @@ def prepare_share(
             if (out / MANIFEST).exists():
                 return _told(wish)
             with files.lock(out / WORK / _PLAN_LOCK, what=f"the plan of {out}", wait=True):
-                plan = open_plan(out, listing, options, sources=[source])
+                plan = open_plan(out, listing, options, sources=wish.sources)
             _make(wish, plan, share.of_tasks(len(plan)))
     except (UsageError, StorageError):
         if not (out / MANIFEST).exists():
@@ -203,6 +204,10 @@ def _end_of_share(wish: _Wish, plan: Plan, share: Share) -> Report | Pending:
         if missing or others:
             return Pending(str(plan.out), len(plan), len(share.of_tasks(len(plan))), missing, others)
         return _finish(wish, plan)
+
+
+def _several(source: Path | Sequence[Path]) -> list[Path]:
+    return [source] if isinstance(source, Path) else list(source)
 
 
 def _make_work(out: Path) -> None:

@@ -1,24 +1,18 @@
-"""Samples in existing tars (webdataset shards, others' or our own): listed from their headers, never extracted.
+"""Existing tars (webdataset shards, others' or our own): listed from their headers, never extracted."""
 
-Members of one sample share the name up to the first dot. Its class is the text of `.cls`, else what its `.json` says,
-else the first folder of its name.
-"""
-
-import json
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from hdit_cli.data.prepare.listing import Entry, Listing, first_folder, is_side_name, utf8
-from hdit_cli.data.prepare.places import Place, read_small
-from hdit_cli.data.prepare.refused import Refused
+from hdit_cli.data.prepare.listing import Entry, utf8
+from hdit_cli.data.prepare.places import Place
+from hdit_cli.data.prepare.samples import Member, give_labels
 from hdit_cli.data.shards import MANIFEST, load_manifest
 from hdit_cli.errors import DataError
 
-_LABEL_BYTES = 1 << 16
-_JSON_KEYS = ("cls", "class", "class_name", "label")
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclass(frozen=True)
@@ -40,33 +34,81 @@ def own_shards(folder: Path) -> OwnShards | None:
     return OwnShards(names=[shard.name for shard in manifest.shards], classes=manifest.classes)
 
 
-def add_tar(listing: Listing, tar: Path, *, prefix: str, classes: list[str] | None) -> None:
-    """Adds the entries of one tar; its defects become refused entries.
+class TarSource:
+    """One tar. A folder around everything that is called like the tar is no class."""
+
+    kind = "tar"
+    by_value = True
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        self.newest = os.stat(path).st_mtime
+        self.classes: list[str] | None = None
+        self._path = path
+
+    def entries(self) -> Iterator[Entry]:
+        entries = tar_entries(self._path, prefix="", classes=None, name=self.name)
+        if len(entries) == 1 and entries[0].path == self._path.name and entries[0].code:
+            hint = "give a folder of pictures, a .zip, or a .tar"
+            raise DataError(f"the source {self._path} cannot be read: {entries[0].detail}", hint=hint)
+        return iter(entries)
+
+
+class OwnSource:
+    """A data set that was made by prepare: its pictures in their order, with the classes in theirs."""
+
+    kind = "tar"
+    by_value = True
+
+    def __init__(self, folder: Path, shards: OwnShards) -> None:
+        self.name = utf8(folder.resolve().name)
+        self.newest = 0.0
+        self.classes: list[str] | None = shards.classes
+        self._folder = folder
+        self._shards = shards
+
+    def entries(self) -> Iterator[Entry]:
+        for name in sorted(self._shards.names, key=lambda name: f"{name}/"):
+            tar = self._folder / name
+            yield from tar_entries(tar, prefix=f"{name}/", classes=self._shards.classes)
+            self.newest = max(self.newest, os.stat(tar).st_mtime if tar.exists() else 0.0)
+
+
+def tar_entries(tar: Path, *, prefix: str, classes: list[str] | None, name: str = "") -> list[Entry]:
+    """The entries of one tar, in the order of the bytes of their paths; its defects are refused entries.
 
     Args:
-        listing: is added to.
         tar: the file.
         prefix: goes before the members' names.
         classes: what the indices in `.cls` mean; None = the text itself is the name.
+        name: of the source, where the tar is one.
     """
-    samples: dict[str, _Sample] = {}
+    entries: list[Entry] = []
+    members: list[Member] = []
+    is_cut = False
     try:
         for member in _members(tar):
-            name = utf8(member.name)
+            told = utf8(member.name)
             if not member.isreg() or member.issparse():
-                listing.refuse(prefix + name, "not-a-file", "a link, device or sparse member")
+                entries.append(Entry(prefix + told, None, code="not-a-file", detail="a link, device or sparse member"))
                 continue
             place = Place(os.fspath(tar), "tar", member.offset_data, member.size)
-            entry = Entry(prefix + name, place, mark=member.chksum)
-            samples.setdefault(_key(name), _Sample()).add(entry, name, classes)
+            members.append(Member(told, Entry(prefix + told, place, mark=member.chksum)))
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        listing.refuse(prefix.rstrip("/") or tar.name, "damaged", f"tar: {error}")
-    for sample in samples.values():
-        listing.entries.extend(sample.labelled())
+        entries.append(Entry(prefix.rstrip("/") or tar.name, None, code="damaged", detail=f"tar: {error}"))
+        is_cut = True
+    give_labels(members, classes=classes, name=name, is_cut=is_cut)
+    entries += [member.entry for member in members]
+    return sorted(entries, key=lambda entry: entry.path)
 
 
 def _members(tar: Path) -> Iterator[tarfile.TarInfo]:
     """All members but folders; damage in the middle is an error, not an early end."""
+    with open(tar, "rb") as handle:
+        head = handle.read(8)
+    packed = next((kind for magic, kind in _COMPRESSED.items() if head.startswith(magic)), None)
+    if packed:
+        raise tarfile.ReadError(f"compressed with {packed}; unpack it first")
     with tarfile.open(tar, "r:") as archive:
         reached = -1
         while (member := archive.next()) is not None:
@@ -79,64 +121,10 @@ def _members(tar: Path) -> Iterator[tarfile.TarInfo]:
         end = archive.offset
     with open(tar, "rb") as handle:
         handle.seek(end)
-        while rest := handle.read(1 << 20):  # an archive ends with empty blocks, and with nothing else
+        rest = handle.read(tarfile.BLOCKSIZE)
+        if not rest:
+            raise tarfile.ReadError("ends without the mark of an end: it may have been cut off")
+        while rest:  # an archive ends with empty blocks, and with nothing else
             if any(rest):
                 raise tarfile.ReadError(f"damaged after byte {end}; what follows was not read")
-
-
-def _key(name: str) -> str:
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.partition(".")[0]
-
-
-@dataclass
-class _Sample:
-    """The members that share a key."""
-
-    entries: list[Entry] = field(default_factory=list)
-    group: str | None = None
-    told: bool = False
-    caption: Place | None = None
-
-    def add(self, entry: Entry, name: str, classes: list[str] | None) -> None:
-        self.entries.append(entry)
-        suffix = os.path.splitext(name)[1].lower()
-        if suffix == ".cls":
-            entry.code = "label"
-            self._label(entry.place, classes)
-        elif is_side_name(name):
-            entry.code = "caption" if suffix == ".txt" else "side-file"
-            self.caption = entry.place if suffix == ".txt" else self.caption
-            if suffix == ".json" and classes is None and not self.told:
-                self.group = _label_in_json(entry.place) or self.group
-        if self.group is None:
-            self.group = first_folder(name)
-
-    def _label(self, place: Place | None, classes: list[str] | None) -> None:
-        text = _small_text(place).strip()
-        if classes is not None:
-            text = classes[int(text)] if text.isascii() and text.isdigit() and int(text) < len(classes) else ""
-        if text:
-            self.group, self.told = text, True
-
-    def labelled(self) -> list[Entry]:
-        for entry in self.entries:
-            entry.group = self.group
-            entry.caption = self.caption if not entry.code else None
-        return self.entries
-
-
-def _small_text(place: Place | None) -> str:
-    try:
-        return read_small(place, limit=_LABEL_BYTES).decode("utf-8", "replace") if place else ""
-    except Refused:  # cut off: the pictures around it get their own verdict
-        return ""
-
-
-def _label_in_json(place: Place | None) -> str | None:
-    try:
-        value = json.loads(_small_text(place))
-    except (ValueError, RecursionError):
-        return None
-    found = next((value[key] for key in _JSON_KEYS if key in value), None) if isinstance(value, dict) else None
-    return str(found) if isinstance(found, (str, int)) and not isinstance(found, bool) and str(found) else None
+            rest = handle.read(1 << 20)

@@ -62,7 +62,7 @@ class Outcome:
 def at_sight(entry: Entry) -> Outcome | None:
     """The verdict that the listing has given already, if any."""
     if entry.code in SIDE_CODES:
-        return Outcome("side", (entry.code,))
+        return Outcome("side", (entry.code,), entry.detail)
     return Outcome("refused", (entry.code,), entry.detail) if entry.code else None
 
 
@@ -82,7 +82,7 @@ def process(entry: Entry, options: PrepareOptions) -> Outcome:
     except MemoryError:
         return Outcome("refused", ("too-large",), "not enough memory")
     caption, bad = _caption(entry)
-    notes = sorted({*notes, *bad})
+    notes = sorted({*notes, *bad, *entry.notes})
     source_size = picture.size[1], picture.size[0]
     about = {"path": entry.path, "size": source_size, "notes": notes}
     about_bytes = (json.dumps(about, ensure_ascii=False) + "\n").encode()
@@ -103,8 +103,8 @@ def process(entry: Entry, options: PrepareOptions) -> Outcome:
 
 def _caption(entry: Entry) -> tuple[str | None, list[str]]:
     """The caption as text, and a note where it could not be read as it is."""
-    if entry.caption is None:
-        return None, []
+    if entry.text is not None or entry.caption is None:
+        return entry.text, []
     try:
         raw = read_small(entry.caption, limit=_CAPTION_BYTES + 1)
     except Refused:

@@ -1,0 +1,67 @@
+"""A file that names pictures: one path a line (`.lst`, `.list`, `.txt`), or a table with `file_name` (`.jsonl`, `.csv`).
+
+Paths are relative to the folder of the list; a path that leads out of it is counted as a problem of the list.
+"""
+
+import heapq
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from hdit_cli.data.prepare.beside import Beside
+from hdit_cli.data.prepare.folders import file_entry
+from hdit_cli.data.prepare.listing import Entry, is_side_name, stem, utf8
+from hdit_cli.data.prepare.places import Place
+from hdit_cli.data.prepare.tables import NoTable, Scope, Table
+from hdit_cli.errors import DataError
+
+LIST_SUFFIXES = (".lst", ".list", ".txt", ".jsonl", ".csv")
+
+
+class ListSource:
+    """The files that a list names. Labels: the list, a `.json` beside the picture, the first folder of its path."""
+
+    kind = "list"
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        self.newest = os.stat(path).st_mtime
+        self.classes: list[str] | None = None
+        self.by_value = False
+        self._path = path
+        self._base = os.fsencode(path.parent)
+
+    def entries(self) -> Iterator[Entry]:
+        table = Table(None, root=os.path.abspath(self._path.parent))
+        try:
+            with open(self._path, "rb") as stream:
+                problems = table.read(stream, self._path.name)
+        except NoTable as error:
+            hint = "name the files in a column file_name"
+            raise DataError(f"the list {self._path} names no files", hint=hint) from error
+        except OSError as error:
+            raise DataError(f"the source {self._path} cannot be read: {error.strerror}", hint="check it") from error
+        own = [Entry(utf8(self._path.name), None, code="bad-table", detail=problems)] if problems else []
+        yield from heapq.merge(own, self._named(table), key=lambda entry: entry.path)
+
+    def _named(self, table: Table) -> Iterator[Entry]:
+        for path in table.names():
+            entry, changed = file_entry(path, os.path.join(self._base, path.encode()))
+            self.newest = max(self.newest, changed)
+            if entry.code == "broken-link":
+                entry.code = "missing"
+            elif not entry.code and is_side_name(path):
+                entry.code = "side-file"
+            elif not entry.code:
+                beside = Beside([path, *self._sides(path)], self._place, Scope("", table, None))
+                beside.give(entry)
+                self.by_value = self.by_value or beside.labels_told
+            yield entry
+
+    def _sides(self, path: str) -> list[str]:
+        names = (stem(path) + suffix for suffix in (".txt", ".json"))
+        return [name for name in names if os.path.isfile(os.path.join(self._base, name.encode()))]
+
+    def _place(self, path: str) -> Place | None:
+        entry, _ = file_entry(path, os.path.join(self._base, path.encode()))
+        return entry.place
