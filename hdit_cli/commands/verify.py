@@ -17,16 +17,20 @@ def verify(
     import json
     from dataclasses import asdict
 
-    from hdit_cli.engine.verify import verify_data, verify_run
+    from hdit_cli.commands.progress import bar
+    from hdit_cli.engine.verify import shards_of, verify_data, verify_run
     from hdit_cli.errors import CheckpointError, DataError
 
     # a checkpoint's folder has a manifest too
     is_data = (path / "manifest.json").is_file() and not any(path.glob("*.safetensors"))
     found = []
-    for checked in verify_data(path) if is_data else verify_run(path):
-        found.append(checked)
-        if not json_:
-            typer.echo(f"{checked.name:<20} {checked.bytes / 1e6:>10,.1f} MB  {checked.problem or 'whole'}")
+    with bar(total=shards_of(path) if is_data else 0, unit=" shards", quiet=not is_data) as progress:
+        for checked in verify_data(path) if is_data else verify_run(path):
+            found.append(checked)
+            if not json_:
+                told = f"{checked.name:<20} {checked.bytes / 1e6:>10,.1f} MB  {checked.problem or 'whole'}"
+                progress.write(told)
+            progress.advance(1)
     bad = [checked for checked in found if checked.problem]
     if json_:
         facts = {"kind": "data set" if is_data else "run", "whole": bool(found) and not bad}
@@ -37,7 +41,8 @@ def verify(
         )
     if bad and is_data:
         raise DataError(
-            f"{len(bad)} of {len(found)} shards are damaged", hint="make the data set again, or copy it again"
+            f"{len(bad)} of {len(found)} are damaged: {bad[0].name} {bad[0].problem}",
+            hint="copy what is named from where it came from, or make the data set again with `hdit prepare`",
         )
     if bad:
         raise CheckpointError(

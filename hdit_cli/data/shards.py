@@ -7,15 +7,18 @@ Headers carry no time, no owner: the bytes are a function of the samples alone.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import re
+import stat
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from reprlib import repr as short  # also of a name of 100 MB
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -35,19 +38,26 @@ SIZED_INDEX_DTYPE = np.dtype([*INDEX_DTYPE.descr, ("height", "<u2"), ("width", "
 
 PICTURE_SUFFIXES = (".jpg", ".webp", ".png")
 
-_SHARD_NAME = re.compile(r"\d{5,9}\.tar")
+_LARGEST_MANIFEST = 1 << 26  # bytes; 300,000 shards
+_LARGEST_SIDE = 1 << 16  # pixels
+
+_SHARD_NAME = re.compile(r"[0-9]{5,9}\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MADE_BY = "make the data set again with `hdit prepare`"
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard: file name of its tar, number of samples, size of the tar in bytes, SHA-256 of the tar."""
+    """One shard: file name of its tar, number of samples, size of the tar in bytes, SHA-256 of the tar.
+
+    `index_crc32` is the CRC-32 of the whole index beside it; None in data sets that were made before there was one.
+    """
 
     name: str
     count: int
     bytes: int
     sha256: str
+    index_crc32: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,18 +113,28 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        value = json.loads(path.read_bytes())
+        raw = _regular_bytes(path, most=_LARGEST_MANIFEST)
     except FileNotFoundError as error:
         what = f"no {MANIFEST} in {folder}" if folder.is_dir() else f"no data set at {folder}"
         raise DataError(what, hint=f"hdit prepare YOUR_PICTURES --out {folder}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from error
+    try:
+        return _validated(json.loads(raw))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON", hint=_MADE_BY) from error
-    try:
-        return _validated(value)
     except _Invalid as error:
         raise DataError(f"{path}: {error}", hint=_MADE_BY) from error
+
+
+def _regular_bytes(path: Path, *, most: int) -> bytes:
+    """The content of a regular file of up to `most` bytes; a pipe or a device is an OSError, and not waited for."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"{status.st_size} bytes, where {most} at most were expected")
+    return path.read_bytes()
 
 
 class _Invalid(Exception):
@@ -130,16 +150,22 @@ def _natural(value: Any, *, least: int = 0) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def _is_text(name: str) -> bool:
+    """False for halves of surrogate pairs, which JSON can hold and no file or terminal can show."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def _validated(value: Any) -> Manifest:
     _expect(isinstance(value, dict), "not a JSON object")
-    _expect(value.get("format") == FORMAT, f"format is {value.get('format')!r}, not {FORMAT!r}")
+    _expect(value.get("format") == FORMAT, f"format is {short(value.get('format'))}, not {FORMAT!r}")
     classes, size, shards = (value.get(key) for key in ("classes", "image_size", "shards"))
     _expect(
-        isinstance(classes, list) and all(isinstance(name, str) for name in classes), "classes is not a list of names"
+        isinstance(classes, list) and all(isinstance(name, str) and _is_text(name) for name in classes),
+        "classes is not a list of names",
     )
     _expect(len(set(classes)) == len(classes), "a class is named twice")
     _expect(
-        isinstance(size, list) and len(size) == 2 and all(_natural(n, least=1) for n in size),
+        isinstance(size, list) and len(size) == 2 and all(_natural(n, least=1) and n < _LARGEST_SIDE for n in size),
         "image_size is not [H, W]",
     )
     _expect(isinstance(shards, list), "shards is not a list")
@@ -158,7 +184,7 @@ def _validated_buckets(value: Any, *, count: int) -> list[Bucket]:
     for bucket in value:
         size, number = (bucket.get(key) for key in ("size", "count")) if isinstance(bucket, dict) else (None, None)
         _expect(
-            isinstance(size, list) and len(size) == 2 and all(_natural(n, least=1) and n < 1 << 16 for n in size),
+            isinstance(size, list) and len(size) == 2 and all(_natural(n, least=1) and n < _LARGEST_SIDE for n in size),
             "the size of a bucket is not [H, W]",
         )
         _expect(_natural(number, least=1), "the count of a bucket is not a positive number")
@@ -171,10 +197,16 @@ def _validated_buckets(value: Any, *, count: int) -> list[Bucket]:
 def _validated_shard(value: Any) -> ShardInfo:
     _expect(isinstance(value, dict), "a shard is not an object")
     name, count, size, digest = (value.get(key) for key in ("name", "count", "bytes", "sha256"))
-    _expect(isinstance(name, str) and _SHARD_NAME.fullmatch(name) is not None, f"{name!r} is not the name of a shard")
+    _expect(
+        isinstance(name, str) and _SHARD_NAME.fullmatch(name) is not None, f"{short(name)} is not the name of a shard"
+    )
     _expect(_natural(count, least=1) and _natural(size, least=1), f"{name}: count or bytes is not a positive number")
     _expect(isinstance(digest, str) and _SHA256.fullmatch(digest) is not None, f"{name}: sha256 is not a hash")
-    return ShardInfo(name=name, count=count, bytes=size, sha256=digest)
+    index_crc32 = value.get("index_crc32")
+    _expect(
+        index_crc32 is None or (_natural(index_crc32) and index_crc32 < 1 << 32), f"{name}: index_crc32 is no CRC-32"
+    )
+    return ShardInfo(name=name, count=count, bytes=size, sha256=digest, index_crc32=index_crc32)
 
 
 def read_index(folder: Path, shard: ShardInfo, *, buckets: Sequence[Bucket] = ()) -> np.ndarray:
@@ -190,13 +222,15 @@ def read_index(folder: Path, shard: ShardInfo, *, buckets: Sequence[Bucket] = ()
         DataError: missing, or not the index of this shard.
     """
     path = index_path(folder, shard)
+    dtype = SIZED_INDEX_DTYPE if buckets else INDEX_DTYPE
     try:
-        raw = path.read_bytes()
+        raw = _regular_bytes(path, most=shard.count * dtype.itemsize)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", hint=_MADE_BY) from error
-    dtype = SIZED_INDEX_DTYPE if buckets else INDEX_DTYPE
     if len(raw) != shard.count * dtype.itemsize:
         raise DataError(f"{path} is damaged: {len(raw)} bytes for {shard.count} pictures", hint=_MADE_BY)
+    if shard.index_crc32 is not None and zlib.crc32(raw) != shard.index_crc32:
+        raise DataError(f"{path} is damaged: its checksum is not the one in {MANIFEST}", hint=_MADE_BY)
     index = np.frombuffer(raw, dtype=dtype)
     ends = index["offset"] + index["size"]
     inside = (ends >= index["offset"]) & (ends <= shard.bytes) & (index["label"] >= NO_LABEL)
@@ -240,6 +274,9 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
     told = asdict(manifest)
     if not manifest.buckets:
         del told["buckets"]
+    for shard in told["shards"]:
+        if shard["index_crc32"] is None:
+            del shard["index_crc32"]
     files.write_json(folder / MANIFEST, {"format": FORMAT, **told})
 
 
@@ -273,10 +310,10 @@ class ShardWriter:
             size: (H, W) of the picture; written where the writer is `sized`.
         """
         for number, (suffix, data) in enumerate(members.items()):
-            self._write(_header(f"{key:09d}{suffix}", len(data)))
+            self._write(header(f"{key:09d}{suffix}", len(data)))
             if number == 0:
                 record = (self._position, len(data), zlib.crc32(data), label, *size)
-                self._records.append(record[: len(self._dtype)])
+                self._records.append(record[: len(self._dtype.names or ())])
             self._write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
 
     def close(self) -> None:
@@ -285,7 +322,13 @@ class ShardWriter:
         self._write(bytes(end + -(self._position + end) % tarfile.RECORDSIZE))
 
     def info(self, name: str) -> ShardInfo:
-        return ShardInfo(name=name, count=self.count, bytes=self._position, sha256=self._hash.hexdigest())
+        return ShardInfo(
+            name=name,
+            count=self.count,
+            bytes=self._position,
+            sha256=self._hash.hexdigest(),
+            index_crc32=zlib.crc32(self.index()),
+        )
 
     def index(self) -> bytes:
         return np.array(self._records, dtype=self._dtype).tobytes()
@@ -296,10 +339,11 @@ class ShardWriter:
         self._position += len(data)
 
 
-def _header(name: str, size: int) -> bytes:
+def header(name: str, size: int) -> bytes:
+    """The block of 512 bytes before a member, as it is always written: regular file, mode 0644, no time, no owner."""
     member = tarfile.TarInfo(name)
     member.size = size
-    member.mode = 0o644  # mtime, uid and gid stay 0, the names of owner and group empty
+    member.mode = 0o644
     return member.tobuf(format=tarfile.USTAR_FORMAT)
 
 

@@ -2,14 +2,16 @@
 
 import contextlib
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from hdit_cli import files
 from hdit_cli.data import shards
-from hdit_cli.data.prepare.report import read_report
+from hdit_cli.data.prepare.report import REPORT, read_report
+from hdit_cli.data.shard_check import shard_problem
 from hdit_cli.engine import checkpoint, snapshots
 from hdit_cli.errors import DataError, StorageError
 
@@ -76,7 +78,7 @@ def _size(folder: Path) -> int:
 
 
 def verify_data(data: Path) -> Iterator[Checked]:
-    """Every shard of a data set, then of the held-out one inside it: tar against SHA-256, index against pictures.
+    """Every shard of a data set, then of the held-out one inside it, then what stands beside them.
 
     Raises:
         DataError: the manifest cannot be read.
@@ -88,6 +90,19 @@ def verify_data(data: Path) -> Iterator[Checked]:
         yield from _verify_shards(inside, shards.load_manifest(inside), prefix=f"{shards.HELD_OUT}/")
     elif inside.exists() or _held_some_out(data, manifest):
         yield Checked(shards.HELD_OUT, 0, f"lacks its {shards.MANIFEST}: training would go on without validation")
+    if (data / REPORT).is_file():
+        yield Checked(REPORT, (data / REPORT).stat().st_size, _report_problem(data, manifest))
+
+
+def shards_of(data: Path) -> int:
+    """How many shards `verify_data` reads.
+
+    Raises:
+        DataError: a manifest cannot be read.
+    """
+    inside = data / shards.HELD_OUT
+    folders = [data, inside] if (inside / shards.MANIFEST).is_file() else [data]
+    return sum(len(shards.load_manifest(folder).shards) for folder in folders)
 
 
 def _held_some_out(data: Path, manifest: shards.Manifest) -> bool:
@@ -95,24 +110,28 @@ def _held_some_out(data: Path, manifest: shards.Manifest) -> bool:
 
 
 def _verify_shards(data: Path, manifest: shards.Manifest, *, prefix: str = "") -> Iterator[Checked]:
+    last_key = -1
     for shard in manifest.shards:
         path = data / shard.name
         size = path.stat().st_size if path.is_file() else 0
-        yield Checked(prefix + shard.name, size, _shard_problem(data, shard, manifest))
+        problem, last_key = shard_problem(data, shard, manifest, after=last_key)
+        yield Checked(prefix + shard.name, size, problem)
+    known = {path for shard in manifest.shards for path in (data / shard.name, shards.index_path(data, shard))}
+    for path in sorted({*data.glob("*.tar"), *data.glob("*.idx")} - known):
+        yield Checked(prefix + path.name, path.stat().st_size if path.is_file() else 0, "is not in the manifest")
 
 
-def _shard_problem(data: Path, shard: shards.ShardInfo, manifest: shards.Manifest) -> str:
+def _report_problem(data: Path, manifest: shards.Manifest) -> str:
+    """Whether the account tells of the same pictures and classes, in the same order, as manifest and indices."""
     try:
-        if files.sha256(data / shard.name) != shard.sha256:
-            return "has changed since it was written"
-        index = shards.read_index(data, shard, buckets=manifest.buckets)
-        with open(data / shard.name, "rb") as handle:
-            for number, record in enumerate(index):
-                handle.seek(int(record["offset"]))
-                if zlib.crc32(handle.read(int(record["size"]))) != record["crc32"]:
-                    return f"record {number} of its index does not fit its picture"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        report = read_report(data)
+        labels = np.concatenate(
+            [shards.read_index(data, shard, buckets=manifest.buckets)["label"] for shard in manifest.shards]
+        )
     except DataError as error:
         return error.message
-    return ""
+    counts = np.bincount(labels[labels >= 0], minlength=len(manifest.classes)).tolist()
+    same = list(report.classes) == manifest.classes and list(report.classes.values()) == counts
+    return (
+        "" if same and report.kept == manifest.count else f"tells of other pictures or classes than {shards.MANIFEST}"
+    )

@@ -119,4 +119,5 @@ def test_a_data_set(chaos_data, tmp_path, suffix, at):
     victim.write_bytes(damaged)
     done = verify(data)
     assert isinstance(done.exception, DataError)
-    assert [line.split()[-1] for line in done.stdout.splitlines()].count("whole") == 1
+    whole = {line.split()[0]: line.split()[-1] == "whole" for line in done.stdout.splitlines()}
+    assert whole == {"00000.tar": True, "00001.tar": False, "report.json": suffix == ".tar"}

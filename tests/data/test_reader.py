@@ -99,6 +99,9 @@ def _rewrite_index(folder, change):
     index = np.frombuffer(path.read_bytes(), shards.INDEX_DTYPE).copy()
     change(index)
     path.write_bytes(index.tobytes())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["shards"][0]["index_crc32"]  # as in data sets from before there was one
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_bytes_that_are_no_picture(folder):
@@ -119,6 +122,29 @@ def test_a_picture_of_another_size(folder):
     path.write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="8x12, not of the size in the manifest"):
         ShardReader(folder).picture(0)
+
+
+@pytest.mark.parametrize("swapped", ["label", "all"])
+def test_an_index_of_which_records_were_swapped(folder, swapped):
+    """Every record is one that was written, and every picture fits the checksum beside it."""
+    path = folder / "00000.idx"
+    index = np.frombuffer(path.read_bytes(), shards.INDEX_DTYPE).copy()
+    if swapped == "all":
+        index[[1, 2]] = index[[2, 1]]
+    else:
+        index["label"][[1, 2]] = index["label"][[2, 1]]
+    path.write_bytes(index.tobytes())
+    with pytest.raises(DataError, match=r"00000\.idx is damaged: its checksum"):
+        ShardReader(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("name", ["00000.idx", "manifest.json", "00000.tar"])
+def test_a_pipe_is_not_waited_for(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(DataError, match=name):
+        ShardReader(folder)
 
 
 def test_missing_shard(folder):

@@ -19,6 +19,7 @@ from PIL import (  # the plugins register their formats when they are imported
     GifImagePlugin,  # noqa: F401
     Image,
     ImageCms,
+    ImageFile,
     JpegImagePlugin,  # noqa: F401
     MpoImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
@@ -31,8 +32,6 @@ from PIL import (  # the plugins register their formats when they are imported
 from hdit_cli.data.prepare import pfm
 from hdit_cli.data.prepare.options import PrepareOptions
 from hdit_cli.data.prepare.refused import Refused
-
-_PLUGINS = {"JPEG": ("JPEG", "MPO")}  # all other formats are opened by the plugin of their own name, and by no other
 
 DRAFT_GAP = 2.0  # a JPEG is decoded to at least this many times the size wanted
 REDUCE_GAP = 4.0  # and boxes are averaged down to at least this many times; LANCZOS does the rest
@@ -71,7 +70,7 @@ def read_picture(stream: BinaryIO, options: PrepareOptions) -> Picture:
     """
     kind = sniff(stream)
     notes: set[str] = set()
-    with warnings.catch_warnings(record=True) as caught, _pixel_limit(options.max_pixels):
+    with warnings.catch_warnings(record=True) as caught, _strict_decoding(options.max_pixels):
         warnings.simplefilter("always")
         try:
             if kind == "PFM":
@@ -132,17 +131,19 @@ def sniff(stream: BinaryIO) -> str:
 
 
 @contextlib.contextmanager
-def _pixel_limit(pixels: int) -> Iterator[None]:
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+def _strict_decoding(pixels: int) -> Iterator[None]:
+    """Pillow's own guards, which are global and which any library may have moved; put back at the end."""
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = pixels, False
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _open(stream: BinaryIO, kind: str) -> Image.Image:
     try:
-        return Image.open(stream, formats=_PLUGINS.get(kind, (kind,)))
+        return Image.open(stream, formats=(kind,))  # by that plugin and no other; JPEG's knows MPO
     except UnidentifiedImageError as error:
         raise _unidentified(stream, kind) from error
     except (ValueError, SyntaxError, OSError) as error:
@@ -179,7 +180,7 @@ def _verdict(error: Exception) -> Refused:
     if isinstance(error, Image.DecompressionBombError):
         told = re.search(r"\d+ pixels", text)
         return Refused("too-many-pixels", told[0] if told else detail)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "out of memory" in text.lower():  # the words of AVIF's decoder
         return Refused("too-large", "not enough memory to decode it")
     if isinstance(error, EOFError) or "truncated" in text.lower():
         return Refused("truncated", detail)
@@ -208,6 +209,8 @@ def _decode(image: Image.Image, options: PrepareOptions, notes: set[str]) -> dic
         notes.add("first-frame")
     if _is_16_bit(image):
         notes.add("16-bit")
+    if image.format == "TIFF" and image.tag_v2.get(_ORIENTATION) in range(2, 9):  # type: ignore[attr-defined]
+        notes.add("exif-turned")  # by Pillow, when it loads it
     ratio = shrink_ratio(size, options)
     drafted = _draft(image, ratio)
     image.load()

@@ -1,9 +1,10 @@
 """Pictures to samples in several processes, in the order of the source, whatever the number of processes.
 
-A process that dies on a picture (killed for its memory, a crash in a decoder) costs that picture alone. A process whose
-parent dies ends itself.
+A process that dies on a picture (killed for its memory or its time, a crash in a decoder) costs that picture alone. A
+process whose parent dies ends itself.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -11,16 +12,19 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hdit_cli.data.prepare.buckets import cut_away
 from hdit_cli.data.prepare.fit import encode, fit
 from hdit_cli.data.prepare.hold_out import falls_under
+from hdit_cli.data.prepare.limits import Limits, held_in_time, hold_memory, limits_for, make_alarm_deadly
 from hdit_cli.data.prepare.listing import SIDE_CODES, Entry
 from hdit_cli.data.prepare.options import SUFFIXES, PrepareOptions
 from hdit_cli.data.prepare.pictures import read_picture
@@ -28,10 +32,14 @@ from hdit_cli.data.prepare.places import open_place, read_small
 from hdit_cli.data.prepare.refused import Refused
 from hdit_cli.errors import UsageError
 
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
 _CHUNK = 4  # pictures sent to a process at once
 _AHEAD = 4  # chunks in flight per process; with _CHUNK it bounds the memory
 _CAPTION_BYTES = 1 << 16
 _DIGEST_BYTES = 16
+_SECONDS_TO_END = 5.0  # for a process that has nothing more to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +124,22 @@ def _caption(entry: Entry) -> tuple[str | None, list[str]]:
 # Processes
 
 
-def _start() -> None:
+def _start(limits: Limits) -> None:
     """What a worker does first: interrupts are the parent's business, and it must not outlive the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # else warnings of plugins reach stderr
+    _mute_libraries()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    make_alarm_deadly()
+    hold_memory(limits)
+
+
+def _mute_libraries() -> None:
+    """What decoders in C print about a picture goes nowhere, since it has its verdict; Python's stderr stays."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _end_with_parent() -> None:
@@ -130,18 +149,29 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _process_chunk(entries: list[Entry], options: PrepareOptions) -> list[Outcome]:
-    return [at_sight(entry) or process(entry, options) for entry in entries]
+def _process_chunk(entries: list[Entry], options: PrepareOptions, limits: Limits) -> list[Outcome]:
+    return [at_sight(entry) or _process_in_time(entry, options, limits) for entry in entries]
+
+
+def _process_in_time(entry: Entry, options: PrepareOptions, limits: Limits) -> Outcome:
+    with held_in_time(limits):
+        return process(entry, options)
 
 
 class Workers:
-    """A pool that survives the death of its processes. Use it as a context."""
+    """A pool that survives the death of its processes. Use it as a context.
 
-    def __init__(self, count: int, options: PrepareOptions) -> None:
+    Args:
+        limits: of each picture; those of the options where not given.
+    """
+
+    def __init__(self, count: int, options: PrepareOptions, *, limits: Limits | None = None) -> None:
         self._count = count
         self._options = options
+        self._limits = limits or limits_for(options)
         self._pool = self._new_pool()
-        self._is_fresh = False  # nothing but lone pictures was ever sent to it
+        self._lone: _LoneProcess | None = None
+        self._waiting: deque[tuple[list[Entry], Future[list[Outcome]]]] = deque()
 
     def __enter__(self) -> "Workers":
         try:
@@ -153,48 +183,90 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._lone is not None:
+            self._lone.end()
 
     def _new_pool(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # no thread or lock of the parent is copied
-        return ProcessPoolExecutor(self._count, mp_context=context, initializer=_start)
+        return ProcessPoolExecutor(self._count, mp_context=context, initializer=_start, initargs=(self._limits,))
 
     def outcomes(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Outcome]]:
         """Yields every entry with its verdict, in order; takes only a few more than it has yielded."""
-        coming = iter(entries)
-        waiting: deque[tuple[list[Entry], Future[list[Outcome]] | None]] = deque()
+        coming, waiting = iter(entries), self._waiting
+        waiting.clear()
         while True:
             while len(waiting) < self._count * _AHEAD and (chunk := list(itertools.islice(coming, _CHUNK))):
                 waiting.append((chunk, self._submit(chunk)))
-                self._is_fresh = False
             if not waiting:
                 return
             chunk, future = waiting.popleft()
             yield from zip(chunk, self._result(chunk, future), strict=True)
 
-    def _submit(self, chunk: list[Entry]) -> "Future[list[Outcome]] | None":
+    def _submit(self, chunk: list[Entry]) -> "Future[list[Outcome]]":
+        arguments = (_process_chunk, chunk, self._options, self._limits)
         try:
-            return self._pool.submit(_process_chunk, chunk, self._options)
+            return self._pool.submit(*arguments)
         except BrokenProcessPool:
-            return None
+            self._pool.shutdown(wait=False)
+            self._pool = self._new_pool()
+            return self._pool.submit(*arguments)
 
-    def _result(self, chunk: list[Entry], future: "Future[list[Outcome]] | None") -> list[Outcome]:
+    def _result(self, chunk: list[Entry], future: "Future[list[Outcome]]") -> list[Outcome]:
         try:
-            if future is not None:
-                return future.result()
-        except BrokenProcessPool:
-            pass  # a process died: whose picture it was is found by trying them one by one
-        return [at_sight(entry) or self._alone(entry) for entry in chunk]
+            return future.result()
+        except (BrokenProcessPool, MemoryError):  # a process died: whose picture it was is found by trying each alone
+            return [at_sight(entry) or self._alone(entry) for entry in chunk]
 
     def _alone(self, entry: Entry) -> Outcome:
-        """One picture, with nothing else in the pool that its death could be blamed on."""
-        if not self._is_fresh:
-            self._pool.shutdown(wait=False)
-            self._pool, self._is_fresh = self._new_pool(), True
-        future = self._submit([entry])
+        """One picture, with nothing else at work that its death could be blamed on."""
+        wait([future for _, future in self._waiting])
+        self._lone = self._lone or _LoneProcess(self._limits)
+        outcome = self._lone.outcome(entry, self._options)
+        if outcome is None:
+            outcome = _end_of_process(self._lone.end(), self._limits)
+            self._lone = None
+        return outcome
+
+
+class _LoneProcess:
+    """A process for one picture at a time; the way it ended tells what that picture did to it."""
+
+    def __init__(self, limits: Limits) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, limits), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def outcome(self, entry: Entry, options: PrepareOptions) -> Outcome | None:
+        """None where the process has died of it."""
         try:
-            if future is not None:
-                return future.result()[0]
-        except BrokenProcessPool:
-            pass
-        self._is_fresh = False
-        return Outcome("refused", ("crashed",), "the process that decoded it died")
+            self._connection.send((entry, options))
+            return self._connection.recv()
+        except (EOFError, OSError):
+            return None
+
+    def end(self) -> int:
+        """Ends it where it has not ended; minus the number of the signal that ended it, or its exit code."""
+        self._connection.close()
+        self._process.join(timeout=_SECONDS_TO_END)
+        self._process.kill()
+        self._process.join()
+        return self._process.exitcode or 0
+
+
+def _serve(connection: "Connection", limits: Limits) -> None:
+    _start(limits)
+    with contextlib.suppress(OSError, EOFError):  # the parent has closed its end
+        while True:
+            entry, options = connection.recv()
+            connection.send(_process_in_time(entry, options, limits))
+
+
+def _end_of_process(exit_code: int, limits: Limits) -> Outcome:
+    """The verdict on the picture that a process ended with."""
+    name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"exit code {exit_code}"
+    if name == "SIGALRM":
+        return Outcome("refused", ("too-slow",), f"not decoded within {limits.seconds:g} s")
+    told = "was killed, most likely because memory ran out" if name == "SIGKILL" else f"died ({name})"
+    return Outcome("refused", ("crashed",), f"the process that decoded it {told}")
