@@ -24,8 +24,8 @@ _LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)  # sent to the whole group: th
 
 
 def decode(reader: ShardReader, numbers: np.ndarray) -> np.ndarray:
-    """The pictures of these numbers: uint8 (N, 3, H, W)."""
-    out = np.empty((len(numbers), 3, *reader.image_size), dtype=np.uint8)
+    """The pictures of these numbers, all of one size: uint8 (N, 3, H, W)."""
+    out = np.empty((len(numbers), 3, *reader.size_of(numbers[0])), dtype=np.uint8)
     for row, number in zip(out, numbers, strict=True):
         row[:] = reader.picture(int(number)).transpose(2, 0, 1)  # HWC => CHW
     return out
@@ -46,21 +46,20 @@ class InProcess:
 
     def __init__(self, reader: ShardReader) -> None:
         self._reader = reader
-        height, width = reader.image_size
-        fits = len(reader) * 3 * height * width <= _CACHE_BYTES
-        # np.empty takes memory page by page, as pictures come in
-        self._kept = np.empty((len(reader), 3, height, width), dtype=np.uint8) if fits else None
-        self._known = np.zeros(len(reader), dtype=bool)
+        pixels = np.array([height * width for height, width in reader.sizes])
+        fits = 3 * int(pixels[reader.bucket_numbers].sum()) <= _CACHE_BYTES
+        self._kept: dict[int, np.ndarray] | None = {} if fits else None
 
     def decoded(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for numbers in chunks:
             yield decode(self._reader, numbers) if self._kept is None else self._from(self._kept, numbers)
 
-    def _from(self, kept: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        new = numbers[~self._known[numbers]]
-        kept[new] = decode(self._reader, new)
-        self._known[new] = True
-        return kept[numbers]
+    def _from(self, kept: dict[int, np.ndarray], numbers: np.ndarray) -> np.ndarray:
+        wanted = numbers.tolist()
+        for number in wanted:
+            if number not in kept:
+                kept[number] = decode(self._reader, np.array([number]))[0]
+        return np.stack([kept[number] for number in wanted])
 
     def close(self) -> None:
         self._reader.close()

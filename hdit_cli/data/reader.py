@@ -3,6 +3,7 @@
 No tar is ever parsed here; the index beside each shard says where its pictures lie.
 """
 
+import copy
 import io
 import os
 import zlib
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from hdit_cli.data import shards
-from hdit_cli.errors import DataError
+from hdit_cli.errors import DataError, UsageError
 
 _OPEN_SHARDS = 64  # files kept open per process: far below the usual limit of 256 to 1,024
 
@@ -23,6 +24,11 @@ class ShardReader:
 
     Opening reads the manifest and the indices and compares them with the sizes on the disk; shards open on first use,
     in each process for itself, so a reader may be pickled or forked. Not for several threads at once.
+
+    Attributes:
+        image_size: (H, W) of the pictures; of several sizes, the one they were made around.
+        buckets: the sizes and how many pictures have each; empty where all are of one size.
+        bucket_numbers: int (N,), which of `buckets` each picture is in; all 0 without buckets.
 
     Args:
         folder: a data set made by `hdit prepare`.
@@ -39,8 +45,11 @@ class ShardReader:
         self.fingerprint = shards.fingerprint(self.manifest)
         for shard in self.manifest.shards:
             _check_size(self.folder / shard.name, shard.bytes)
-        indices = [shards.read_index(self.folder, shard) for shard in self.manifest.shards]
+        self.buckets = self.manifest.buckets
+        indices = [shards.read_index(self.folder, shard, buckets=self.buckets) for shard in self.manifest.shards]
         self._index = np.concatenate(indices)
+        self.bucket_numbers: np.ndarray = self._bucket_numbers()
+        self._stored = self.image_size  # differs where pictures are cut as they are read
         self._first = np.cumsum([0, *map(len, indices)])  # number of the first picture of each shard, and the end
         self.labels: np.ndarray = self._index["label"].astype(np.int32)  # (N,), -1 = no class
         worst = int(self.labels.max())
@@ -53,6 +62,55 @@ class ShardReader:
 
     def __len__(self) -> int:
         return len(self._index)
+
+    def _bucket_numbers(self) -> np.ndarray:
+        if not self.buckets:
+            return np.zeros(len(self._index), dtype=np.uint16)
+        numbers = shards.bucket_numbers(self._index, self.buckets)
+        found = np.bincount(numbers, minlength=len(self.buckets)).tolist()
+        if found != [bucket.count for bucket in self.buckets]:
+            raise DataError(
+                f"{self.folder}: the manifest counts other pictures in its buckets than there are", hint=_MEND
+            )
+        return numbers
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The sizes (H, W) that `picture` gives, in the order of `buckets`."""
+        return [(bucket.size[0], bucket.size[1]) for bucket in self.buckets] or [self.image_size]
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """(H, W) of picture number `index`, without reading it."""
+        return self.sizes[self.bucket_numbers[index]]
+
+    def centred(self, size: tuple[int, int]) -> "ShardReader":
+        """The same data set, each picture cut at its centre to this (H, W) when it is read.
+
+        Raises:
+            UsageError: there are buckets, or pictures are smaller than that.
+        """
+        self.check_cut(size)
+        other = copy.copy(self)
+        other.image_size = size
+        return other
+
+    @property
+    def cut(self) -> tuple[int, int] | None:
+        """(H, W) that pictures are cut to when they are read; None where they are given as they are stored."""
+        return None if self.image_size == self._stored else self.image_size
+
+    def check_cut(self, size: tuple[int, int]) -> None:
+        """Raises UsageError where pictures cannot be cut to this (H, W)."""
+        if self.buckets:
+            raise UsageError(
+                f"{self.folder} holds pictures of several sizes (buckets), which are not cut again",
+                hint='data.crop = "none", or a data set of one size: `hdit prepare` without --buckets',
+            )
+        if size[0] > self._stored[0] or size[1] > self._stored[1]:
+            raise UsageError(
+                f"pictures of {self._stored[0]}x{self._stored[1]} in {self.folder} cannot be cut to {size[0]}x{size[1]}",
+                hint=f"hdit prepare SRC --size {size[0]}x{size[1]}, or larger",
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}, "_owner": None}
@@ -78,10 +136,10 @@ class ShardReader:
         """The decoded picture number `index`.
 
         Returns:
-            uint8 (H, W, 3).
+            uint8 (H, W, 3), of `size_of(index)`.
 
         Raises:
-            DataError: as `read`; or the bytes are no picture of the size that the manifest tells.
+            DataError: as `read`; or the bytes are no picture of the size that manifest and index tell.
         """
         data = self.read(index)
         try:
@@ -89,9 +147,13 @@ class ShardReader:
                 pixels = np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise self._damaged(index, f"it cannot be decoded ({error})") from error
-        if pixels.shape[:2] != self.image_size:
+        if pixels.shape[:2] != (self.size_of(index) if self.buckets else self._stored):
             raise self._damaged(index, f"it is {pixels.shape[0]}x{pixels.shape[1]}, not of the size in the manifest")
-        return pixels
+        if self.cut is None:
+            return pixels
+        height, width = self.cut
+        top, left = (self._stored[0] - height) // 2, (self._stored[1] - width) // 2
+        return pixels[top : top + height, left : left + width]
 
     def close(self) -> None:
         """Closes the shards that this process opened; the next read opens them again."""

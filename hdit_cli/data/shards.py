@@ -313,7 +313,7 @@ class ShardWriter:
             self._write(header(f"{key:09d}{suffix}", len(data)))
             if number == 0:
                 record = (self._position, len(data), zlib.crc32(data), label, *size)
-                self._records.append(record[: len(self._dtype.names or ())])
+                self._records.append(record if self._dtype == SIZED_INDEX_DTYPE else record[:4])
             self._write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ def fit(picture: Picture, options: PrepareOptions) -> tuple[Image.Image, list[st
     Returns:
         RGB image of options.size, or of the nearest bucket's, and all notes of the picture, sorted.
     """
-    height, width = nearest(turned_size(picture), options.sizes)
+    height, width = nearest(turned_size(picture.size, picture.orientation), options.sizes)
     if picture.orientation in _QUARTER_TURNS:
         height, width = width, height
     box, inner = _geometry(picture.size, (width, height), options.fit)

@@ -21,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hdit_cli.data.prepare.buckets import cut_away
+from hdit_cli.data.prepare.buckets import cut_away, turned_size
 from hdit_cli.data.prepare.fit import encode, fit
 from hdit_cli.data.prepare.hold_out import falls_under
 from hdit_cli.data.prepare.limits import Limits, held_in_time, hold_memory, limits_for, make_alarm_deadly
@@ -97,15 +97,17 @@ def process(entry: Entry, options: PrepareOptions) -> Outcome:
     members = {SUFFIXES[options.format]: encoded, ".json": about_bytes}
     if caption is not None:
         members[".txt"] = caption.encode()
+    written = (image.height, image.width)
+    turned = turned_size(picture.size, picture.orientation)
     return Outcome(
         "held_out" if held_out else "kept",
         tuple(notes),
         picture.remarks,
         members,
-        size=(image.height, image.width),
+        size=written,
         source_size=source_size,
         digest=hashlib.blake2b(encoded, digest_size=_DIGEST_BYTES).hexdigest(),
-        cut=cut_away(picture, (image.height, image.width)) if options.fit == "crop" else 0.0,
+        cut=cut_away(turned, written) if options.fit == "crop" else 0.0,
     )
 
 
