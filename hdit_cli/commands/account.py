@@ -43,8 +43,8 @@ def _rows(report: "Report", *, asked_to_hold_out: bool) -> list[tuple[str, objec
         rows.append(("more classes", len(report.classes) - _MOST_CLASSES))
     if report.unlabelled:
         rows.append(("no class", report.unlabelled))
-    rows += [("captions", report.captions), ("cropped", report.cropped), ("duplicates", report.duplicates)]
-    if report.sides:
+    if report.sides:  # not known of data sets that were made before these were counted
+        rows += [("captions", report.captions), ("cropped", report.cropped), ("duplicates", report.duplicates)]
         rows.append(("shorter side, smallest", report.sides["min"]))
         rows.append(("shorter side, median", report.sides["median"]))
         rows.append(("shorter side, largest", report.sides["max"]))
@@ -78,15 +78,9 @@ def _remarks(report: "Report", *, asked_to_hold_out: bool) -> list[str]:
 
 def facts_of(report: "Report") -> dict[str, Any]:
     """What `hdit info` adds to a data set's own facts: what its pictures were, and what became of them."""
-    facts: dict[str, Any] = {
-        "seen": report.seen,
-        "refused": report.refused,
-        "side_files": report.side,
-        "captions": report.captions,
-        "cropped": report.cropped,
-        "duplicates": report.duplicates,
-    }
-    if report.sides:
+    facts: dict[str, Any] = {"seen": report.seen, "refused": report.refused, "side_files": report.side}
+    if report.sides:  # not known of data sets that were made before these were counted
+        facts |= {"captions": report.captions, "cropped": report.cropped, "duplicates": report.duplicates}
         facts["shorter_side"] = {**report.sides, "share_below": round(report.smaller / report.kept, 4)}
     return {**facts, "codes": report.codes}
 

@@ -44,8 +44,7 @@ class Entry:
 
     def told(self) -> list[Any]:
         """As a plan keeps it, in JSON; `of` takes it back."""
-        place, caption = (astuple(each) if each else None for each in (self.place, self.caption))
-        return [self.path, place, self.group, self.code, self.detail, caption, self.mark, self.text, self.notes]
+        return list(astuple(self))
 
     @classmethod
     def of(cls, told: list[Any]) -> "Entry":

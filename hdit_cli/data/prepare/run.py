@@ -102,10 +102,6 @@ class _Wish:
         return listing
 
 
-def _listed(source: Path | Sequence[Path]) -> list[Path]:
-    return [source] if isinstance(source, Path) else list(source)
-
-
 def prepare(
     source: Path | Sequence[Path],
     *,
@@ -133,7 +129,7 @@ def prepare(
         StorageError: the disk is full, or `out` cannot be written.
         Interrupted: stopped by the user; the same call goes on.
     """
-    wish = _Wish(_listed(source), out, options, workers, engine, strict, progress)
+    wish = _Wish(_several(source), out, options, workers, engine, strict, progress)
     listing = wish.listing()
     if (out / MANIFEST).exists():
         return _complete(wish, listing)
@@ -175,7 +171,7 @@ def prepare_share(
     Raises:
         DataError, UsageError, StorageError, Interrupted: as `prepare`.
     """
-    wish = _Wish(_listed(source), out, options, workers, engine, strict, progress)
+    wish = _Wish(_several(source), out, options, workers, engine, strict, progress)
     listing = wish.listing()
     if (out / MANIFEST).exists():
         return _complete(wish, listing)
@@ -208,6 +204,10 @@ def _end_of_share(wish: _Wish, plan: Plan, share: Share) -> Report | Pending:
         if missing or others:
             return Pending(str(plan.out), len(plan), len(share.of_tasks(len(plan))), missing, others)
         return _finish(wish, plan)
+
+
+def _several(source: Path | Sequence[Path]) -> list[Path]:
+    return [source] if isinstance(source, Path) else list(source)
 
 
 def _make_work(out: Path) -> None:
