@@ -6,6 +6,7 @@ errno or record the sequence at any of them.
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -212,7 +213,8 @@ def remove_folder(path: Path) -> None:
         _announce("rename", trash)
         os.rename(path, trash)
         _announce("rmtree", trash)
-        shutil.rmtree(trash)
+        with contextlib.suppress(FileNotFoundError):  # another process reaps it at the same time
+            shutil.rmtree(trash)
 
 
 def remove_file(path: Path) -> None:
@@ -222,11 +224,16 @@ def remove_file(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def reap(folder: Path) -> None:
-    """Removes what a killed process left under temporary names in `folder`. Call it under the lock of that folder."""
+def reap(folder: Path, *, of: str = "") -> None:
+    """Removes what a killed process left under temporary names in `folder`. Call it under the lock of that folder.
+
+    Args:
+        folder: need not exist.
+        of: only what was to become a name that begins so; then a lock on these names is enough.
+    """
     if not folder.is_dir():
         return
-    for leftover in folder.glob(f"{_TEMPORARY}*"):
+    for leftover in folder.glob(f"{_TEMPORARY}{glob.escape(of)}*"):
         _announce("reap", leftover)
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -246,15 +253,17 @@ def sha256_of(data: bytes) -> str:
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, what: str) -> Iterator[None]:
-    """Holds an exclusive lock, released by the operating system however the process ends.
+def lock(path: Path, *, what: str, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Holds a lock, released by the operating system however the process ends.
 
     Args:
         path: the lock file; it tells the holder's host, pid and start time.
         what: what is locked, for the message.
+        shared: any number may hold it so, and meanwhile none for itself alone.
+        wait: until it is free, instead of an error.
 
     Raises:
-        UsageError: another process holds it.
+        UsageError: another process holds it; or it was moved or removed, with its folder, this moment.
     """
     try:
         import fcntl
@@ -265,7 +274,8 @@ def lock(path: Path, *, what: str) -> Iterator[None]:
         handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open for the life of the lock
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
             handle.seek(0)
             holder = handle.read().strip() or "another process"

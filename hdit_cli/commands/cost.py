@@ -78,10 +78,11 @@ def _plan_lines(facts: dict[str, Any]) -> list[str]:
     split = " x ".join([*pieces, str(facts["micro_batch"])])
     rates = facts["learning_rate"]
     classes = f"{facts['classes']} classes" if facts["classes"] else "unconditional"
+    sizes = f" of {len(facts['sizes'])} sizes" if len(facts["sizes"]) > 1 else ""
     lines = [
         _row("parameters", f"{facts['params']:,}"),
         _row("an image", f"{facts['gmacs']:,.3f} GMAC forward"),
-        _row("data", f"{facts['images']:,} images, {classes}; {facts['held_out'] or 'none'} held out"),
+        _row("data", f"{facts['images']:,} images{sizes}, {classes}; {facts['held_out'] or 'none'} held out"),
         _row("batch", f"{facts['batch']} = {split}"),
         _row("steps", f"{facts['steps']:,}; {facts['steps_per_epoch']:,.1f} an epoch, {facts['epochs']:,.1f} epochs"),
         _row(

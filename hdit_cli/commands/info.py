@@ -86,6 +86,7 @@ def _class_names(recipe: "Recipe") -> list[str] | None:
 
 def _data_facts(path: Path) -> dict[str, Any]:
     from collections import Counter
+    from dataclasses import asdict
 
     from hdit_cli.data import shards
     from hdit_cli.data.reader import ShardReader
@@ -100,6 +101,7 @@ def _data_facts(path: Path) -> dict[str, Any]:
         "classes": {name: labels.get(number, 0) for number, name in enumerate(manifest.classes)},
         "without_class": labels.get(-1, 0),
         "image_size": manifest.image_size,
+        **({"buckets": [asdict(bucket) for bucket in manifest.buckets]} if manifest.buckets else {}),
         "shards": len(manifest.shards),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "fingerprint": reader.fingerprint,
@@ -167,6 +169,11 @@ def _page(facts: dict[str, Any]) -> str:
             lines += [f"{number:<14} {_level(level)}" for number, level in enumerate(value)]
         elif name == "classes" and isinstance(value, dict):
             lines += [f"{label} {len(value)}", *(f"  {count:>10}   {each}" for each, count in value.items())]
+        elif name == "buckets":
+            lines += [
+                f"{label} {len(value)}",
+                *("  {:>10}   {}x{}".format(each["count"], *each["size"]) for each in value),
+            ]
         else:
             lines.append(f"{label} {value:,.3f}" if name == "gmacs" else f"{label} {_text(value)}")
     return "\n".join(lines)

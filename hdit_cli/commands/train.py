@@ -102,12 +102,10 @@ def _set_aside(folder: Path) -> None:
 
 def _print_match(init: Path, recipe: "Recipe") -> None:
     """What a run would load, on stderr."""
-    from hdit_cli.data.reader import ShardReader
     from hdit_cli.engine.init import match, read_source
-    from hdit_cli.engine.setup import check_fit
+    from hdit_cli.engine.setup import open_data
 
-    reader = ShardReader(Path(recipe.data.path))
-    check_fit(recipe, reader)
+    reader = open_data(recipe, Path(recipe.data.path))
     found = match(read_source(init), recipe, classes=reader.classes if recipe.model.classes else [])
     typer.echo("\n".join([f"would start from {init}:", *found.lines()]), err=True)
 
@@ -191,8 +189,10 @@ class Watcher:
         names = list(started.class_names[:8]) + (["…"] if len(started.class_names) > 8 else [])
         classes += f" ({', '.join(names)})" if names else ""
         held_out = f", validated on {started.held_out:,} held out" if started.held_out else ", no validation"
+        sizes = f" of {started.buckets} sizes" if started.buckets else ""
         self._say(
-            f"{started.params:,} parameters, {started.gmacs:.3f} GMAC an image; {started.images:,} images, {classes}{held_out}; "
+            f"{started.params:,} parameters, {started.gmacs:.3f} GMAC an image; "
+            f"{started.images:,} images{sizes}, {classes}{held_out}; "
             f"{started.split}; {started.device}"
         )
         if started.step:

@@ -7,16 +7,19 @@ Points are (x, y) in pixels, pixel centres at integers; matrices act on homogene
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
 from hdit_cli import runtime
+from hdit_cli.data.catmull_rom import is_straight, resample
 
 SCALE = 2**0.2  # one standard deviation of zoom and of stretch
 TRANSLATION = 1 / 8  # one standard deviation of a shift, in image sides
+
+_PIXELS = 1 << 16  # of the images that a CPU works on at once
 
 # Columns of the uniform draws of an image: five gates (y-flip, zoom, rotation, stretch, shift), then the values a0..a7.
 _GATES, _DRAWS = 5, 13
@@ -104,37 +107,6 @@ def matrices(a: Tensor, *, height: int, width: int) -> Tensor:
     return to_centre @ flips @ zoom @ _rotation(-a3) @ stretch @ shift @ from_centre
 
 
-def _bend(x: Tensor) -> Tensor:
-    """Second difference along the last axis, the image being mirrored about the centres of its edge pixels."""
-    wide = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=-1)
-    return wide[..., 2:] - 2 * x + wide[..., :-2]
-
-
-def _cubic(x: Tensor, inverse: Tensor) -> Tensor:
-    """Reads x (N, C, H, W) at inverse @ (column, row, 1), by Catmull-Rom interpolation of the mirrored image.
-
-    Cubic convolution with a = -1/2 (Keys 1981) between pixels 0 and 1 is (1 - t) p0 + t p1 - q ((1 - t) d0 + t d1),
-    with q = t (1 - t) / 2 and d the second difference: linear interpolation of p minus q times that of d. Along both
-    axes it is four bilinear interpolations, of x and of its second differences, which torch does in one vectorised
-    call. (Torch's own bicubic mode has a = -3/4, a sharper kernel.)
-    """
-    _, channels, height, width = x.shape
-    exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
-    m = inverse.to(x.device, exact)
-    row, column = (torch.arange(side, device=x.device, dtype=exact) for side in (height, width))
-    grid, bend = [], []
-    for i, side in enumerate((width, height)):
-        at = m[:, i, 0, None, None] * column + m[:, i, 1, None, None] * row[:, None] + m[:, i, 2, None, None]
-        t = at - at.floor()
-        bend.append((t * (1 - t) / 2).to(x.dtype)[:, None])  # (N, 1, H, W)
-        grid.append((at * (2 / (side - 1)) - 1).to(x.dtype))
-    bent_x, bent_y = _bend(x), _bend(x.mT).mT
-    maps = torch.cat([x, bent_x, bent_y, _bend(bent_y)], dim=1)
-    seen = grid_sample(maps, torch.stack(grid, -1), mode="bilinear", padding_mode="reflection", align_corners=True)
-    plain, along_x, along_y, along_both = seen.split(channels, dim=1)
-    return plain - bend[0] * (along_x - bend[1] * along_both) - bend[1] * along_y
-
-
 def warp(x: Tensor, matrix: Tensor) -> Tensor:
     """Moves every image by its matrix: the value of x at p comes to matrix @ p; Catmull-Rom, mirrored at the edges.
 
@@ -152,18 +124,26 @@ def warp(x: Tensor, matrix: Tensor) -> Tensor:
     lands = torch.stack([(width - 1) * flip_x, (height - 1) * flip_y], dim=1)  # where a flip puts the first pixel
     straight = (matrix[:, [0, 1], [1, 0]] == 0).all(1) & (matrix[:, [0, 1], [0, 1]].abs() == 1).all(1)
     copied = straight & (matrix[:, :2, 2] == lands).all(1)
-    out = x.clone()
-    for flipped, axes in ((flip_x & ~flip_y, [3]), (flip_y & ~flip_x, [2]), (flip_x & flip_y, [2, 3])):
-        here = (copied & flipped).nonzero()[:, 0].to(x.device)
-        out[here] = x[here].flip(axes)
-    moved = (~copied).nonzero()[:, 0]
-    if len(moved):
-        here = moved.to(x.device)
-        wide = x[here].to(
-            torch.promote_types(x.dtype, torch.float32)
-        )  # places in bfloat16 would be off by whole pixels
-        out[here] = _cubic(wide, torch.linalg.inv(matrix[moved])).to(x.dtype)
+    out = torch.empty_like(x)
+    axes_of = {(False, False): [], (True, False): [3], (False, True): [2], (True, True): [2, 3]}
+    for (right, down), axes in axes_of.items():
+        for here in _pieces(copied & (flip_x == right) & (flip_y == down), like=x):
+            out.index_copy_(0, here.to(x.device), x.index_select(0, here.to(x.device)).flip(axes))
+    wide = torch.promote_types(x.dtype, torch.float32)  # places in bfloat16 would be off by whole pixels
+    straight = is_straight(matrix)
+    for kind in (~copied & straight, ~copied & ~straight):
+        for here in _pieces(kind, like=x):
+            moved = resample(x.index_select(0, here.to(x.device)).to(wide), torch.linalg.inv(matrix[here]))
+            out.index_copy_(0, here.to(x.device), moved.to(x.dtype))
     return out
+
+
+def _pieces(chosen: Tensor, *, like: Tensor) -> Iterable[Tensor]:
+    """The numbers of the images chosen; on a CPU a few at a time, so that what they take in between stays in its caches."""
+    numbers = chosen.nonzero()[:, 0]
+    if not len(numbers):
+        return ()
+    return numbers.split(max(1, _PIXELS // like[0, 0].numel())) if like.device.type == "cpu" else (numbers,)
 
 
 def augment(x0: Tensor, *, index: np.ndarray, seed: int, probability: float) -> tuple[Tensor, Tensor]:

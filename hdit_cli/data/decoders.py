@@ -4,10 +4,11 @@ import contextlib
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import cycle, islice
 from multiprocessing import get_context, resource_tracker
-from queue import SimpleQueue
+from queue import Queue, SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,14 +21,20 @@ if TYPE_CHECKING:
 
 _CACHE_BYTES = 1 << 30  # decoded pictures kept by the one process that reads a small data set
 _MAX_AHEAD = 64  # chunks given to one worker: what a pipe holds without anyone reading
+_READ_AHEAD = 2  # chunks that a worker has read and not decoded yet
 _LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)  # sent to the whole group: the parent finishes its step first
 
 
-def decode(reader: ShardReader, numbers: np.ndarray) -> np.ndarray:
-    """The pictures of these numbers: uint8 (N, 3, H, W)."""
-    out = np.empty((len(numbers), 3, *reader.image_size), dtype=np.uint8)
-    for row, number in zip(out, numbers, strict=True):
-        row[:] = reader.picture(int(number)).transpose(2, 0, 1)  # HWC => CHW
+def decode(reader: ShardReader, numbers: np.ndarray, encoded: Sequence[bytes] | None = None) -> np.ndarray:
+    """The pictures of these numbers, all of one size: uint8 (N, 3, H, W).
+
+    Args:
+        encoded: what `reader.read_many` gave for them, where that has been done.
+    """
+    out = np.empty((len(numbers), 3, *reader.size_of(numbers[0])), dtype=np.uint8)
+    for place, (row, number) in enumerate(zip(out, numbers.tolist(), strict=True)):
+        picture = reader.picture(number) if encoded is None else reader.decoded(number, encoded[place])
+        row[:] = picture.transpose(2, 0, 1)  # HWC => CHW
     return out
 
 
@@ -46,21 +53,20 @@ class InProcess:
 
     def __init__(self, reader: ShardReader) -> None:
         self._reader = reader
-        height, width = reader.image_size
-        fits = len(reader) * 3 * height * width <= _CACHE_BYTES
-        # np.empty takes memory page by page, as pictures come in
-        self._kept = np.empty((len(reader), 3, height, width), dtype=np.uint8) if fits else None
-        self._known = np.zeros(len(reader), dtype=bool)
+        pixels = np.array([height * width for height, width in reader.sizes])
+        fits = 3 * int(pixels[reader.bucket_numbers].sum()) <= _CACHE_BYTES
+        self._kept: dict[int, np.ndarray] | None = {} if fits else None
 
     def decoded(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for numbers in chunks:
             yield decode(self._reader, numbers) if self._kept is None else self._from(self._kept, numbers)
 
-    def _from(self, kept: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        new = numbers[~self._known[numbers]]
-        kept[new] = decode(self._reader, new)
-        self._known[new] = True
-        return kept[numbers]
+    def _from(self, kept: dict[int, np.ndarray], numbers: np.ndarray) -> np.ndarray:
+        wanted = numbers.tolist()
+        for number in wanted:
+            if number not in kept:
+                kept[number] = decode(self._reader, np.array([number]))[0]
+        return np.stack([kept[number] for number in wanted])
 
     def close(self) -> None:
         self._reader.close()
@@ -189,14 +195,39 @@ def _signals_blocked() -> Iterator[None]:
 def _work(reader: ShardReader, connection: "Connection") -> None:
     for number in _LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
+    coming: Queue[_Read | None] = Queue(_READ_AHEAD)
+    threading.Thread(target=_read_ahead, args=(reader, connection, coming), daemon=True).start()
+    with contextlib.suppress(OSError):  # the parent has ended
+        while (chunk := coming.get()) is not None:
+            _answer(reader, connection, chunk)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A chunk on its way: picture numbers, and their bytes or why there are none."""
+
+    numbers: np.ndarray
+    encoded: list[bytes] | Exception
+
+
+def _read_ahead(reader: ShardReader, connection: "Connection", coming: "Queue[_Read | None]") -> None:
+    """Reads the next chunks while this one is decoded: a slow disk and the decoder do not wait for each other."""
     with contextlib.suppress(OSError, EOFError):  # the parent has ended
         while True:
-            _answer(reader, connection, connection.recv())
+            numbers = connection.recv()
+            try:
+                encoded: list[bytes] | Exception = reader.read_many(numbers)
+            except Exception as error:  # whatever it is, it is the parent's to tell
+                encoded = error
+            coming.put(_Read(numbers, encoded))
+    coming.put(None)
 
 
-def _answer(reader: ShardReader, connection: "Connection", numbers: np.ndarray) -> None:
+def _answer(reader: ShardReader, connection: "Connection", chunk: _Read) -> None:
     try:
-        pixels = decode(reader, numbers)
+        if isinstance(chunk.encoded, Exception):
+            raise chunk.encoded
+        pixels = decode(reader, chunk.numbers, chunk.encoded)
     except Exception as error:  # whatever it is, it is the parent's to tell
         connection.send(error)
     else:

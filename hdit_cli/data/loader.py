@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hdit_cli import runtime
 from hdit_cli.data.decoders import Decoder, InProcess, WorkerProcesses
-from hdit_cli.data.order import sample_at
+from hdit_cli.data.order import BucketOrder, sample_at
 from hdit_cli.data.reader import ShardReader
 
 _CHUNK = (
@@ -44,6 +44,9 @@ class Loader:
         slots: this process's slots of the global batch, one array per micro-batch, as `order.split` gives them.
         workers: processes that decode ahead; 0 decodes in this process and keeps small data sets in memory.
         pin_memory: page-locked pixels, for asynchronous copies to CUDA.
+        cut: (H, W), cut each picture to it at a place that is random, a function of (seed, index) alone.
+
+    Where the reader has buckets, each step is of one bucket, on every process.
     """
 
     def __init__(
@@ -57,10 +60,12 @@ class Loader:
         slots: Sequence[np.ndarray],
         workers: int = 0,
         pin_memory: bool = False,
+        cut: tuple[int, int] | None = None,
     ) -> None:
         self._reader = reader
         self._firsts = range(position, position + steps * batch_size, batch_size)
-        self._seed, self._slots, self._pin_memory = seed, slots, pin_memory
+        self._seed, self._slots, self._pin_memory, self._cut = seed, slots, pin_memory, cut
+        self._order = BucketOrder(reader.bucket_numbers, batch_size=batch_size, seed=seed) if reader.buckets else None
         self._decoder: Decoder = InProcess(reader)
         if workers:
             per_step = sum(len(_chunks(micro)) for micro in slots)
@@ -93,19 +98,49 @@ class Loader:
         self._decoder.close()
 
     def _samples(self, index: np.ndarray) -> np.ndarray:
+        if self._order is not None:
+            return self._order.samples(index)
         return sample_at(index, count=len(self._reader), seed=self._seed)
 
     def _batch(self, index: np.ndarray, pictures: Iterator[np.ndarray]) -> Batch:
-        pixels = torch.empty((len(index), 3, *self._reader.image_size), dtype=torch.uint8, pin_memory=self._pin_memory)
-        for part in pixels.split(_CHUNK):
-            part.copy_(torch.from_numpy(next(pictures)))
-        label = self._reader.labels[self._samples(index)].astype(np.int64)
+        samples = self._samples(index)
+        size = self._cut or self._reader.size_of(int(samples[0]))
+        pixels = torch.empty((len(index), 3, *size), dtype=torch.uint8, pin_memory=self._pin_memory)
+        for part, numbers in zip(pixels.split(_CHUNK), _chunks(index), strict=True):
+            decoded = next(pictures)
+            if self._cut is not None:
+                decoded = cut_at_random(decoded, self._cut, index=numbers, seed=self._seed)
+            part.copy_(torch.from_numpy(decoded))
+        label = self._reader.labels[samples].astype(np.int64)
         label[label < 0] = len(self._reader.classes)
         return Batch(pixels=pixels, label=torch.from_numpy(label), index=index)
 
 
 def _chunks(samples: np.ndarray) -> list[np.ndarray]:
     return [samples[start : start + _CHUNK] for start in range(0, len(samples), _CHUNK)]
+
+
+def cut_at_random(pixels: np.ndarray, size: tuple[int, int], *, index: np.ndarray, seed: int) -> np.ndarray:
+    """Cuts pictures to a smaller size; every place is equally likely, and which one is a function of (seed, index) alone.
+
+    Args:
+        pixels: (N, C, h, w).
+        size: (H, W), at most (h, w).
+        index: int64 (N,), numbers of the images in the run.
+
+    Returns:
+        (N, C, H, W).
+    """
+    room = np.subtract(pixels.shape[2:], size)
+    uniforms = runtime.uniform(seed, "crop", index, 2).numpy()
+    corners = np.minimum((uniforms * (room + 1)).astype(np.int64), room)  # (N, 2): top, left; rounding may give 1
+    height, width = size
+    return np.stack(
+        [
+            picture[:, top : top + height, left : left + width]
+            for picture, (top, left) in zip(pixels, corners.tolist(), strict=True)
+        ]
+    )
 
 
 def to_x0(pixels: Tensor) -> Tensor:

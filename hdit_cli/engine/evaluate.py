@@ -207,11 +207,13 @@ def _reference(request: Request, model: Model | None) -> tuple[Stored, list[str]
             f"the data set that the checkpoint was trained on is not at {path}",
             hint="go to the folder where it was trained, or --reference DIR",
         )
-    stored = open_stored(path)
+    cuts = model.recipe["data"].get("crop", "none") != "none"
+    stored = open_stored(path, cut=model.image_size if cuts else None)
     trained_on = model.data.get("fingerprint")
+    notes = [f"the reference is the centre of each picture, {stored.size[0]}x{stored.size[1]}"] if stored.cut else []
     if trained_on and trained_on != stored.fingerprint:
-        return stored, [f"{path} has changed since the checkpoint was trained on it"]
-    return stored, []
+        notes.append(f"{path} has changed since the checkpoint was trained on it")
+    return stored, notes
 
 
 def _generated(request: Request, model: Model) -> Generated:

@@ -20,6 +20,7 @@ class Started:
     bytes_held: int
     class_names: tuple[str, ...] = ()
     held_out: int = 0  # pictures to validate on
+    buckets: int = 0  # sizes of pictures, where there are several
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,11 @@ class PictureSet(Protocol):
         """(H, W) of the first picture."""
         ...
 
+    @property
+    def sizes(self) -> int:
+        """How many sizes its pictures are known to have: more than one in a data set with buckets."""
+        ...
+
     def batches(self, index: Sequence[int]) -> Iterator[Batch]:
         """The pictures of these numbers."""
         ...
@@ -66,6 +71,15 @@ class Stored:
     @property
     def size(self) -> tuple[int, int]:
         return self.reader.image_size
+
+    @property
+    def sizes(self) -> int:
+        return len(self.reader.sizes) if isinstance(self.reader, ShardReader) else 1
+
+    @property
+    def cut(self) -> tuple[int, int] | None:
+        """(H, W) that larger stored pictures are cut to, at their centres."""
+        return self.reader.cut if isinstance(self.reader, ShardReader) else None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -98,6 +112,10 @@ class Generated:
     def size(self) -> tuple[int, int]:
         return self.sampling.size or self.model.image_size
 
+    @property
+    def sizes(self) -> int:
+        return 1
+
     def batches(self, index: Sequence[int]) -> Iterator[Batch]:
         for numbers, images in stream(self.model, indices=index, labels=self.labels, sampling=self.sampling):
             pictures = list(images.numpy())
@@ -118,13 +136,18 @@ def is_data_set(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def open_stored(path: Path, *, n: int | None = None) -> Stored:
+def open_stored(path: Path, *, n: int | None = None, cut: tuple[int, int] | None = None) -> Stored:
     """A data set made by `hdit prepare`, or a plain folder of pictures.
+
+    Args:
+        cut: (H, W) that larger pictures of a data set are cut to, at their centres.
 
     Raises:
         DataError: missing, empty, damaged, or fewer than n pictures.
+        UsageError: they cannot be cut to that.
     """
     if is_data_set(path):
-        return Stored(ShardReader(path), name=str(path), n=n)
+        reader = ShardReader(path)
+        return Stored(reader if cut is None else reader.centred(cut), name=str(path), n=n)
     overview = frozenset({GRID, STRIP}) if (path / RECORD).is_file() else frozenset()  # of `hdit sample`
     return Stored(FolderReader(path, skip=overview), name=str(path), n=n)

@@ -5,11 +5,10 @@ from typing import Any
 
 from hdit_cli import runtime
 from hdit_cli.data.order import split
-from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine.estimate import estimate
 from hdit_cli.engine.learning_rate import learning_rate
 from hdit_cli.engine.model import count
-from hdit_cli.engine.setup import check_fit
+from hdit_cli.engine.setup import at_largest, open_data
 from hdit_cli.engine.trackers import check_trackers
 from hdit_cli.engine.validate import open_held_out
 from hdit_cli.recipe import Recipe
@@ -25,8 +24,7 @@ def plan(recipe: Recipe, *, data: Path, processes: int = 1) -> dict[str, Any]:
         UsageError: recipe and data do not fit, the batch cannot be shared, or a tracker is not installed.
         DataError: the data cannot be read.
     """
-    reader = ShardReader(data)
-    check_fit(recipe, reader)
+    reader = open_data(recipe, data)
     check_trackers(recipe)
     held_out = open_held_out(recipe, reader)
     reader.picture(0)
@@ -36,6 +34,7 @@ def plan(recipe: Recipe, *, data: Path, processes: int = 1) -> dict[str, Any]:
     return {
         **count(recipe, classes=len(reader.classes)),
         "images": len(reader),
+        "sizes": [[*size] for size in reader.sizes] if reader.buckets else [[*recipe.model.size]],
         "held_out": len(held_out) if held_out is not None else 0,
         "classes": len(reader.classes) if recipe.model.classes else 0,
         "batch": section.batch_size,
@@ -48,7 +47,11 @@ def plan(recipe: Recipe, *, data: Path, processes: int = 1) -> dict[str, Any]:
         "learning_rate": rates(recipe),
         "device": str(device),
         "memory": estimate(
-            recipe, images=len(slots[0]), device=device.type, processes=processes, classes=len(reader.classes)
+            at_largest(recipe, reader),
+            images=len(slots[0]),
+            device=device.type,
+            processes=processes,
+            classes=len(reader.classes),
         ),
     }
 

@@ -79,11 +79,17 @@ def _unbiased(metrics: Sequence[type[Metric]]) -> str:
 def check_sizes(metrics: Sequence[type[Metric]], pictures: PictureSet, reference: PictureSet) -> None:
     """Raises DataError where a metric compares pixels of sets of different sizes."""
     of_pixels = [kind.name for kind in metrics if kind.needs is None]
+    verb = "compares" if len(of_pixels) == 1 else "compare"
+    for mixed in (each for each in (pictures, reference) if of_pixels and each.sizes > 1):
+        raise DataError(
+            f"{mixed.name} holds pictures of {mixed.sizes} sizes (buckets): {' and '.join(of_pixels)} {verb} equal sizes",
+            hint="--metrics fid,kid, or --reference with a set of one size: `hdit prepare` without --buckets",
+        )
     if of_pixels and pictures.size != reference.size:
         (h, w), (height, width) = pictures.size, reference.size
         raise DataError(
             f"{pictures.name} is {h}x{w}, {reference.name} {height}x{width} (height x width): "
-            f"{' and '.join(of_pixels)} compare{'s' if len(of_pixels) == 1 else ''} equal sizes",
+            f"{' and '.join(of_pixels)} {verb} equal sizes",
             hint=f"hdit prepare REFERENCE --size {h}x{w}, or --metrics fid,kid",
         )
 
@@ -156,6 +162,8 @@ def _merged_over_processes(kind: type[Metric], mine: Metric) -> Metric | None:
 
 def _cache_file(kind: type[Metric], reference: Stored, net: Inception) -> Path:
     told = [_CACHE_FORMAT, kind.name, reference.fingerprint, reference.count, net.sha256, RESIZE]
+    if reference.cut is not None:
+        told.append(list(reference.cut))
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     return runtime.cache_folder() / "reference" / f"{kind.name}-{key[:32]}.safetensors"
 

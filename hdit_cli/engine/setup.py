@@ -1,5 +1,7 @@
 """What a run is made of: a recipe held against its data, a new model, the accelerator."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,21 +10,18 @@ from accelerate import Accelerator
 
 from hdit_cli import runtime
 from hdit_cli.data.reader import ShardReader
+from hdit_cli.data.shards import Bucket
 from hdit_cli.engine.model import Model, build_network, class_count, precondition
 from hdit_cli.errors import UsageError
 from hdit_cli.recipe import Recipe
+from hdit_cli.recipe.section import nearest_multiple
 
 DTYPES = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}  # of the weights; bf16 is autocast
 
 
 def check_fit(recipe: Recipe, reader: ShardReader) -> None:
     """Raises UsageError where the recipe and the data cannot go together."""
-    wanted, found = list(recipe.model.size), list(reader.image_size)
-    if wanted != found:
-        raise UsageError(
-            f"the recipe trains {wanted[0]}x{wanted[1]} images, the data set holds {found[0]}x{found[1]}",
-            hint=f"`hdit prepare SRC --size {wanted[0]}x{wanted[1]}`, or --set model.size=[{found[0]},{found[1]}]",
-        )
+    check_sizes(recipe, reader)
     if recipe.model.channels != 3:
         raise UsageError(f"model.channels is {recipe.model.channels}, pictures have 3", hint="--set model.channels=3")
     if recipe.model.mapping_inputs:
@@ -38,6 +37,83 @@ def check_fit(recipe: Recipe, reader: ShardReader) -> None:
             f"model.classes is {classes}, the data has {len(names)}",
             hint=f"--set model.classes={len(names) or 0}" if not names else "--set model.classes=data",
         )
+
+
+def check_sizes(recipe: Recipe, reader: ShardReader) -> None:
+    """Raises UsageError where the network cannot be given the pictures of a data set."""
+    wanted, found = recipe.model.size, reader.image_size
+    if recipe.data.crop != "none":
+        reader.check_cut(wanted)
+        return
+    if wanted != found:
+        larger = not reader.buckets and all(there >= here for here, there in zip(wanted, found, strict=True))
+        cut = "; --set data.crop=random (or center) cuts larger pictures while it trains" if larger else ""
+        again = f"--size {wanted[0]}x{wanted[1]}{' --buckets' if reader.buckets else ''}"
+        raise UsageError(
+            f"the recipe trains {wanted[0]}x{wanted[1]} images, the data set holds {found[0]}x{found[1]}",
+            hint=f"`hdit prepare SRC {again}`, or --set model.size=[{found[0]},{found[1]}]{cut}",
+        )
+    for bucket in sorted(reader.buckets, key=lambda each: min(each.size)):  # the narrowest asks for the smallest kernel
+        _check_bucket(recipe, reader, bucket)
+
+
+def _check_bucket(recipe: Recipe, reader: ShardReader, bucket: Bucket) -> None:
+    model = recipe.model
+    problems = model.misfits((bucket.size[0], bucket.size[1]))
+    if not problems:
+        return
+    path, text = problems[0]
+    what = text.partition(";")[0]  # its advice knows one bucket alone
+    told = f"{reader.folder} has {bucket.count} pictures of {bucket.size[0]}x{bucket.size[1]}, and "
+    if path[0] == "size":
+        unit = math.lcm(*model.patch) * 2 ** (len(model.levels) - 1)
+        height, width = (nearest_multiple(side, unit) for side in model.size)
+        again = f"`hdit prepare SRC --size {height}x{width} --buckets --bucket-step {unit}`"
+        raise UsageError(f"{told}a side {what}", hint=f"{again}, or a recipe with fewer levels or a smaller patch")
+    level = int(path[1])
+    sides = [side for size in reader.sizes for side in model.model_copy(update={"size": size}).map_size(level)]
+    best = 0
+    if path[2] == "kernel":
+        best = min(sides)
+    elif legal := [window for window in range(2, min(sides) + 1) if math.gcd(*sides) % window == 0]:
+        best = min(legal, key=lambda window: (abs(window - model.levels[level].window), window))
+    name = f"--set model.levels.{level}"
+    value = f"{name}.{path[2]}={best}, or " if best else ""
+    raise UsageError(f"{told}model.levels.{level}.{path[2]} {what}", hint=f"{value}{name}.attention=global")
+
+
+def open_data(recipe: Recipe, data: Path) -> ShardReader:
+    """The data set that a recipe trains on, held against it.
+
+    Raises:
+        UsageError: they cannot go together.
+        DataError: the data cannot be read.
+    """
+    reader = ShardReader(data)
+    check_fit(recipe, reader)
+    return centred(recipe, reader) if recipe.data.crop == "center" else reader
+
+
+def random_cut(recipe: Recipe) -> tuple[int, int] | None:
+    """(H, W) that training cuts pictures to at random places, None where it does not."""
+    return recipe.model.size if recipe.data.crop == "random" else None
+
+
+def centred(recipe: Recipe, reader: ShardReader) -> ShardReader:
+    """The data set as validation and scores see it: where the recipe cuts larger pictures, their centres.
+
+    Raises:
+        UsageError: they cannot be cut to the recipe's size.
+    """
+    return reader if recipe.data.crop == "none" else reader.centred(recipe.model.size)
+
+
+def at_largest(recipe: Recipe, reader: ShardReader) -> Recipe:
+    """The recipe at the size of the largest pictures it will train on: what memory is estimated for."""
+    if not reader.buckets:
+        return recipe
+    largest = max(reader.sizes, key=lambda size: size[0] * size[1])
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"size": largest})})
 
 
 def new_model(recipe: Recipe, reader: ShardReader, *, path: str) -> Model:

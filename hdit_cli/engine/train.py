@@ -10,7 +10,6 @@ from typing import Any
 from hdit_cli import files, runtime
 from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
-from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine import checkpoint, snapshots
 from hdit_cli.engine.beginning import begin
 from hdit_cli.engine.clock import Clock, peak_bytes
@@ -32,7 +31,7 @@ from hdit_cli.engine.model import count
 from hdit_cli.engine.out_of_memory import check_room, in_training, told
 from hdit_cli.engine.run import RunFolder
 from hdit_cli.engine.saver import Proceed, Saver
-from hdit_cli.engine.setup import check_fit, new_accelerator, new_model
+from hdit_cli.engine.setup import at_largest, centred, new_accelerator, new_model, open_data, random_cut
 from hdit_cli.engine.state import Window
 from hdit_cli.engine.step import Stepper
 from hdit_cli.engine.stop import StopRequest
@@ -54,8 +53,7 @@ class Trainer:
 
     def __init__(self, folder: RunFolder, recipe: Recipe, *, data: Path, init: Path | None = None) -> None:
         self.folder, self.recipe = folder, recipe
-        self.reader = ShardReader(data)
-        check_fit(recipe, self.reader)
+        self.reader = open_data(recipe, data)
         runtime.set_deterministic(recipe.train.deterministic)
         runtime.fast_matmul()
         self.accelerator = new_accelerator(recipe)
@@ -64,7 +62,7 @@ class Trainer:
         self.slots = split(
             recipe.train.batch_size, world=self.world, rank=self.rank, accumulate=recipe.train.accumulate
         )
-        check_room(recipe, classes=len(self.reader.classes), processes=self.world)
+        check_room(at_largest(recipe, self.reader), classes=len(self.reader.classes), processes=self.world)
         model = new_model(recipe, self.reader, path=str(data))
         self.beginning = begin(model, folder.path, init)
         self.stepper = Stepper(recipe, model=model, accelerator=self.accelerator)
@@ -75,7 +73,7 @@ class Trainer:
         if held_out is not None:
             self.validator = Validator(
                 recipe,
-                training=self.reader,
+                training=centred(recipe, self.reader),
                 held_out=held_out,
                 batch_size=4 * len(self.slots[0]),  # a pass without gradients keeps far less than a training step
                 accelerator=self.accelerator,
@@ -262,6 +260,7 @@ class Trainer:
             bytes_held=held * (5 + len(self.recipe.ema.stds)),  # weights, gradients, two moments, averages
             class_names=tuple(self.state.model.classes),
             held_out=len(self.validator.splits[0].chosen) if self.validator else 0,
+            buckets=len(self.reader.buckets),
         )
 
     def events(self) -> Generator[Event]:
@@ -289,6 +288,7 @@ class Trainer:
                 slots=self.slots,
                 workers=self.recipe.data.workers,
                 pin_memory=self.device.type == "cuda",
+                cut=random_cut(self.recipe),
             )
             with loader, self.saver:
                 yield from self._loop(iter(loader), stop)

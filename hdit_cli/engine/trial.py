@@ -11,11 +11,10 @@ import torch
 from hdit_cli import runtime
 from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
-from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine.estimate import estimate
 from hdit_cli.engine.out_of_memory import ROOM, changed, check_room, in_training, told
 from hdit_cli.engine.peak import Peak
-from hdit_cli.engine.setup import check_fit, new_accelerator, new_model
+from hdit_cli.engine.setup import at_largest, new_accelerator, new_model, open_data, random_cut
 from hdit_cli.engine.step import Stepper
 from hdit_cli.errors import is_out_of_memory
 from hdit_cli.recipe import Recipe
@@ -35,8 +34,7 @@ class Bench:
     """
 
     def __init__(self, recipe: Recipe, *, data: Path) -> None:
-        self.recipe, self.reader = recipe, ShardReader(data)
-        check_fit(recipe, self.reader)
+        self.recipe, self.reader = recipe, open_data(recipe, data)
         runtime.set_deterministic(recipe.train.deterministic)
         runtime.fast_matmul()
         self.stepper = Stepper(
@@ -57,6 +55,7 @@ class Bench:
             slots=split(section.batch_size, world=processes, rank=0, accumulate=section.accumulate),
             workers=workers,
             pin_memory=self.device.type == "cuda",
+            cut=random_cut(recipe),
         )
 
     def step(self, batches: Iterator[list[Batch]]) -> float:
@@ -109,7 +108,7 @@ def try_steps(recipe: Recipe, *, data: Path, processes: int = 1) -> dict[str, An
     """
     with told(lambda: in_training(recipe)):
         bench = Bench(recipe, data=data)
-        check_room(recipe, classes=len(bench.reader.classes), processes=processes)
+        check_room(at_largest(recipe, bench.reader), classes=len(bench.reader.classes), processes=processes)
         with bench.loader(recipe, processes=processes, steps=2 + _TIMED, workers=recipe.data.workers) as loader:
             batches = iter(loader)
             seconds, peak = [bench.step(batches)], None
@@ -224,7 +223,8 @@ def _alone(recipe: Recipe, images: int) -> Recipe:
 def _attempt(bench: Bench, recipe: Recipe, *, limit: int | None) -> Try:
     """Two steps, the first measured and the second timed; none where the estimate is over the limit."""
     images, classes = recipe.train.batch_size, len(bench.reader.classes)
-    needed = estimate(recipe, images=images, device=bench.device.type, classes=classes)["total"]
+    largest = at_largest(recipe, bench.reader)
+    needed = estimate(largest, images=images, device=bench.device.type, classes=classes)["total"]
     if limit is not None and needed > limit:
         return Try(images, needed)
     try:

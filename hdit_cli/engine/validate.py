@@ -23,6 +23,7 @@ from hdit_cli.data.shards import HELD_OUT, MANIFEST
 from hdit_cli.diffusion.densities import noise_density
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.picture_sets import some_of
+from hdit_cli.engine.setup import centred, check_sizes
 from hdit_cli.errors import UsageError
 from hdit_cli.recipe import Recipe
 
@@ -39,12 +40,14 @@ def open_held_out(recipe: Recipe, training: ShardReader) -> ShardReader | None:
     if not section.every or not (section.path or (inside / MANIFEST).is_file()):
         return None
     held_out = ShardReader(Path(section.path) if section.path else inside)
+    held_out, training = centred(recipe, held_out), centred(recipe, training)
     if held_out.image_size != training.image_size:
         (h, w), (height, width) = held_out.image_size, training.image_size
         raise UsageError(
             f"the validation set {held_out.folder} holds {h}x{w} images, the training data {height}x{width}",
             hint=f"hdit prepare SRC --size {height}x{width}",
         )
+    check_sizes(recipe, held_out)
     if recipe.model.classes and held_out.classes != training.classes:
         raise UsageError(
             f"the validation set {held_out.folder} has other classes than the training data",
@@ -129,7 +132,7 @@ class Validator:
         here = runtime.ranks()
         mine = np.arange(here.rank, len(split.chosen), here.world)
         tables = {name: np.zeros((len(split.chosen), len(self.sigmas))) for name in models}
-        for rows in np.split(mine, range(self.batch_size, len(mine), self.batch_size)) if len(mine) else ():
+        for rows in _batches(mine, split.reader.bucket_numbers[split.chosen[mine]], most=self.batch_size):
             for name, losses in self._batch(split, rows, models):
                 tables[name][rows] = losses
         parts = runtime.gather(tables)
@@ -160,6 +163,13 @@ class Validator:
         label = split.reader.labels[chosen].astype(np.int64)
         label[label < 0] = classes
         return torch.from_numpy(label).to(like.device)
+
+
+def _batches(rows: np.ndarray, buckets: np.ndarray, *, most: int) -> Iterator[np.ndarray]:
+    """Rows int64 (n,) in pieces of at most `most`, each of one bucket, which `buckets` (n,) tells."""
+    for bucket in np.unique(buckets):
+        here = rows[buckets == bucket]
+        yield from np.split(here, range(most, len(here), most))
 
 
 def _number(value: float) -> float | None:

@@ -108,6 +108,12 @@ class HDiT(Section):
         unit = 2**level
         return self.size[0] // (self.patch[0] * unit), self.size[1] // (self.patch[1] * unit)
 
+    def misfits(self, size: tuple[int, int]) -> list[Problem]:
+        """Why the network cannot be given images of another (height, width); empty where it can."""
+        other = self.model_copy(update={"size": size})
+        sizes = list(other._size_problems())
+        return sizes or [problem for index in range(len(self.levels)) for problem in other._map_problems(index)]
+
     def _size_problems(self) -> Iterator[Problem]:
         halvings = len(self.levels) - 1
         for axis, (side, patch) in enumerate(zip(self.size, self.patch, strict=True)):

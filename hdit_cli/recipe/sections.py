@@ -44,6 +44,7 @@ class Data(Section):
     """The data set and what is done to a picture on its way to the model."""
 
     path: PathText = ""  # relative to the working folder; "" = given on the command line
+    crop: Literal["none", "center", "random"] = "none"  # how larger pictures are cut to model.size; none: they are not
     flip: bool = True  # mirror every other picture, unknown to the model
     augment: Probability = 0.0  # of each transform of Karras et al. 2022; the model is told which
     workers: Annotated[int, Field(ge=0, le=64)] = 2

@@ -1,12 +1,14 @@
 import os
 import signal
 import sys
+import time
 from multiprocessing import resource_tracker
 from queue import SimpleQueue
 
 import numpy as np
 import pytest
 import torch
+from slow_reader import Overlapping, SlowDisk
 from tiny_set import damage, make_set, pixels_of
 
 from hdit_cli.data import decoders
@@ -217,3 +219,28 @@ def test_an_answer_that_cannot_be_taken_is_told(error):
     worker.connection, worker.results = Connection(), SimpleQueue()
     worker._receive()
     assert worker.results.get(timeout=1) is error
+
+
+def test_shards_are_read_ahead_while_pictures_are_decoded(folder):
+    chunks = np.arange(24).reshape(12, 2)
+    worker = decoders.WorkerProcesses(Overlapping(folder), count=1, ahead=4)
+    try:
+        for chunk, pixels in zip(chunks, worker.decoded(chunks), strict=True):
+            assert np.array_equal(pixels, np.stack([pixels_of(n) for n in chunk]).transpose(0, 3, 1, 2))
+    finally:
+        worker.close()
+
+
+def test_a_slow_disk_costs_what_it_costs_and_no_more(folder):
+    chunks = np.arange(24).reshape(12, 2)
+    worker = decoders.WorkerProcesses(SlowDisk(folder), count=1, ahead=4)
+    try:
+        pictures = worker.decoded(chunks)
+        next(pictures)  # the process is there
+        start = time.monotonic()
+        assert len(list(pictures)) == 11
+        took = time.monotonic() - start
+    finally:
+        worker.close()
+    one_after_the_other = 22 * 0.04
+    assert took < 0.85 * one_after_the_other

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hdit_cli.data import order
 from hdit_cli.data.order import permutation, sample_at, split
 from hdit_cli.errors import UsageError
 
@@ -66,3 +67,10 @@ def test_split_refuses_an_uneven_batch(batch_size, nearest):
     with pytest.raises(UsageError) as caught:
         split(batch_size, world=2, rank=0, accumulate=3)
     assert caught.value.hint.endswith(f"train.batch_size = {nearest}")
+
+
+def test_equal_words_keep_their_order():
+    words = np.random.default_rng(0).integers(0, 50, 2_000).astype(np.uint64)
+    assert np.array_equal(order._ranked(words), np.argsort(words, kind="stable"))
+    words = np.random.default_rng(0).permutation(2_000).astype(np.uint64) << np.uint64(50)
+    assert np.array_equal(order._ranked(words), np.argsort(words, kind="stable"))

@@ -321,3 +321,21 @@ def test_sizes_and_options_are_checked():
         with pytest.raises(UsageError) as caught:
             PrepareOptions(**wrong)
         assert caught.value.hint
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_crop_at_scale_1_is_what_lanczos_comes_to(mode):
+    image = Image.fromarray(NOISE).convert(mode)
+    box = (8, 3, 40, 35)
+    plain = image.resize((32, 32), Image.Resampling.LANCZOS, box=box)
+    assert np.array_equal(np.asarray(image.crop(box)), np.asarray(plain))
+    array, notes = kept(saved(Image.fromarray(NOISE[:32])), size=(32, 32))
+    assert np.array_equal(array, NOISE[:32, 16:48])
+    assert notes == []
+
+
+def test_one_colour_is_told_and_two_are_not():
+    flat = np.full((64, 64, 3), 7, dtype=np.uint8)
+    assert kept(saved(Image.fromarray(flat)))[1] == ["constant"]
+    flat[63, 63, 2] = 8
+    assert kept(saved(Image.fromarray(flat)))[1] == []

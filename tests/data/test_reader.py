@@ -189,3 +189,58 @@ def test_a_label_beyond_the_classes(folder):
 def test_no_data_set(tmp_path):
     with pytest.raises(DataError, match="no data set"):
         ShardReader(tmp_path / "nowhere")
+
+
+def test_many_at_once_are_those_read_alone(folder):
+    reader = ShardReader(folder)
+    numbers = [24, 3, 3, 17, 0, 9, 10]
+    assert reader.read_many(numbers) == [reader.read(n) for n in numbers]
+    assert reader.read_many(np.array(numbers)) == [reader.read(n) for n in numbers]
+    assert reader.read_many([]) == []
+
+
+def test_the_disk_is_told_first_and_read_in_its_order(folder, monkeypatch):
+    told, asked = [], []
+    plain = module._read_at
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, size, advice: told.append(offset), raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
+    monkeypatch.setattr(module, "_read_at", lambda fd, size, at: asked.append((len(told), at)) or plain(fd, size, at))
+    ShardReader(folder).read_many([7, 2, 5])
+    assert len(told) == 3
+    assert asked == [(3, offset) for offset in sorted(told)]
+
+
+def test_a_disk_that_takes_no_advice_is_read_all_the_same(folder, monkeypatch):
+    def refuse(*_):
+        raise OSError(22, "no advice")
+
+    expected = ShardReader(folder).read_many([7, 2])
+    monkeypatch.setattr(os, "posix_fadvise", refuse, raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
+    assert ShardReader(folder).read_many([7, 2]) == expected
+
+
+def test_a_pickled_reader_carries_no_index(tmp_path):
+    reader = ShardReader(make_set(tmp_path / "set", count=600, shard_size=20))
+    told = pickle.dumps(reader)
+    whole = pickle.dumps(reader._index)
+    assert len(told) < len(whole)
+    copy = pickle.loads(told)
+    assert all(copy.read(n) == reader.read(n) for n in (599, 0, 19, 20, 300))
+    assert len(copy) == 600
+
+
+def test_a_pickled_reader_checks_the_index_it_meets(folder):
+    copy = pickle.loads(pickle.dumps(ShardReader(folder)))
+    (folder / "00001.idx").write_bytes(b"\xff" * 200)
+    assert copy.read(9)
+    with pytest.raises(DataError, match=r"00001\.idx is damaged: its checksum"):
+        copy.read(10)
+
+
+def test_every_index_is_checked_when_a_set_is_opened(folder):
+    raw = bytearray((folder / "00002.idx").read_bytes())
+    raw[20 * 3 + 7] = 0xFF  # the offset of its fourth record
+    (folder / "00002.idx").write_bytes(raw)
+    with pytest.raises(DataError, match=r"00002\.idx is damaged: its checksum"):
+        ShardReader(folder)

@@ -167,3 +167,11 @@ def test_writer_tells_what_it_wrote(tmp_path):
     info = writer.info("00000.tar")
     raw = (tmp_path / "t.tar").read_bytes()
     assert isinstance(info, ShardInfo) and info.bytes == len(raw) and len(raw) % tarfile.RECORDSIZE == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 123_456, 8**11 - 1])
+@pytest.mark.parametrize("name", ["000000000.jpg", "999999999.json", "123456789.cls"])
+def test_headers_are_those_of_tarfile(name, size):
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o644
+    assert shards.header(name, size) == member.tobuf(format=tarfile.USTAR_FORMAT)

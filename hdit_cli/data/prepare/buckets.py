@@ -2,12 +2,8 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 from hdit_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from hdit_cli.data.prepare.pictures import Picture
 
 Size = tuple[int, int]  # [H, W] in pixels
 
@@ -71,14 +67,13 @@ def nearest(size: Size, buckets: Sequence[Size]) -> Size:
     return min(buckets, key=distance)
 
 
-def turned_size(picture: "Picture") -> Size:
-    """[H, W] of a stored picture after its EXIF turn."""
-    width, height = picture.size
-    return (width, height) if picture.orientation in _QUARTER_TURNS else (height, width)
+def turned_size(size: Size, orientation: int) -> Size:
+    """[H, W] after the EXIF turn of a picture stored with this (w, h)."""
+    width, height = size
+    return (width, height) if orientation in _QUARTER_TURNS else (height, width)
 
 
-def cut_away(picture: "Picture", target: Size) -> float:
-    """The share of a picture's area that cropping to the shape of `target` [H, W] cuts away, in [0, 1)."""
-    height, width = turned_size(picture)
-    ratio = Fraction(width * target[0], height * target[1])
+def cut_away(size: Size, target: Size) -> float:
+    """The share of the area of a picture [H, W] that cropping to the shape of `target` [H, W] cuts away, in [0, 1)."""
+    ratio = Fraction(size[1] * target[0], size[0] * target[1])
     return float(1 - min(ratio, 1 / ratio))

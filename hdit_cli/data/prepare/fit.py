@@ -28,20 +28,19 @@ def fit(picture: Picture, options: PrepareOptions) -> tuple[Image.Image, list[st
     Returns:
         RGB image of options.size, or of the nearest bucket's, and all notes of the picture, sorted.
     """
-    height, width = nearest(turned_size(picture), options.sizes)
+    height, width = nearest(turned_size(picture.size, picture.orientation), options.sizes)
     if picture.orientation in _QUARTER_TURNS:
         height, width = width, height
     box, inner = _geometry(picture.size, (width, height), options.fit)
-    small = picture.image.resize(
-        inner, Image.Resampling.LANCZOS, box=_inside(box, picture.scale, picture.image.size), reducing_gap=None
-    )
+    small = _resized(picture.image, inner, _inside(box, picture.scale, picture.image.size))
     if picture.orientation in _TURNS:
         small = small.transpose(_TURNS[picture.orientation])
     notes = set(picture.notes)
     if inner[0] > box[2] - box[0] or inner[1] > box[3] - box[1]:
         notes.add("upscaled")
-    small = small.convert("RGB")
-    if all(low == high for low, high in (band.getextrema() for band in small.split())):
+    if small.mode != "RGB":
+        small = small.convert("RGB")
+    if small.getcolors(1) is not None:  # gives up at the second colour
         notes.add("constant")
     if options.fit == "pad":
         small = _padded(small, options)
@@ -70,6 +69,13 @@ def _inside(box: Box, scale: float, size: tuple[int, int]) -> Box:
     """The box in pixels of the reduced picture; rounding must not put it outside."""
     left, top, right, bottom = (side / scale for side in box)
     return max(0.0, left), max(0.0, top), min(float(size[0]), right), min(float(size[1]), bottom)
+
+
+def _resized(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
+    """The box of the image at this (w, h), by LANCZOS; always a new image."""
+    if size == (box[2] - box[0], box[3] - box[1]) and all(side == int(side) for side in box):
+        return image.crop((int(box[0]), int(box[1]), int(box[2]), int(box[3])))  # what LANCZOS comes to at scale 1
+    return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=None)
 
 
 def _padded(small: Image.Image, options: PrepareOptions) -> Image.Image:

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
 from hdit_cli.data.prepare.places import Place
 
@@ -34,6 +36,17 @@ class Entry:
     caption: Place | None = None
     mark: int = 0
 
+    def told(self) -> list[Any]:
+        """As a plan keeps it, in JSON; `of` takes it back."""
+        place, caption = (astuple(each) if each else None for each in (self.place, self.caption))
+        return [self.path, place, self.group, self.code, self.detail, caption, self.mark]
+
+    @classmethod
+    def of(cls, told: list[Any]) -> "Entry":
+        path, place, group, code, detail, caption, mark = told
+        places = (Place(*each) if each else None for each in (place, caption))
+        return cls(path, next(places), group, code, detail, next(places), mark)
+
 
 @dataclass
 class Listing:
@@ -58,6 +71,10 @@ class Listing:
             size = entry.place.size if entry.place else None
             told.update(json.dumps([entry.path, size, entry.group, entry.code, entry.mark]).encode() + b"\n")
         return {"name": self.name, "kind": self.kind, "files": len(self.entries), "listing": told.hexdigest()}
+
+    def stream(self) -> Iterator[Entry]:
+        """All entries, in order; what else there is to know of the source is known when it has ended."""
+        yield from self.entries
 
     def finish(self) -> "Listing":
         """Sorts the entries by the bytes of their paths, finds captions, and names the classes."""

@@ -38,6 +38,8 @@ class PrepareOptions:
         max_pixels: pictures with more are refused by their header alone.
         background: colour under transparency and around padded pictures, as CSS writes colours.
         hold_out: share of the pictures that go into a data set of their own, in [0, 0.5]; 0 = none.
+        min_size: pictures whose shorter side is below, in pixels as stored, are refused; 0 = none.
+        dedupe: of pictures that are equal as prepared only the first is kept.
         buckets: several sizes of nearly the area of `size`, each picture in the one nearest to its shape; None = one size.
 
     Raises:
@@ -51,6 +53,8 @@ class PrepareOptions:
     max_pixels: int = 150_000_000
     background: str = "white"
     hold_out: float = 0.0
+    min_size: int = 0
+    dedupe: bool = False
     buckets: Buckets | None = None
 
     def __post_init__(self) -> None:
@@ -69,6 +73,8 @@ class PrepareOptions:
             raise UsageError(
                 f"--hold-out is {self.hold_out}", hint=f"a share of the pictures, 0 to {_MOST_HELD_OUT}; 0.05 is usual"
             )
+        if self.min_size < 0:
+            raise UsageError(f"--min-size is {self.min_size}", hint="--min-size 0 (no limit) or more, in pixels")
         _ = self.colour
         if self.buckets is not None:
             self._check_buckets(self.buckets)
@@ -118,6 +124,8 @@ class PrepareOptions:
             "max_pixels": self.max_pixels,
             "background": list(self.colour),
             **({"hold_out": self.hold_out} if self.hold_out else {}),
+            **({"min_size": self.min_size} if self.min_size else {}),
+            **({"dedupe": True} if self.dedupe else {}),
             **({"buckets": asdict(self.buckets)} if self.buckets else {}),
         }
 

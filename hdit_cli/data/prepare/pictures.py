@@ -325,7 +325,9 @@ def _converter(
         return _through_profile(image, notes)
     if image.has_transparency_data:
         return lambda band: _over(band, background, notes)
-    if mode in ("1", "L"):
+    if mode in ("L", "RGB"):
+        return lambda band: band  # converting to its own mode would copy it
+    if mode == "1":
         return lambda band: band.convert("L")
     return lambda band: band.convert("RGB")
 

@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from hdit_cli import files
-from hdit_cli.data.prepare.listing import Entry
-from hdit_cli.data.prepare.workers import Outcome
-from hdit_cli.data.shards import Bucket, buckets_of
+from hdit_cli.data.prepare.task import Picture
+from hdit_cli.data.shards import NO_LABEL, Bucket, ShardInfo, buckets_of
 from hdit_cli.errors import DataError
 
 FORMAT = "hdit-prepare-report/1"
 REPORT = "report.json"
+DUPLICATE = "duplicate"  # code of a picture that is equal, as prepared, to an earlier one
+
+_FILES = '  "files": ['  # the line that the lines of files follow
+_MILLION = 1_000_000
+# facts that are left out where they say nothing: a report without held-out pictures does not speak of them
+_WHERE_ANY = ("held_out", "buckets", "duplicates_across")
 
 
 @dataclass
 class Tally:
-    """Counts over the files told so far: `codes` of every code and note, `labels` of the kept pictures of a class.
+    """Counts over files: `codes` of every code and note; of the kept pictures `labels`, sizes and what was done to them.
 
     What was cut away is summed in whole millionths of a picture: the sum is the same in any order.
     """
@@ -28,46 +33,61 @@ class Tally:
     refused: int = 0
     side: int = 0
     held_out: int = 0
+    captions: int = 0
+    cropped: int = 0
+    smaller: int = 0
     first_refused: list[str] = field(default_factory=list)  # path and code
-    codes: dict[str, int] = field(default_factory=dict)
-    labels: dict[str, int] = field(default_factory=dict)
-    sizes: dict[str, list[int]] = field(default_factory=dict)  # HxW => kept pictures, and the sum of what was cut away
+    codes: Counter[str] = field(default_factory=Counter)
+    labels: Counter[int] = field(default_factory=Counter)
+    sides: Counter[int] = field(default_factory=Counter)  # shorter side of the source => pictures
+    sizes: dict[tuple[int, int], list[int]] = field(
+        default_factory=dict
+    )  # (H, W) => pictures, sum of what was cut away
 
     @property
     def seen(self) -> int:
         return self.kept + self.refused + self.side + self.held_out
 
-    def add(self, entry: Entry, outcome: Outcome) -> None:
-        setattr(self, outcome.verdict, getattr(self, outcome.verdict) + 1)
-        self.codes = dict(Counter(self.codes) + Counter(outcome.codes))
-        if outcome.verdict == "refused" and not self.first_refused:
-            self.first_refused = [entry.path, outcome.codes[0]]
-        if outcome.verdict == "kept" and entry.group is not None:
-            self.labels[entry.group] = self.labels.get(entry.group, 0) + 1
-        if outcome.verdict == "kept":
-            name = "{}x{}".format(*outcome.size)
-            count, cut = self.sizes.get(name, (0, 0))
-            self.sizes[name] = [count + 1, cut + round(outcome.cut * _WHOLE)]
+    def add(self, path: str, verdict: str, codes: Iterable[str]) -> None:
+        """Counts one file. What is refused as a duplicate is not told as the first that was refused: it can be kept."""
+        codes = list(codes)
+        setattr(self, verdict, getattr(self, verdict) + 1)
+        self.codes.update(codes)
+        if verdict == "refused" and not self.first_refused and codes[0] != DUPLICATE:
+            self.first_refused = [path, codes[0]]
 
-    def manifest_buckets(self) -> list[Bucket]:
+    def look(self, picture: Picture) -> None:
+        """Counts what is known of a kept picture."""
+        self.labels[picture.label] += 1
+        self.captions += picture.captioned
+        self.cropped += picture.cut > 0
+        self.smaller += min(picture.source) < min(picture.size)
+        self.sides[min(picture.source)] += 1
+        counted = self.sizes.setdefault((picture.size[0], picture.size[1]), [0, 0])
+        counted[0] += 1
+        counted[1] += picture.cut
+
+    def buckets(self) -> list[Bucket]:
         """The sizes that pictures have, as the manifest tells them."""
-        return buckets_of({_size(name): count for name, (count, _) in self.sizes.items()})
+        return buckets_of({size: count for size, (count, _) in self.sizes.items()})
 
     def told_buckets(self) -> list[dict[str, Any]]:
-        """As `manifest_buckets`, each with the share of its pictures' area that was cropped away."""
-        cuts = {_size(name): cut / _WHOLE / count for name, (count, cut) in self.sizes.items()}
+        """As `buckets`, each with the share of its pictures' area that was cropped away."""
+        cuts = {size: cut / _MILLION / count for size, (count, cut) in self.sizes.items()}
         return [
-            {**asdict(bucket), "cropped": round(cuts[bucket.size[0], bucket.size[1]], 4)}
-            for bucket in self.manifest_buckets()
+            {**asdict(bucket), "cropped": round(cuts[bucket.size[0], bucket.size[1]], 4)} for bucket in self.buckets()
         ]
 
-
-_WHOLE = 1_000_000
-
-
-def _size(name: str) -> tuple[int, int]:
-    height, _, width = name.partition("x")
-    return int(height), int(width)
+    def told_sides(self) -> dict[str, int]:
+        """Smallest, median (the lower one of two) and largest of the shorter sides, in pixels; empty without pictures."""
+        if not self.sides:
+            return {}
+        ordered, reached = sorted(self.sides), 0
+        for median in ordered:
+            reached += self.sides[median]
+            if 2 * reached >= self.sides.total():
+                break
+        return {"min": ordered[0], "median": median, "max": ordered[-1]}
 
 
 @dataclass(frozen=True)
@@ -75,6 +95,10 @@ class Report:
     """What a preparation came to. `classes` maps each class, in the order of the indices, to its pictures.
 
     `buckets`, where there are any: size [H, W], count, and `cropped`, the mean share of a picture's area that was cut away.
+    `sides`: smallest, median and largest shorter side of the kept pictures in the source, in pixels; `smaller` counts those
+    that are below the shorter side written, `cropped` those that lost something at an edge. `duplicates` counts pictures
+    that are equal, as prepared, to an earlier one (in `duplicate_groups` sets of equal ones), `duplicates_across` those
+    among them of which one is held out and the other is not. With --dedupe they are among the refused.
     """
 
     out: str
@@ -92,18 +116,36 @@ class Report:
     held_out: int = 0  # pictures in the data set inside, `held-out`
     complete_before: bool = False  # nothing was left to do
     buckets: list[dict[str, Any]] = field(default_factory=list)
+    captions: int = 0
+    cropped: int = 0
+    smaller: int = 0
+    sides: dict[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+    duplicate_groups: int = 0
+    duplicates_across: int = 0
 
 
-def line_of(entry: Entry, outcome: Outcome) -> dict[str, Any] | None:
-    """The line of one file in the report; None for a picture that was plainly kept."""
-    if not outcome.codes:
-        return None
-    line: dict[str, Any] = {"path": entry.path, "verdict": outcome.verdict, "code": outcome.codes[0]}
-    if len(outcome.codes) > 1:
-        line["codes"] = list(outcome.codes)
-    if outcome.detail:
-        line["detail"] = outcome.detail
-    return line
+def report_of(tally: Tally, *, out: Path, classes: list[str], size: tuple[int, int], shards: list[ShardInfo]) -> Report:
+    """The report of what was counted, without buckets and duplicates."""
+    return Report(
+        out=str(out),
+        seen=tally.seen,
+        kept=tally.kept,
+        refused=tally.refused,
+        side=tally.side,
+        held_out=tally.held_out,
+        unlabelled=tally.labels[NO_LABEL],
+        classes={name: tally.labels[index] for index, name in enumerate(classes)},
+        codes=dict(sorted(tally.codes.items())),
+        first_refused=tally.first_refused,
+        image_size=list(size),
+        shards=len(shards),
+        bytes=sum(shard.bytes for shard in shards),
+        captions=tally.captions,
+        cropped=tally.cropped,
+        smaller=tally.smaller,
+        sides=tally.told_sides(),
+    )
 
 
 def write_report(folder: Path, report: Report, lines: Iterable[dict[str, Any]]) -> None:
@@ -111,29 +153,39 @@ def write_report(folder: Path, report: Report, lines: Iterable[dict[str, Any]]) 
     facts = asdict(report)
     for key in ("out", "complete_before"):  # facts of this run, not of the data set
         del facts[key]
-    if not report.held_out:
-        del facts["held_out"]
-    if not report.buckets:
-        del facts["buckets"]
+    for key in _WHERE_ANY:
+        if not facts[key]:
+            del facts[key]
     head = json.dumps({"format": FORMAT, **facts}, indent=2, ensure_ascii=False)
     with files.replacing(folder / REPORT) as handle:
-        handle.write(head.removesuffix("\n}").encode() + b',\n  "files": [')
+        handle.write(head.removesuffix("\n}").encode() + f",\n{_FILES}".encode())
         for number, line in enumerate(lines):
             handle.write((",\n    " if number else "\n    ").encode() + json.dumps(line, ensure_ascii=False).encode())
         handle.write(b"\n  ]\n}\n")
 
 
 def read_report(folder: Path) -> Report:
-    """The counts of a finished data set.
+    """The counts of a finished data set; the lines of files, of which there may be a million, are not read.
 
     Raises:
         DataError: missing or damaged.
     """
     path = folder / REPORT
     try:
-        facts = json.loads(path.read_bytes())
-        del facts["format"], facts["files"]
+        facts = json.loads(_head(path))
+        del facts["format"]
         return Report(out=str(folder), complete_before=True, **facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         hint = f"remove {folder} and run prepare again"
         raise DataError(f"{path} is missing or damaged", hint=hint) from error
+
+
+def _head(path: Path) -> str:
+    """The report without its lines of files."""
+    head = ""
+    with open(path, encoding="utf-8") as handle:
+        for line in handle:
+            if line.rstrip("\n") == _FILES:
+                return head.rstrip().removesuffix(",") + "}"
+            head += line
+    raise ValueError("it has no lines of files")

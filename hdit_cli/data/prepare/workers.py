@@ -12,7 +12,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hdit_cli.data.prepare.buckets import cut_away
+from hdit_cli.data.prepare.buckets import cut_away, turned_size
 from hdit_cli.data.prepare.fit import encode, fit
 from hdit_cli.data.prepare.hold_out import falls_under
 from hdit_cli.data.prepare.limits import Limits, held_in_time, hold_memory, limits_for, make_alarm_deadly
@@ -30,7 +29,6 @@ from hdit_cli.data.prepare.options import SUFFIXES, PrepareOptions
 from hdit_cli.data.prepare.pictures import read_picture
 from hdit_cli.data.prepare.places import open_place, read_small
 from hdit_cli.data.prepare.refused import Refused
-from hdit_cli.data.shards import HELD_OUT
 from hdit_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,10 +47,9 @@ class Outcome:
 
     Args:
         verdict: kept, refused, side or held_out.
-        codes: why it was refused, what kind of side file it is, that it was held out, or the notes of a kept picture
-            (none = plainly kept).
+        codes: why it was refused, what kind of side file it is, or the notes of a kept or held-out picture (none = plain).
         detail: in words.
-        members: suffix => bytes of a kept sample, but for the label.
+        members: suffix => bytes of a kept or held-out sample, but for the label.
         size: (H, W) of the picture as written; (0, 0) where it is not kept.
         source_size: (H, W) of the picture as stored in the source.
         digest: BLAKE2b, 128 bits in hex, of the encoded picture: the same for pictures that came to the same pixels.
@@ -82,10 +79,10 @@ def process(entry: Entry, options: PrepareOptions) -> Outcome:
         assert entry.place is not None, "a candidate has a place"
         with open_place(entry.place) as stream:
             picture = read_picture(stream, options)
+            if min(picture.size) < options.min_size:
+                raise Refused("too-small", "{}x{}".format(*reversed(picture.size)))
             held_out = falls_under(stream, options.hold_out)
         image, notes = fit(picture, options)
-        if held_out:
-            return Outcome("held_out", (HELD_OUT,))
         encoded = encode(image, options.format)
     except Refused as refused:
         return Outcome("refused", (refused.code,), refused.detail)
@@ -99,15 +96,17 @@ def process(entry: Entry, options: PrepareOptions) -> Outcome:
     members = {SUFFIXES[options.format]: encoded, ".json": about_bytes}
     if caption is not None:
         members[".txt"] = caption.encode()
+    written = (image.height, image.width)
+    turned = turned_size(picture.size, picture.orientation)
     return Outcome(
-        "kept",
+        "held_out" if held_out else "kept",
         tuple(notes),
         picture.remarks,
         members,
-        size=(image.height, image.width),
+        size=written,
         source_size=source_size,
         digest=hashlib.blake2b(encoded, digest_size=_DIGEST_BYTES).hexdigest(),
-        cut=cut_away(picture, (image.height, image.width)) if options.fit == "crop" else 0.0,
+        cut=cut_away(turned, written) if options.fit == "crop" else 0.0,
     )
 
 
@@ -130,18 +129,9 @@ def _start(limits: Limits) -> None:
     """What a worker does first: interrupts are the parent's business, and it must not outlive the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # else warnings of plugins reach stderr
-    _mute_libraries()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     make_alarm_deadly()
     hold_memory(limits)
-
-
-def _mute_libraries() -> None:
-    """What decoders in C print about a picture goes nowhere, since it has its verdict; Python's stderr stays."""
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
 
 
 def _end_with_parent() -> None:
@@ -177,7 +167,10 @@ class Workers:
 
     def __enter__(self) -> "Workers":
         try:
-            self._pool.submit(os.getpid).result()
+            starting = [
+                self._pool.submit(os.getpid) for _ in range(self._count)
+            ]  # all at once, not one after the other
+            starting[0].result()
         except BrokenProcessPool as error:
             hint = "in a script of your own, call prepare under `if __name__ == '__main__':`"
             raise UsageError("the worker processes cannot start", hint=hint) from error
