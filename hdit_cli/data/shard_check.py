@@ -149,6 +149,10 @@ def _parsed(block: bytes, position: int) -> _Member:
         match = _NAME.fullmatch(info.name)
         if match and match[2] in (*shards.PICTURE_SUFFIXES, *_BESIDE) and shards.header(info.name, info.size) == block:
             return _Member(int(match[1]), match[2], position + tarfile.BLOCKSIZE, info.size)
-    except (tarfile.HeaderError, ValueError):  # no header, or not of a name or size that is ever written
+    except (
+        tarfile.HeaderError,
+        ValueError,
+        AssertionError,
+    ):  # no header, or not of a name or size that is ever written
         pass
     raise _Wrong(f"has something at byte {position} that is no member of a sample")

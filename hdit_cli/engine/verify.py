@@ -125,11 +125,14 @@ def _report_problem(data: Path, manifest: shards.Manifest) -> str:
     """Whether the account tells of the same pictures and classes, in the same order, as manifest and indices."""
     try:
         report = read_report(data)
+    except DataError as error:
+        return error.message
+    try:
         labels = np.concatenate(
             [shards.read_index(data, shard, buckets=manifest.buckets)["label"] for shard in manifest.shards]
         )
-    except DataError as error:
-        return error.message
+    except DataError:  # told of its shard already
+        return ""
     counts = np.bincount(labels[labels >= 0], minlength=len(manifest.classes)).tolist()
     same = list(report.classes) == manifest.classes and list(report.classes.values()) == counts
     return (

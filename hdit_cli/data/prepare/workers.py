@@ -12,7 +12,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -130,18 +129,9 @@ def _start(limits: Limits) -> None:
     """What a worker does first: interrupts are the parent's business, and it must not outlive the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # else warnings of plugins reach stderr
-    _mute_libraries()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     make_alarm_deadly()
     hold_memory(limits)
-
-
-def _mute_libraries() -> None:
-    """What decoders in C print about a picture goes nowhere, since it has its verdict; Python's stderr stays."""
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
 
 
 def _end_with_parent() -> None:
