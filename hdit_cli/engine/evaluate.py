@@ -1,9 +1,13 @@
 """What `hdit eval-fid` does: finds the two sets of pictures, checks what can be checked at once, then scores."""
 
+import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,21 @@ from hdit_cli.engine.checkpoint import list_steps
 from hdit_cli.engine.collect import label_name, sampling_of
 from hdit_cli.engine.generate import check, choose_labels
 from hdit_cli.engine.grid import picture_png
-from hdit_cli.engine.load import load
+from hdit_cli.engine.load import is_checkpoint_folder, load
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.picture_sets import Generated, PictureSet, Stored, is_data_set, open_stored
-from hdit_cli.engine.scores import OnProgress, Score, check_counts, check_sizes, needs_inception, score
+from hdit_cli.engine.picture_sets import Generated, Stored, is_data_set, open_stored
+from hdit_cli.engine.scores import (
+    Breaks,
+    OnProgress,
+    Score,
+    check_counts,
+    check_sizes,
+    needs_inception,
+    score,
+    told_of,
+)
+from hdit_cli.engine.stop import StopRequest
+from hdit_cli.engine.unfinished import Unfinished
 from hdit_cli.errors import DataError, StorageError, UsageError
 from hdit_cli.metrics import inception
 from hdit_cli.metrics.inception import RESIZE, Inception
@@ -87,25 +102,73 @@ def is_run(path: Path) -> bool:
     return (path / "ckpt.safetensors").is_file() or (path / "recipe.toml").is_file() or bool(list_steps(path))
 
 
-def evaluate(
-    request: Request, *, on_progress: OnProgress, on_download: Callable[[int, int], None] = lambda done, total: None
-) -> Evaluation | None:
-    """Scores what was asked for; several processes share the work.
+@dataclass
+class Session:
+    """What several evaluations share, so that it is read and computed once.
 
-    Args:
-        on_progress: called with (what, pictures done, pictures in all).
-        on_download: called with (bytes done, bytes in all) while the Inception weights arrive.
+    Attributes:
+        models: by source and weights.
+        nets: feature nets by the file asked for.
+        references: states of references by their place in the cache.
+        stop: asked after each batch.
+    """
 
-    Returns:
-        the evaluation on the first process, None on the others.
+    models: dict[tuple[Path, str], Model] = field(default_factory=dict)
+    nets: dict[Path | None, Inception] = field(default_factory=dict)
+    references: dict[Path, Metric] = field(default_factory=dict)
+    stop: StopRequest | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """An evaluation that was checked against all it needs, before any picture is made."""
+
+    request: Request
+    model: Model | None
+    metrics: list[type[Metric]]
+    pictures: Generated | Stored
+    reference: Stored
+    net: Inception | None
+    notes: list[str]
+
+    @cached_property
+    def weights(self) -> str:
+        """SHA-256 of the model's weights."""
+        assert self.model is not None
+        return digest(self.model)
+
+    def told(self) -> dict[str, Any]:
+        """A JSON value: all that the states of both sets depend on."""
+        facts = _facts(self)
+        versions = {name: facts["environment"][name] for name in ("hdit", "torch", "numpy", "pillow", "device")}
+        told = {
+            "reference": [self.reference.fingerprint, self.reference.count],
+            "metrics": [told_of(kind, self.net) for kind in self.metrics],
+            "save": None if self.request.save is None else str(self.request.save.resolve()),
+            "versions": versions,
+        }
+        if isinstance(self.pictures, Stored):
+            return {**told, "pictures": [self.pictures.fingerprint, self.pictures.count]}
+        model, labels = self.pictures.model, self.pictures.labels
+        pictures = {
+            "weights": self.weights,
+            "recipe": [model.recipe["model"], model.recipe["diffusion"]],
+            "sampling": asdict(self.pictures.sampling),
+            "labels": None if labels is None else files.sha256_of(labels.numpy().tobytes()),
+            "n": self.pictures.count,
+        }
+        return {**told, "pictures": pictures}
+
+
+def plan(
+    request: Request, session: Session, *, on_download: Callable[[int, int], None] = lambda done, total: None
+) -> Job:
+    """Finds the two sets of pictures and the feature net, and checks what can be checked at once.
 
     Raises:
-        UsageError: an option that does not fit what is scored.
-        DataError: pictures or weights are missing, damaged or too few.
-        CheckpointError: not a checkpoint.
-        NonFiniteError: the model or the feature net gave NaN or infinity.
+        UsageError, DataError, CheckpointError: as `evaluate`.
     """
-    model = _model(request)
+    model = _model(request, session)
     names = request.metrics or (tuple(model.recipe["eval"]["metrics"]) if model else ("fid", "kid"))
     metrics = _metrics(names, request, model)
     reference, notes = _reference(request, model)
@@ -113,26 +176,98 @@ def evaluate(
     counts = {"pictures": pictures.count, "reference": reference.count}
     notes += check_counts(metrics, counts=counts, allow_small=request.allow_small)
     check_sizes(metrics, pictures, reference)
-    net = _feature_net(request.inception, on_download=on_download) if needs_inception(metrics) else None
-    if net is not None and not net.published:
-        notes.append(
-            f"{net.path} is not the published Inception file: compare only with scores made with the same file"
+    net = None
+    if needs_inception(metrics):
+        if request.inception not in session.nets:
+            session.nets[request.inception] = feature_net(request.inception, on_download=on_download)
+        net = session.nets[request.inception]
+        if not net.published:
+            notes.append(
+                f"{net.path} is not the published Inception file: compare only with scores made with the same file"
+            )
+    return Job(request, model, metrics, pictures, reference, net, notes)
+
+
+def evaluate(
+    request: Request,
+    *,
+    on_progress: OnProgress,
+    on_download: Callable[[int, int], None] = lambda done, total: None,
+    on_model: Callable[[Model], None] = lambda model: None,
+    session: Session | None = None,
+) -> Evaluation | None:
+    """Scores what was asked for; several processes share the work.
+
+    Args:
+        on_progress: called with (what, pictures done, pictures in all).
+        on_download: called with (bytes done, bytes in all) while the Inception weights arrive.
+        on_model: called before anything is generated.
+        session: what this evaluation shares with others; None nothing.
+
+    Returns:
+        the evaluation on the first process, None on the others.
+
+    Raises:
+        UsageError: an option that does not fit what is scored, or another process makes this very evaluation.
+        DataError: pictures or weights are missing, damaged or too few.
+        CheckpointError: not a checkpoint.
+        NonFiniteError: the model or the feature net gave NaN or infinity.
+        Interrupted: by a signal; what was done is kept, and the same request goes on.
+    """
+    session = session or Session()
+    job = plan(request, session, on_download=on_download)
+    if job.model is not None:
+        on_model(job.model)
+    return run(job, session, on_progress=on_progress)
+
+
+def run(job: Job, session: Session, *, on_progress: OnProgress) -> Evaluation | None:
+    """Does the work of a job; see `evaluate`."""
+    with ExitStack() as stack:
+        unfinished: Unfinished | None = Unfinished(job.told())
+        try:
+            stack.enter_context(unfinished)
+        except StorageError as error:
+            job.notes.append(f"a break would have lost the work: {error.message}")
+            unfinished = None
+        _prepare_folder(job.request.save, goes_on=unfinished is not None and unfinished.exists)
+        stop = session.stop
+        if stop is None and threading.current_thread() is threading.main_thread():  # only there signals can be caught
+            stop = stack.enter_context(StopRequest(seconds=None))
+        breaks = Breaks(stop, unfinished)
+        scores = score(
+            job.pictures,
+            job.reference,
+            job.metrics,
+            net=job.net,
+            on_progress=on_progress,
+            breaks=breaks,
+            kept=session.references,
         )
-    _prepare_folder(request.save)
-    scores = score(pictures, reference, metrics, net=net, on_progress=on_progress)
+        if unfinished is not None:
+            unfinished.remove()
     if not runtime.ranks().is_main:
         return None
-    evaluation = Evaluation(scores, _facts(request, pictures, reference, net), notes)
-    if model is not None:
-        evaluation.notes.extend(_keep(evaluation, request.source))
+    evaluation = Evaluation(scores, _facts(job), job.notes)
+    if job.model is not None:
+        evaluation.notes.extend(_keep(evaluation, job.request.source))
     return evaluation
+
+
+def digest(model: Model) -> str:
+    """SHA-256 of a model's weights by name, wherever they came from."""
+    told = hashlib.sha256()
+    for name, tensor in sorted(model.network.state_dict().items()):
+        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        told.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return told.hexdigest()
 
 
 def _keep(evaluation: Evaluation, source: Path) -> list[str]:
     """Adds the scores to the log of the run that the checkpoint lies in; a note where that cannot be done.
 
     A line: step, weights, n, scores (metric => value), details (the numbers of pictures and the rest), sampling, reference,
-    features, date (UTC).
+    features, environment (versions, hardware), date (UTC).
     """
     place = source.absolute()
     run = next((folder for folder in (place, *list(place.parents)[:3]) if (folder / "recipe.toml").is_file()), None)
@@ -148,6 +283,7 @@ def _keep(evaluation: Evaluation, source: Path) -> list[str]:
         "sampling": facts["sampling"],
         "reference": facts["reference"],
         "features": facts["features"],
+        "environment": facts["environment"],
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     try:
@@ -172,15 +308,19 @@ def _metrics(names: Sequence[str], request: Request, model: Model | None) -> lis
     return [PatchGrid.of(patch) if kind is PatchGrid else kind for kind in kinds]
 
 
-def _model(request: Request) -> Model | None:
+def _model(request: Request, session: Session) -> Model | None:
     """The model to sample from; None where the source is pictures."""
     source = request.source
-    if source.is_dir() and (is_data_set(source) or not is_run(source)):
+    if source.is_dir() and not is_checkpoint_folder(source) and (is_data_set(source) or not is_run(source)):
         _refuse_sampling(request)
         if request.reference is None:
             raise UsageError(f"{source} names no data to compare with", hint="--reference DIR: a data set, or a folder")
         return None
-    return load(source, weights=request.weights)
+    key = (source, request.weights)
+    if key not in session.models:
+        session.models.clear()  # one at a time: they may be large
+        session.models[key] = load(source, weights=request.weights)
+    return session.models[key]
 
 
 def _refuse_sampling(request: Request) -> None:
@@ -227,10 +367,10 @@ def _generated(request: Request, model: Model) -> Generated:
     return Generated(model, n, labels, sampling, keep=keep)
 
 
-def _prepare_folder(save: Path | None) -> None:
+def _prepare_folder(save: Path | None, *, goes_on: bool) -> None:
     if save is None:
         return
-    if runtime.ranks().is_main:
+    if runtime.ranks().is_main and not goes_on:
         if save.exists() and (not save.is_dir() or any(save.iterdir())):
             raise UsageError(f"{save} exists and is not an empty folder", hint="--save elsewhere")
         files.make_folder(save)
@@ -245,7 +385,7 @@ def _writer(folder: Path) -> Callable[[list[int], list[np.ndarray]], None]:
     return keep
 
 
-def _feature_net(path: Path | None, *, on_download: Callable[[int, int], None]) -> Inception:
+def feature_net(path: Path | None, *, on_download: Callable[[int, int], None]) -> Inception:
     """The net, its weights downloaded by the first process where nobody named a file and none is in the cache."""
     if path is None and runtime.ranks().is_main and inception.locate() is None:
         inception.download(progress=on_download)
@@ -255,7 +395,8 @@ def _feature_net(path: Path | None, *, on_download: Callable[[int, int], None]) 
     return Inception(path, device=device if device.type == "cuda" else torch.device("cpu"))
 
 
-def _facts(request: Request, pictures: PictureSet, reference: Stored, net: Inception | None) -> dict[str, Any]:
+def _facts(job: Job) -> dict[str, Any]:
+    request, pictures, reference, net = job.request, job.pictures, job.reference, job.net
     facts: dict[str, Any] = {
         "source": str(request.source),
         "size": list(pictures.size),
@@ -265,15 +406,26 @@ def _facts(request: Request, pictures: PictureSet, reference: Stored, net: Incep
             "count": reference.count,
             "size": list(reference.size),
         },
-        "features": None
-        if net is None
-        else {"file": str(net.path), "sha256": net.sha256, "published": net.published, "resize": RESIZE},
+        "features": told_features(net),
     }
     if isinstance(pictures, Generated):
         model = pictures.model
         facts["sampling"] = {**asdict(pictures.sampling), "label": label_name(model, request.label)}
         facts["model"] = {"step": model.step, "images_seen": model.images_seen, "weights": model.weights}
-        facts["model"]["origin"] = model.origin
-    elif isinstance(pictures, Stored):
+        facts["model"] |= {"origin": model.origin, "sha256": job.weights}
+    else:
         facts["fingerprint"] = pictures.fingerprint
-    return {**facts, "processes": runtime.ranks().world, "environment": runtime.environment()}
+    return {**facts, "processes": runtime.ranks().world, "environment": environment()}
+
+
+def told_features(net: Inception | None) -> dict[str, Any] | None:
+    """What a score says of the net that its features come from."""
+    if net is None:
+        return None
+    return {"file": str(net.path), "sha256": net.sha256, "published": net.published, "resize": RESIZE}
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware that a score was made with."""
+    versions = {name: runtime.version(name) or "unknown" for name in ("numpy", "pillow")}
+    return {**runtime.environment(), **versions}

@@ -4,9 +4,10 @@ Process r takes the pictures r, r + world, r + 2 world, ...: each exactly once. 
 process, which alone gets the scores.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -18,14 +19,19 @@ from safetensors import SafetensorError
 from torch import distributed
 
 from hdit_cli import files, runtime
-from hdit_cli.engine.picture_sets import PictureSet, Stored, some_of
-from hdit_cli.errors import DataError
+from hdit_cli.engine.picture_sets import Batch, PictureSet, Stored, some_of
+from hdit_cli.engine.stop import StopRequest
+from hdit_cli.engine.unfinished import Progress, Unfinished, key_of
+from hdit_cli.errors import DataError, Interrupted
 from hdit_cli.metrics.inception import RESIZE, Inception
 from hdit_cli.metrics.metric import Metric
 
+Take = Callable[[list[int], list[np.ndarray]], None]
 OnProgress = Callable[[str, int, int], None]  # what is read, pictures done, pictures in all
 _CACHE_FORMAT = "hdit-reference/1"
+_LARGEST = 1 << 28  # bytes of a state that needs no feature net
 _FEW = 10_000  # below, scores at different n differ by more than models do
+_AHEAD = 2  # batches made while the features of an earlier one are taken
 _PATIENCE = timedelta(hours=12)  # one process may have much slower work than another
 
 
@@ -100,25 +106,44 @@ def _feed(metric: Metric, numbers: Sequence[int], pictures: Sequence[np.ndarray]
         metric.update([number], picture[None])
 
 
-def collect(
-    pictures: PictureSet, metrics: Sequence[type[Metric]], *, net: Inception | None, on_progress: OnProgress
-) -> dict[str, Metric]:
-    """Every metric's state of a set. With several processes, the states of the whole set on the first, nothing elsewhere.
+@dataclass(frozen=True)
+class Breaks:
+    """How a long pass may be broken off.
 
-    Raises:
-        DataError: a picture cannot be read, or does not fit a metric.
+    Attributes:
+        stop: asked after each batch.
+        unfinished: where what was done is kept, once in a while and when the pass is broken off; None keeps nothing.
     """
-    place = runtime.ranks()
-    states: dict[str, Metric] = {kind.name: kind() for kind in metrics}
-    chosen = {
-        kind.name: set(some_of(pictures.count, min(pictures.count, kind.limit or pictures.count)).tolist())
-        for kind in metrics
-    }
-    done = 0
-    for numbers, batch in pictures.batches(range(place.rank, pictures.count, place.world)):
-        features = net(batch) if net is not None and needs_inception(metrics) else None
-        for name, metric in states.items():
-            rows = [row for row, number in enumerate(numbers) if number in chosen[name]]
+
+    stop: StopRequest | None = None
+    unfinished: Unfinished | None = None
+
+
+class _Pass:
+    """One process's share of a set on its way into the metrics, batch by batch, in order."""
+
+    def __init__(
+        self, pictures: PictureSet, metrics: Sequence[type[Metric]], *, net: Inception | None, part: str, breaks: Breaks
+    ) -> None:
+        self.pictures, self.net, self.part, self.unfinished = pictures, net, part, breaks.unfinished
+        self.featured = needs_inception(metrics)
+        self.chosen = {
+            kind.name: set(some_of(pictures.count, min(pictures.count, kind.limit or pictures.count)).tolist())
+            for kind in metrics
+        }
+        if self.unfinished is not None:
+            self.progress = self.unfinished.resume(part, metrics, count=pictures.count)
+        else:
+            place = runtime.ranks()
+            left = range(place.rank, pictures.count, place.world)
+            self.progress = Progress({kind.name: kind() for kind in metrics}, [], left)
+        self.todo = list(self.progress.left)
+
+    def take(self, numbers: list[int], batch: list[np.ndarray]) -> None:
+        """Features of one batch, and each metric's share of it."""
+        features = self.net(batch) if self.net is not None and self.featured else None
+        for name, metric in self.progress.states.items():
+            rows = [row for row, number in enumerate(numbers) if number in self.chosen[name]]
             taken = [numbers[row] for row in rows]
             if not taken:
                 continue
@@ -127,10 +152,83 @@ def collect(
                 metric.update(taken, features[rows])
             else:
                 _feed(metric, taken, [batch[row] for row in rows])
-        done += len(numbers)
-        on_progress(pictures.name, min(done * place.world, pictures.count), pictures.count)
-    merged = {kind.name: _merged_over_processes(kind, states[kind.name]) for kind in metrics}
+        self.progress.done += numbers
+        self.progress.left = self.progress.left[len(numbers) :]
+        if self.unfinished is not None and self.unfinished.due():
+            self.unfinished.save(self.part, self.progress)
+
+
+def _overlapped(batches: Iterator[Batch], take: Take) -> Generator[Batch]:
+    """Each batch once it is handed to `take`, which works in a thread, in order, at most `_AHEAD` batches behind."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="features") as pool:
+        waiting: deque[Future[None]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(take, *batch))
+            while len(waiting) > _AHEAD:
+                waiting.popleft().result()
+            yield batch
+        for future in waiting:
+            future.result()
+
+
+def _in_turn(batches: Iterator[Batch], take: Take) -> Generator[Batch]:
+    for batch in batches:
+        take(*batch)
+        yield batch
+
+
+def collect(
+    pictures: PictureSet,
+    metrics: Sequence[type[Metric]],
+    *,
+    net: Inception | None,
+    on_progress: OnProgress,
+    part: str = "pictures",
+    breaks: Breaks | None = None,
+) -> dict[str, Metric]:
+    """Every metric's state of a set. With several processes, the states of the whole set on the first, nothing elsewhere.
+
+    On a GPU the features of a batch are taken in a thread while the next one is made; on a CPU both want the same cores.
+
+    Args:
+        part: name of the set among those of one evaluation.
+
+    Raises:
+        DataError: a picture cannot be read, or does not fit a metric.
+        Interrupted: `breaks.stop` was asked to stop, on any process; what was done is kept.
+    """
+    breaks, world = breaks or Breaks(), runtime.ranks().world
+    mine = _Pass(pictures, metrics, net=net, part=part, breaks=breaks)
+    progress, before = mine.progress, mine.progress.found
+    run = _overlapped if net is not None and net.device.type == "cuda" else _in_turn
+    done = 0
+    with closing(run(pictures.batches(mine.todo), mine.take)) as batches:
+        for numbers, _ in batches:
+            done += len(numbers)
+            on_progress(pictures.name, min(before + done * world, pictures.count), pictures.count)
+            if breaks.stop is not None and breaks.stop.name:
+                break
+    if breaks.stop is not None:
+        _stop_together(breaks, part, progress, count=pictures.count)
+    merged = {kind.name: _merged_over_processes(kind, progress.states[kind.name]) for kind in metrics}
     return {name: metric for name, metric in merged.items() if metric is not None}
+
+
+def _stop_together(breaks: Breaks, part: str, progress: Progress, *, count: int) -> None:
+    """Raises Interrupted on every process where one of them was asked to stop."""
+    assert breaks.stop is not None
+    told = runtime.gather((breaks.stop.name, len(progress.done)))
+    reason = next((name for name, _ in told if name), "")
+    if not reason:
+        return
+    done = sum(number for _, number in told)
+    if breaks.unfinished is None:
+        raise Interrupted(
+            f"stopped by {reason} after {done:,} of {count:,} {part}", hint="the same command starts again"
+        )
+    breaks.unfinished.save(part, progress)
+    runtime.wait_for_all()
+    raise Interrupted(f"stopped by {reason} after {done:,} of {count:,} {part}, saved", hint="the same command goes on")
 
 
 def _merged_over_processes(kind: type[Metric], mine: Metric) -> Metric | None:
@@ -151,13 +249,18 @@ def _merged_over_processes(kind: type[Metric], mine: Metric) -> Metric | None:
     return kind.merged(parts) if main else None
 
 
-# The reference, whose features are kept
+# The reference, whose states are kept
 
 
-def _cache_file(kind: type[Metric], reference: Stored, net: Inception) -> Path:
-    told = [_CACHE_FORMAT, kind.name, reference.fingerprint, reference.count, net.sha256, RESIZE]
-    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-    return runtime.cache_folder() / "reference" / f"{kind.name}-{key[:32]}.safetensors"
+def told_of(kind: type[Metric], net: Inception | None) -> list[Any]:
+    """A JSON value: what a metric's state of a set depends on besides the set."""
+    features = [net.sha256, RESIZE] if net is not None and kind.needs else None
+    return [kind.name, kind.limit, list(getattr(kind, "patch", ())), features]
+
+
+def _cache_file(kind: type[Metric], reference: Stored, net: Inception | None) -> Path:
+    key = key_of([_CACHE_FORMAT, *told_of(kind, net), reference.fingerprint, reference.count])
+    return runtime.cache_folder() / "reference" / f"{kind.name}-{key}.safetensors"
 
 
 def _from_cache(kind: type[Metric], path: Path, *, count: int) -> Metric | None:
@@ -165,31 +268,47 @@ def _from_cache(kind: type[Metric], path: Path, *, count: int) -> Metric | None:
         found = kind.merged([safetensors.numpy.load_file(path)])
     except (OSError, SafetensorError, KeyError, ValueError):  # not there, or damaged: then it is made again
         return None
-    return found if found.count == count else None
+    return found if found.count == min(count, kind.limit or count) else None
+
+
+def _to_cache(metric: Metric, path: Path) -> None:
+    """Keeps a state; a very large one is made again sooner than read."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in metric.arrays().items()}
+    if metric.needs or sum(array.nbytes for array in arrays.values()) <= _LARGEST:
+        files.make_folder(path.parent)
+        files.write_bytes(path, safetensors.numpy.save(arrays))
 
 
 def collect_reference(
-    reference: Stored, metrics: Sequence[type[Metric]], *, net: Inception | None, on_progress: OnProgress
+    reference: Stored,
+    metrics: Sequence[type[Metric]],
+    *,
+    net: Inception | None,
+    on_progress: OnProgress,
+    breaks: Breaks | None = None,
+    kept: dict[Path, Metric] | None = None,
 ) -> dict[str, Metric]:
-    """As `collect`; features of a reference seen before come from the cache folder, and new ones go there."""
+    """As `collect`; states of a reference seen before come from the cache folder, and new ones go there.
+
+    Args:
+        kept: states that this process has in memory, by their place in the cache; new ones are added.
+    """
     found: dict[str, Metric] = {}
     main = runtime.ranks().is_main
-    if net is not None and main:
+    places = {kind.name: _cache_file(kind, reference, net) for kind in metrics}
+    if main:
         for kind in metrics:
-            known = kind.needs and _from_cache(kind, _cache_file(kind, reference, net), count=reference.count)
+            known = (kept or {}).get(places[kind.name]) or _from_cache(kind, places[kind.name], count=reference.count)
             if known:
                 found[kind.name] = known
     known_names = runtime.gather(list(found))[0]  # the first process decides for all
     missing = [kind for kind in metrics if kind.name not in known_names]
     if missing:
-        found |= collect(reference, missing, net=net, on_progress=on_progress)
-    if net is not None and main:
-        for kind in missing:
-            if kind.needs:
-                path = _cache_file(kind, reference, net)
-                files.make_folder(path.parent)
-                arrays = {name: np.ascontiguousarray(array) for name, array in found[kind.name].arrays().items()}
-                files.write_bytes(path, safetensors.numpy.save(arrays))
+        found |= collect(reference, missing, net=net, on_progress=on_progress, part="reference", breaks=breaks)
+    for kind in missing if main else ():
+        _to_cache(found[kind.name], places[kind.name])
+    if kept is not None:
+        kept |= {places[name]: metric for name, metric in found.items()}
     return found
 
 
@@ -200,15 +319,18 @@ def score(
     *,
     net: Inception | None,
     on_progress: OnProgress,
+    breaks: Breaks | None = None,
+    kept: dict[Path, Metric] | None = None,
 ) -> list[Score]:
-    """The scores, in the order of `metrics`; an empty list on all processes but the first.
+    """The scores, in the order of `metrics`; an empty list on all processes but the first. See `collect_reference`.
 
     Raises:
         DataError: a picture cannot be read, or the two sets do not fit together.
         NonFiniteError: the model or the feature net gave NaN or infinity.
+        Interrupted: asked to stop; what was done is kept.
     """
-    known = collect_reference(reference, metrics, net=net, on_progress=on_progress)
-    states = collect(pictures, metrics, net=net, on_progress=on_progress)
+    known = collect_reference(reference, metrics, net=net, on_progress=on_progress, breaks=breaks, kept=kept)
+    states = collect(pictures, metrics, net=net, on_progress=on_progress, breaks=breaks)
     scores = []
     for kind in metrics if runtime.ranks().is_main else ():
         ours, theirs = states[kind.name], known[kind.name]

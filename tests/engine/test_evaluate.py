@@ -165,7 +165,7 @@ def test_sampling_options_reach_the_sampler(place):
 def test_reference_features_come_from_the_cache_the_second_time(place, own_cache, monkeypatch):
     net, reference = Inception(place / "net.pt"), open_stored(place / "set")
     first = collect_reference(reference, METRICS, net=net, on_progress=silent)
-    assert sorted(path.name[:4] for path in (own_cache / "reference").iterdir()) == ["fid-", "kid-"]
+    assert sorted(path.name[:4] for path in (own_cache / "reference").iterdir()) == ["fid-", "kid-", "swd-"]
     read: list[tuple[str, ...]] = []
 
     def watched(pictures, metrics, **options):
@@ -174,7 +174,12 @@ def test_reference_features_come_from_the_cache_the_second_time(place, own_cache
 
     monkeypatch.setattr(scores, "collect", watched)
     second = collect_reference(reference, METRICS, net=net, on_progress=silent)
-    assert read == [("swd",)]  # its patches are large and quickly made
+    assert not read
+    (own_cache / "reference" / next(p.name for p in (own_cache / "reference").glob("swd-*"))).unlink()
+    monkeypatch.setattr(scores, "_LARGEST", 0)
+    for _ in range(2):
+        second = collect_reference(reference, METRICS, net=net, on_progress=silent)
+    assert read == [("swd",), ("swd",)]  # patches too large to keep are made again
     for kind in METRICS:
         for name, array in first[kind.name].arrays().items():
             np.testing.assert_array_equal(array, second[kind.name].arrays()[name])
