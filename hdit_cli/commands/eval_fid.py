@@ -9,8 +9,10 @@ import typer
 from hdit_cli.commands import sampling as shared
 
 if TYPE_CHECKING:
-    from hdit_cli.engine.evaluate import Evaluation
+    from hdit_cli.engine.evaluate import Evaluation, Request
+    from hdit_cli.engine.model import Model
     from hdit_cli.engine.scores import Score
+    from hdit_cli.engine.sweep import Axis
 
 
 def eval_fid(
@@ -62,52 +64,110 @@ def eval_fid(
     save: Annotated[
         Path | None, typer.Option(help="Keep the generated pictures in this folder, as PNG.", show_default=False)
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUES, of cfg, steps, sampler, seed, weights: a score for each value, e.g. cfg=1:3:0.25 or "
+            "steps=10,20; repeat it for a grid. Finished points are kept.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="--sweep: folder for the table and the plot.", show_default="sweeps/… in the run, else here"),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="The scores and all they depend on, on stdout.")] = False,
 ) -> None:
     """Score samples, or a folder of pictures: FID, KID, sliced Wasserstein distance, patch grid."""
-    import json
-
     from hdit_cli import runtime
-    from hdit_cli.engine.evaluate import Request, evaluate
+    from hdit_cli.commands import sweep as sweeping
+    from hdit_cli.engine.evaluate import Request
     from hdit_cli.engine.launch import relaunch
+    from hdit_cli.errors import UsageError
 
-    shared.check_positive(n=n, steps=steps, batch_size=batch_size)
+    shared.check_positive(n=n)
     shared.check_weights(weights)
-    sampling = {
-        "seed": seed,
-        "steps": steps,
-        "sampler": sampler,
-        "cfg": cfg,
-        "cfg_interval": shared.parse_interval(cfg_interval),
-        "size": shared.parse_size(size),
-        "batch_size": batch_size,
-    }
-    names = _names(metrics)
-    code = relaunch(processes)
-    if code is not None:
-        raise typer.Exit(code)
-    runtime.join_processes()
     request = Request(
         source,
         n,
-        names,
+        _names(metrics),
         inception,
         reference,
         allow_small,
         class_,
         weights,
-        sampling,
+        shared.wanted(
+            seed=seed,
+            steps=steps,
+            sampler=sampler,
+            cfg=cfg,
+            cfg_interval=cfg_interval,
+            size=size,
+            batch_size=batch_size,
+        ),
         save,
         shared.parse_size(patch, option="--patch"),
     )
+    axes = sweeping.parse(sweep or [])
+    if out is not None and not axes:
+        raise UsageError("--out is where a --sweep puts its table", hint="--save DIR keeps the generated pictures")
+    code = relaunch(processes)
+    if code is not None:
+        raise typer.Exit(code)
+    runtime.join_processes()
+    if axes:
+        _sweep(request, axes, out=out, as_json=json_)
+    else:
+        _score(request, as_json=json_)
+
+
+def _score(request: "Request", *, as_json: bool) -> None:
+    """One evaluation, printed."""
+    import json
+
+    from hdit_cli import runtime
+    from hdit_cli.engine.evaluate import evaluate
+
     with Bars(quiet=not runtime.ranks().is_main) as bars:
-        evaluation = evaluate(request, on_progress=bars.pictures, on_download=bars.download)
-    if evaluation is None:
-        return
-    if "model" in evaluation.facts:
-        model = evaluation.facts["model"]
-        shared.tell_origin(weights=model["weights"], origin=model["origin"])
-    typer.echo(json.dumps(evaluation.record(), indent=2) if json_ else _page(evaluation))
+        evaluation = evaluate(request, on_progress=bars.pictures, on_download=bars.download, on_model=_tell_model)
+    if evaluation is not None:
+        typer.echo(json.dumps(evaluation.record(), indent=2) if as_json else _page(evaluation))
+
+
+def _sweep(request: "Request", axes: "tuple[Axis, ...]", *, out: Path | None, as_json: bool) -> None:
+    """An evaluation for each point, and the table."""
+    import json
+
+    from hdit_cli import runtime
+    from hdit_cli.commands import sweep as sweeping
+    from hdit_cli.engine.evaluate import Session
+    from hdit_cli.engine.sweep import Sweep, sweep
+
+    names = [axis.name for axis in axes]
+    with Bars(quiet=not runtime.ranks().is_main) as bars:
+
+        def tell(entry: dict[str, Any]) -> None:
+            bars.clear()
+            typer.echo(sweeping.point_line(entry, names), err=True)
+
+        table = sweep(
+            Sweep(request, axes, out),
+            Session(),
+            on_progress=bars.pictures,
+            on_download=bars.download,
+            on_model=_tell_model,
+            on_point=tell,
+        )
+    if table is not None:
+        typer.echo(json.dumps(table, indent=2) if as_json else sweeping.page(table))
+
+
+def _tell_model(model: "Model") -> None:
+    """Where the weights come from, before anything slow begins."""
+    from hdit_cli import runtime
+
+    if runtime.ranks().is_main:
+        shared.tell_origin(weights=model.weights, origin=model.origin)
 
 
 def _names(metrics: str | None) -> tuple[str, ...] | None:
@@ -141,6 +201,11 @@ class Bars:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def clear(self) -> None:
+        """What is shown is done with; the next thing gets a bar of its own."""
+        self._stack.close()
+        self._open.clear()
 
     def pictures(self, what: str, done: int, total: int) -> None:
         self._show(what, done, total, unit="image")

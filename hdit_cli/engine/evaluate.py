@@ -22,6 +22,7 @@ from hdit_cli.engine.grid import picture_png
 from hdit_cli.engine.load import is_checkpoint_folder, load
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.picture_sets import Generated, Stored, is_data_set, open_stored
+from hdit_cli.engine.run import run_of
 from hdit_cli.engine.scores import (
     Breaks,
     OnProgress,
@@ -109,12 +110,14 @@ class Session:
     Attributes:
         models: by source and weights.
         nets: feature nets by the file asked for.
+        stored: data sets and folders; their fingerprint is computed once.
         references: states of references by their place in the cache.
         stop: asked after each batch.
     """
 
     models: dict[tuple[Path, str], Model] = field(default_factory=dict)
     nets: dict[Path | None, Inception] = field(default_factory=dict)
+    stored: dict[Path, Stored] = field(default_factory=dict)
     references: dict[Path, Metric] = field(default_factory=dict)
     stop: StopRequest | None = None
 
@@ -168,10 +171,10 @@ def plan(
     Raises:
         UsageError, DataError, CheckpointError: as `evaluate`.
     """
-    model = _model(request, session)
+    model = model_of(request, session)
     names = request.metrics or (tuple(model.recipe["eval"]["metrics"]) if model else ("fid", "kid"))
     metrics = _metrics(names, request, model)
-    reference, notes = _reference(request, model)
+    reference, notes = _reference(request, model, session)
     pictures = _generated(request, model) if model else open_stored(request.source, n=request.n)
     counts = {"pictures": pictures.count, "reference": reference.count}
     notes += check_counts(metrics, counts=counts, allow_small=request.allow_small)
@@ -269,8 +272,7 @@ def _keep(evaluation: Evaluation, source: Path) -> list[str]:
     A line: step, weights, n, scores (metric => value), details (the numbers of pictures and the rest), sampling, reference,
     features, environment (versions, hardware), date (UTC).
     """
-    place = source.absolute()
-    run = next((folder for folder in (place, *list(place.parents)[:3]) if (folder / "recipe.toml").is_file()), None)
+    run = run_of(source)
     if run is None:
         return []
     facts = evaluation.facts
@@ -308,7 +310,7 @@ def _metrics(names: Sequence[str], request: Request, model: Model | None) -> lis
     return [PatchGrid.of(patch) if kind is PatchGrid else kind for kind in kinds]
 
 
-def _model(request: Request, session: Session) -> Model | None:
+def model_of(request: Request, session: Session) -> Model | None:
     """The model to sample from; None where the source is pictures."""
     source = request.source
     if source.is_dir() and not is_checkpoint_folder(source) and (is_data_set(source) or not is_run(source)):
@@ -334,10 +336,10 @@ def _refuse_sampling(request: Request) -> None:
         )
 
 
-def _reference(request: Request, model: Model | None) -> tuple[Stored, list[str]]:
+def _reference(request: Request, model: Model | None, session: Session) -> tuple[Stored, list[str]]:
     """The pictures to compare with, and what is odd about them."""
     if request.reference is not None:
-        return open_stored(request.reference), []
+        return _opened(request.reference, session), []
     assert model is not None
     if not model.data_path:
         raise DataError("the checkpoint names no data to compare with", hint="--reference DIR: a data set, or a folder")
@@ -347,11 +349,17 @@ def _reference(request: Request, model: Model | None) -> tuple[Stored, list[str]
             f"the data set that the checkpoint was trained on is not at {path}",
             hint="go to the folder where it was trained, or --reference DIR",
         )
-    stored = open_stored(path)
+    stored = _opened(path, session)
     trained_on = model.data.get("fingerprint")
     if trained_on and trained_on != stored.fingerprint:
         return stored, [f"{path} has changed since the checkpoint was trained on it"]
     return stored, []
+
+
+def _opened(path: Path, session: Session) -> Stored:
+    if path not in session.stored:
+        session.stored[path] = open_stored(path)
+    return session.stored[path]
 
 
 def _generated(request: Request, model: Model) -> Generated:

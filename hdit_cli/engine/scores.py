@@ -206,7 +206,7 @@ def collect(
         for numbers, _ in batches:
             done += len(numbers)
             on_progress(pictures.name, min(before + done * world, pictures.count), pictures.count)
-            if breaks.stop is not None and breaks.stop.name:
+            if breaks.stop is not None and breaks.stop.asked:
                 break
     if breaks.stop is not None:
         _stop_together(breaks, part, progress, count=pictures.count)
@@ -217,7 +217,7 @@ def collect(
 def _stop_together(breaks: Breaks, part: str, progress: Progress, *, count: int) -> None:
     """Raises Interrupted on every process where one of them was asked to stop."""
     assert breaks.stop is not None
-    told = runtime.gather((breaks.stop.name, len(progress.done)))
+    told = runtime.gather((breaks.stop.asked, len(progress.done)))
     reason = next((name for name, _ in told if name), "")
     if not reason:
         return
