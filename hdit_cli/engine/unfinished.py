@@ -60,16 +60,14 @@ class Unfinished:
 
     Args:
         told: a JSON value, all that the result depends on.
-        every: seconds between two saves.
 
     Raises:
         UsageError: on entering, where another process makes the very same evaluation.
         StorageError: on entering, where nothing can be kept.
     """
 
-    def __init__(self, told: Any, *, every: float = EVERY) -> None:
+    def __init__(self, told: Any) -> None:
         self.folder = runtime.cache_folder() / "unfinished" / key_of([FORMAT, told])
-        self.every = every
         self._saved_at, self._took = time.monotonic(), 0.0
         self._generation = 0
         self._stack = ExitStack()
@@ -144,7 +142,7 @@ class Unfinished:
 
     def due(self) -> bool:
         """Whether it is time to save again: a large state is saved less often."""
-        return time.monotonic() - self._saved_at >= max(self.every, self._took / SHARE)
+        return time.monotonic() - self._saved_at >= max(EVERY, self._took / SHARE)
 
     def save(self, part: str, progress: Progress) -> None:
         """Writes this process's part, whole or not at all.
