@@ -11,17 +11,27 @@ import numpy as np
 import torch
 
 from hdit_cli import catalog, files, runtime
+from hdit_cli.data.shards import HELD_OUT
 from hdit_cli.engine.checkpoint import list_steps
 from hdit_cli.engine.collect import label_name, sampling_of
 from hdit_cli.engine.generate import check, choose_labels
 from hdit_cli.engine.grid import picture_png
 from hdit_cli.engine.load import load
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.picture_sets import Generated, PictureSet, Stored, is_data_set, open_stored
-from hdit_cli.engine.scores import OnProgress, Score, check_counts, check_sizes, needs_inception, score
+from hdit_cli.engine.picture_sets import (
+    Generated,
+    PictureSet,
+    StatisticsFile,
+    Stored,
+    is_data_set,
+    open_reference,
+    open_stored,
+)
+from hdit_cli.engine.scores import OnProgress, Score, check_counts, check_net, check_reference, needs_net, score
 from hdit_cli.errors import DataError, StorageError, UsageError
-from hdit_cli.metrics import inception
-from hdit_cli.metrics.inception import RESIZE, Inception
+from hdit_cli.metrics import feature_net, inception
+from hdit_cli.metrics.feature_net import FeatureNet
+from hdit_cli.metrics.memorisation import Memorisation
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.patch_grid import PatchGrid
 
@@ -37,8 +47,8 @@ class Request:
         source: checkpoint file, run folder, folder of pictures, or prepared data set.
         n: number of pictures; None is the recipe's `eval.n`, or all pictures of a folder.
         metrics: names; None is the recipe's `eval.metrics`, or fid and kid.
-        inception: weights file; None looks in the cache and downloads.
-        reference: data set or folder; None is the data that the checkpoint names.
+        features: feature net, as `feature_net.parse` reads it; the Inception net looks in the cache and downloads.
+        reference: data set, folder or file of moments; None is the data that the checkpoint names.
         allow_small: score even where there are too few pictures for it to mean much.
         label: class name, number, "all", or None for the proportions of the data.
         sampling: fields of `Sampling` that differ from the recipe's.
@@ -49,7 +59,7 @@ class Request:
     source: Path
     n: int | None = None
     metrics: tuple[str, ...] | None = None
-    inception: Path | None = None
+    features: str = "inception"
     reference: Path | None = None
     allow_small: bool = False
     label: str | None = None
@@ -110,19 +120,21 @@ def evaluate(
     metrics = _metrics(names, request, model)
     reference, notes = _reference(request, model)
     pictures = _generated(request, model) if model else open_stored(request.source, n=request.n)
-    counts = {"pictures": pictures.count, "reference": reference.count}
+    counts = {"pictures": pictures.count}
+    if isinstance(reference, Stored):
+        counts["reference"] = reference.count
     notes += check_counts(metrics, counts=counts, allow_small=request.allow_small)
-    check_sizes(metrics, pictures, reference)
-    net = _feature_net(request.inception, on_download=on_download) if needs_inception(metrics) else None
-    if net is not None and not net.published:
-        notes.append(
-            f"{net.path} is not the published Inception file: compare only with scores made with the same file"
-        )
+    check_reference(metrics, pictures, reference)
+    net = _feature_net(request.features, on_download=on_download) if needs_net(metrics) else None
+    if net is not None:
+        check_net(metrics, net)
+        notes += _notes_on(net, reference)
+    held_out, more = _held_out(reference) if Memorisation in metrics else (None, [])
     _prepare_folder(request.save)
-    scores = score(pictures, reference, metrics, net=net, on_progress=on_progress)
+    scores = score(pictures, reference, metrics, net=net, on_progress=on_progress, held_out=held_out)
     if not runtime.ranks().is_main:
         return None
-    evaluation = Evaluation(scores, _facts(request, pictures, reference, net), notes)
+    evaluation = Evaluation(scores, _facts(request, pictures, reference, net), notes + more + _notes_on_bias(scores))
     if model is not None:
         evaluation.notes.extend(_keep(evaluation, request.source))
     return evaluation
@@ -194,10 +206,10 @@ def _refuse_sampling(request: Request) -> None:
         )
 
 
-def _reference(request: Request, model: Model | None) -> tuple[Stored, list[str]]:
+def _reference(request: Request, model: Model | None) -> tuple[Stored | StatisticsFile, list[str]]:
     """The pictures to compare with, and what is odd about them."""
     if request.reference is not None:
-        return open_stored(request.reference), []
+        return open_reference(request.reference), []
     assert model is not None
     if not model.data_path:
         raise DataError("the checkpoint names no data to compare with", hint="--reference DIR: a data set, or a folder")
@@ -245,30 +257,68 @@ def _writer(folder: Path) -> Callable[[list[int], list[np.ndarray]], None]:
     return keep
 
 
-def _feature_net(path: Path | None, *, on_download: Callable[[int, int], None]) -> Inception:
-    """The net, its weights downloaded by the first process where nobody named a file and none is in the cache."""
-    if path is None and runtime.ranks().is_main and inception.locate() is None:
+def _feature_net(named: str, *, on_download: Callable[[int, int], None]) -> FeatureNet:
+    """The net; Inception is downloaded by the first process where nobody named a file and none is in the cache."""
+    kind, path = feature_net.parse(named)
+    if kind == "inception" and path is None and runtime.ranks().is_main and inception.locate() is None:
         inception.download(progress=on_download)
     runtime.wait_for_all()
     device = runtime.device()
-    # TorchScript on MPS lacks operators of this net; the CPU takes it there
-    return Inception(path, device=device if device.type == "cuda" else torch.device("cpu"))
+    # TorchScript on MPS lacks operators of Inception; the CPU takes all nets there
+    return catalog.get("features", kind)(path, device=device if device.type == "cuda" else torch.device("cpu"))
 
 
-def _facts(request: Request, pictures: PictureSet, reference: Stored, net: Inception | None) -> dict[str, Any]:
+def _notes_on(net: FeatureNet, reference: Stored | StatisticsFile) -> list[str]:
+    notes = []
+    if not net.published:
+        notes.append(
+            f"{net.path} is not the published Inception file: compare only with scores made with the same file"
+        )
+    if isinstance(reference, StatisticsFile):
+        notes.append(
+            f"{reference.name} does not say which net and resize made it: a score against it means something only if they "
+            f"are {net.kind} and {net.resize}, as here"
+        )
+    return notes
+
+
+def _notes_on_bias(scores: list[Score]) -> list[str]:
+    """What is owed to the number of pictures alone."""
+    return [
+        f"{score.metric.upper()} at n = {score.n:,}: {score.details['of_a_perfect_model']:.3g} of it is what a perfect model "
+        "would get too, were features Gaussian: the bias of so many pictures"
+        for score in scores
+        if "of_a_perfect_model" in score.details
+    ]
+
+
+def _held_out(reference: Stored | StatisticsFile) -> tuple[Stored | None, list[str]]:
+    """The pictures that the data set keeps out of training; a note where there are none."""
+    inside = Path(reference.name) / HELD_OUT
+    if is_data_set(inside):
+        return open_stored(inside), []
+    return None, [
+        f"{reference.name} holds no held-out pictures to compare distances with; `hdit prepare --hold-out 0.05` makes some"
+    ]
+
+
+def _facts(
+    request: Request, pictures: PictureSet, reference: Stored | StatisticsFile, net: FeatureNet | None
+) -> dict[str, Any]:
+    known = isinstance(reference, Stored)
     facts: dict[str, Any] = {
         "source": str(request.source),
         "size": list(pictures.size),
         "reference": {
             "path": reference.name,
             "fingerprint": reference.fingerprint,
-            "count": reference.count,
-            "size": list(reference.size),
+            "count": reference.count if known else None,
+            "size": list(reference.size) if known else None,
         },
-        "features": None
-        if net is None
-        else {"file": str(net.path), "sha256": net.sha256, "published": net.published, "resize": RESIZE},
+        "features": None if net is None else feature_net.facts(net),
     }
+    if pictures.classes:
+        facts["classes"] = list(pictures.classes)
     if isinstance(pictures, Generated):
         model = pictures.model
         facts["sampling"] = {**asdict(pictures.sampling), "label": label_name(model, request.label)}

@@ -18,30 +18,53 @@ from safetensors import SafetensorError
 from torch import distributed
 
 from hdit_cli import files, runtime
-from hdit_cli.engine.picture_sets import PictureSet, Stored, some_of
-from hdit_cli.errors import DataError
-from hdit_cli.metrics.inception import RESIZE, Inception
+from hdit_cli.engine.picture_sets import PictureSet, StatisticsFile, Stored, some_of
+from hdit_cli.errors import DataError, UsageError
+from hdit_cli.metrics.feature_net import FeatureNet, is_inception
+from hdit_cli.metrics.frechet import FID
+from hdit_cli.metrics.memorisation import Memorisation
 from hdit_cli.metrics.metric import Metric
+from hdit_cli.metrics.per_class import PerClassFID
 
 OnProgress = Callable[[str, int, int], None]  # what is read, pictures done, pictures in all
-_CACHE_FORMAT = "hdit-reference/1"
+_CACHE_FORMAT = "hdit-reference/2"
 _FEW = 10_000  # below, scores at different n differ by more than models do
 _PATIENCE = timedelta(hours=12)  # one process may have much slower work than another
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric's verdict; `value` means nothing without the two numbers of pictures."""
+    """One metric's verdict; `value` means nothing without the two numbers of pictures.
+
+    Attributes:
+        n_reference: None where nobody knows it, or where there is no reference.
+        better: "lower" or "higher"; None where neither is by itself.
+    """
 
     metric: str
     value: float
     n: int
-    n_reference: int
+    n_reference: int | None
     details: dict[str, Any] = field(default_factory=dict)
+    better: str | None = "lower"
 
 
-def needs_inception(metrics: Sequence[type[Metric]]) -> bool:
-    return any(kind.needs == "inception" for kind in metrics)
+def needs_net(metrics: Sequence[type[Metric]]) -> bool:
+    return any(kind.needs for kind in metrics)
+
+
+def check_net(metrics: Sequence[type[Metric]], net: FeatureNet) -> None:
+    """Raises UsageError where a metric is not defined for the features of this net."""
+    of_inception = [kind.name for kind in metrics if kind.needs == "inception"]
+    if of_inception and not is_inception(net):
+        raise UsageError(
+            f"{','.join(of_inception)}: of Inception features by definition, and {net.path} is another net",
+            hint="of any net: --metrics fd,kd,precision-recall,memorisation",
+        )
+    if any(kind.needs == "logits" for kind in metrics) and not net.classifier:
+        raise UsageError(
+            f"the Inception Score needs the net's classifier, and {net.path} has none", hint="leave is out of --metrics"
+        )
 
 
 def check_counts(metrics: Sequence[type[Metric]], *, counts: Mapping[str, int], allow_small: bool) -> list[str]:
@@ -58,8 +81,9 @@ def check_counts(metrics: Sequence[type[Metric]], *, counts: Mapping[str, int], 
     """
     notes = []
     for kind in metrics:
-        name, told = kind.name.upper(), ", ".join(f"{what}: {count:,}" for what, count in counts.items())
-        fewest = min(counts.values())
+        known = {what: count for what, count in counts.items() if what == "pictures" or not kind.alone}
+        name, told = kind.name.upper(), ", ".join(f"{what}: {count:,}" for what, count in known.items())
+        fewest = min(known.values())
         if fewest < kind.fewest:
             raise DataError(f"{name} needs at least {kind.fewest} pictures ({told})", hint="more pictures")
         if fewest < kind.trusted and not allow_small:
@@ -67,17 +91,26 @@ def check_counts(metrics: Sequence[type[Metric]], *, counts: Mapping[str, int], 
                 f"{name} of few pictures misleads: it needs {kind.trusted:,} on both sides ({told})",
                 hint=f"more pictures, another metric (--metrics {_unbiased(metrics)}), or --allow-small",
             )
-        if kind.trusted > 2 and fewest < _FEW:
-            notes.append(f"{name} is biased upwards by few pictures ({told}): compare it only at the same numbers")
+        if kind.bias and fewest < _FEW:
+            notes.append(f"{name} is biased {kind.bias} by few pictures ({told}): compare it only at the same numbers")
     return notes
 
 
 def _unbiased(metrics: Sequence[type[Metric]]) -> str:
-    return ",".join(kind.name for kind in metrics if kind.trusted <= 2) or "kid,swd"
+    return ",".join(kind.name for kind in metrics if not kind.bias) or "kid,swd"
 
 
-def check_sizes(metrics: Sequence[type[Metric]], pictures: PictureSet, reference: PictureSet) -> None:
-    """Raises DataError where a metric compares pixels of sets of different sizes."""
+def check_reference(metrics: Sequence[type[Metric]], pictures: PictureSet, reference: Stored | StatisticsFile) -> None:
+    """Raises DataError where a metric cannot compare the two sets."""
+    if isinstance(reference, StatisticsFile):
+        beyond = [kind.name for kind in metrics if not (kind.alone or issubclass(kind, FID))]
+        if beyond:
+            raise DataError(
+                f"{reference.name} holds moments, and {', '.join(beyond)} need every picture's features",
+                hint="--reference a data set or folder, or --metrics fid",
+            )
+        return
+    _check_labels(metrics, pictures, reference)
     of_pixels = [kind.name for kind in metrics if kind.needs is None]
     if of_pixels and pictures.size != reference.size:
         (h, w), (height, width) = pictures.size, reference.size
@@ -85,6 +118,21 @@ def check_sizes(metrics: Sequence[type[Metric]], pictures: PictureSet, reference
             f"{pictures.name} is {h}x{w}, {reference.name} {height}x{width} (height x width): "
             f"{' and '.join(of_pixels)} compare{'s' if len(of_pixels) == 1 else ''} equal sizes",
             hint=f"hdit prepare REFERENCE --size {h}x{w}, or --metrics fid,kid",
+        )
+
+
+def _check_labels(metrics: Sequence[type[Metric]], pictures: PictureSet, reference: PictureSet) -> None:
+    if not any(issubclass(kind, PerClassFID) for kind in metrics):
+        return
+    for of in (pictures, reference):
+        if of.labels is None or not of.classes:
+            raise DataError(
+                f"fid-per-class needs classes, and those of {of.name} are not known",
+                hint="a conditional model and a data set with classes, or leave it out of --metrics",
+            )
+    if pictures.classes != reference.classes:
+        raise DataError(
+            f"{pictures.name} and {reference.name} have different classes", hint="leave fid-per-class out of --metrics"
         )
 
 
@@ -101,7 +149,7 @@ def _feed(metric: Metric, numbers: Sequence[int], pictures: Sequence[np.ndarray]
 
 
 def collect(
-    pictures: PictureSet, metrics: Sequence[type[Metric]], *, net: Inception | None, on_progress: OnProgress
+    pictures: PictureSet, metrics: Sequence[type[Metric]], *, net: FeatureNet | None, on_progress: OnProgress
 ) -> dict[str, Metric]:
     """Every metric's state of a set. With several processes, the states of the whole set on the first, nothing elsewhere.
 
@@ -109,28 +157,36 @@ def collect(
         DataError: a picture cannot be read, or does not fit a metric.
     """
     place = runtime.ranks()
-    states: dict[str, Metric] = {kind.name: kind() for kind in metrics}
+    kinds = {kind.state: kind for kind in metrics}  # metrics that remember the same share it
+    states: dict[str, Metric] = {name: kind() for name, kind in kinds.items()}
     chosen = {
-        kind.name: set(some_of(pictures.count, min(pictures.count, kind.limit or pictures.count)).tolist())
-        for kind in metrics
+        name: set(some_of(pictures.count, min(pictures.count, kind.limit or pictures.count)).tolist())
+        for name, kind in kinds.items()
     }
-    done = 0
+    labels, done = pictures.labels, 0
     for numbers, batch in pictures.batches(range(place.rank, pictures.count, place.world)):
-        features = net(batch) if net is not None and needs_inception(metrics) else None
+        features = net(batch) if net is not None and needs_net(metrics) else None
         for name, metric in states.items():
             rows = [row for row, number in enumerate(numbers) if number in chosen[name]]
             taken = [numbers[row] for row in rows]
             if not taken:
                 continue
-            if metric.needs == "inception":
-                assert features is not None
-                metric.update(taken, features[rows])
-            else:
+            if metric.needs is None:
                 _feed(metric, taken, [batch[row] for row in rows])
+                continue
+            assert net is not None and features is not None
+            x = net.logits(features[rows]) if metric.needs == "logits" else features[rows]
+            assert x is not None
+            metric.update(taken, x, label=None if labels is None else labels[taken])
         done += len(numbers)
         on_progress(pictures.name, min(done * place.world, pictures.count), pictures.count)
-    merged = {kind.name: _merged_over_processes(kind, states[kind.name]) for kind in metrics}
-    return {name: metric for name, metric in merged.items() if metric is not None}
+    merged = {name: _merged_over_processes(kind, states[name]) for name, kind in kinds.items()}
+    return {kind.name: _as(kind, state) for kind in metrics if (state := merged[kind.state]) is not None}
+
+
+def _as(kind: type[Metric], state: Metric) -> Metric:
+    """The state as this metric, which shares its arrays."""
+    return state if type(state) is kind else kind.merged([state.arrays()])
 
 
 def _merged_over_processes(kind: type[Metric], mine: Metric) -> Metric | None:
@@ -154,10 +210,11 @@ def _merged_over_processes(kind: type[Metric], mine: Metric) -> Metric | None:
 # The reference, whose features are kept
 
 
-def _cache_file(kind: type[Metric], reference: Stored, net: Inception) -> Path:
-    told = [_CACHE_FORMAT, kind.name, reference.fingerprint, reference.count, net.sha256, RESIZE]
+def _cache_file(kind: type[Metric], reference: Stored, net: FeatureNet) -> Path:
+    told = [_CACHE_FORMAT, kind.state, kind.limit, reference.fingerprint, reference.count]
+    told += [net.kind, net.sha256, net.resize]
     key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-    return runtime.cache_folder() / "reference" / f"{kind.name}-{key[:32]}.safetensors"
+    return runtime.cache_folder() / "reference" / f"{kind.state}-{key[:32]}.safetensors"
 
 
 def _from_cache(kind: type[Metric], path: Path, *, count: int) -> Metric | None:
@@ -169,49 +226,78 @@ def _from_cache(kind: type[Metric], path: Path, *, count: int) -> Metric | None:
 
 
 def collect_reference(
-    reference: Stored, metrics: Sequence[type[Metric]], *, net: Inception | None, on_progress: OnProgress
+    reference: Stored | StatisticsFile,
+    metrics: Sequence[type[Metric]],
+    *,
+    net: FeatureNet | None,
+    on_progress: OnProgress,
 ) -> dict[str, Metric]:
-    """As `collect`; features of a reference seen before come from the cache folder, and new ones go there."""
+    """As `collect`; features of a reference seen before come from the cache folder, and new ones go there.
+
+    Metrics that need no reference are passed over.
+    """
+    metrics = [kind for kind in metrics if not kind.alone]
+    if isinstance(reference, StatisticsFile):
+        return {kind.name: kind.of(reference.gaussian) for kind in metrics if issubclass(kind, FID)}
+    kinds = {kind.state: kind for kind in metrics}
     found: dict[str, Metric] = {}
     main = runtime.ranks().is_main
     if net is not None and main:
-        for kind in metrics:
-            known = kind.needs and _from_cache(kind, _cache_file(kind, reference, net), count=reference.count)
+        for name, kind in kinds.items():
+            known = kind.needs and _from_cache(kind, _cache_file(kind, reference, net), count=_held(kind, reference))
             if known:
-                found[kind.name] = known
+                found[name] = known
     known_names = runtime.gather(list(found))[0]  # the first process decides for all
-    missing = [kind for kind in metrics if kind.name not in known_names]
+    missing = [kind for name, kind in kinds.items() if name not in known_names]
     if missing:
-        found |= collect(reference, missing, net=net, on_progress=on_progress)
+        collected = collect(reference, missing, net=net, on_progress=on_progress)
+        found |= {kind.state: collected[kind.name] for kind in missing if main}
     if net is not None and main:
         for kind in missing:
             if kind.needs:
                 path = _cache_file(kind, reference, net)
                 files.make_folder(path.parent)
-                arrays = {name: np.ascontiguousarray(array) for name, array in found[kind.name].arrays().items()}
+                arrays = {name: np.ascontiguousarray(array) for name, array in found[kind.state].arrays().items()}
                 files.write_bytes(path, safetensors.numpy.save(arrays))
-    return found
+    return {kind.name: _as(kind, found[kind.state]) for kind in metrics if main}
+
+
+def _held(kind: type[Metric], reference: Stored) -> int:
+    """How many pictures of a reference a metric holds."""
+    return min(reference.count, kind.limit or reference.count)
 
 
 def score(
     pictures: PictureSet,
-    reference: Stored,
+    reference: Stored | StatisticsFile,
     metrics: Sequence[type[Metric]],
     *,
-    net: Inception | None,
+    net: FeatureNet | None,
     on_progress: OnProgress,
+    held_out: Stored | None = None,
 ) -> list[Score]:
     """The scores, in the order of `metrics`; an empty list on all processes but the first.
+
+    Args:
+        held_out: pictures that the model has not seen, for the memorisation check; None where there are none.
 
     Raises:
         DataError: a picture cannot be read, or the two sets do not fit together.
         NonFiniteError: the model or the feature net gave NaN or infinity.
     """
     known = collect_reference(reference, metrics, net=net, on_progress=on_progress)
+    beside: dict[str, Any] = {}
+    if held_out is not None and Memorisation in metrics:
+        beside["held_out"] = collect_reference(held_out, [Memorisation], net=net, on_progress=on_progress).get(
+            Memorisation.name
+        )
     states = collect(pictures, metrics, net=net, on_progress=on_progress)
-    scores = []
+    scores: list[Score] = []
     for kind in metrics if runtime.ranks().is_main else ():
-        ours, theirs = states[kind.name], known[kind.name]
-        result = ours.score(theirs)
-        scores.append(Score(kind.name, result.pop("value"), ours.count, theirs.count, result))
+        ours = states[kind.name]
+        theirs = ours if kind.alone else known[kind.name]
+        result = ours.score(theirs, **(beside if kind is Memorisation else {}))
+        count = None if kind.alone else theirs.count or None
+        values = result.pop("values", None) or {kind.name: result.pop("value")}
+        scores += [Score(name, value, ours.count, count, result, kind.better) for name, value in values.items()]
     return scores
