@@ -9,8 +9,9 @@ import typer
 from hdit_cli.commands import sampling as shared
 
 if TYPE_CHECKING:
-    from hdit_cli.engine.evaluate import Evaluation, Request
+    from hdit_cli.engine.evaluate import Evaluation
     from hdit_cli.engine.model import Model
+    from hdit_cli.engine.request import Request
     from hdit_cli.engine.scores import Score
     from hdit_cli.engine.sweep import Axis
 
@@ -28,7 +29,8 @@ def eval_fid(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Of fid, kid, swd, patch-grid, with commas; the last two need no weights.",
+            help="Of fid, kid, is, precision-recall, fid-per-class, fd, kd (of any net), memorisation, swd, patch-grid, with "
+            "commas; the last two need no weights.",
             show_default="the recipe's: fid,kid",
         ),
     ] = None,
@@ -40,9 +42,18 @@ def eval_fid(
             show_default="the cache, else downloaded",
         ),
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Feature net: inception, pytorch-fid, dinov2:FOLDER, clip:FOLDER, or a .pt2 file of torch.export.",
+            show_default="inception",
+        ),
+    ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Data set or folder to compare with.", show_default="the data the checkpoint names"),
+        typer.Option(
+            help="Data set, folder, or .npz of moments to compare with.", show_default="the data the checkpoint names"
+        ),
     ] = None,
     patch: Annotated[
         str | None,
@@ -64,6 +75,13 @@ def eval_fid(
     save: Annotated[
         Path | None, typer.Option(help="Keep the generated pictures in this folder, as PNG.", show_default=False)
     ] = None,
+    grid: Annotated[
+        Path | None,
+        typer.Option(
+            help="memorisation: PNG of the closest samples beside their nearest training pictures.",
+            show_default="memorisation.png in the run, else here",
+        ),
+    ] = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,8 +99,8 @@ def eval_fid(
     """Score samples, or a folder of pictures: FID, KID, sliced Wasserstein distance, patch grid."""
     from hdit_cli import runtime
     from hdit_cli.commands import sweep as sweeping
-    from hdit_cli.engine.evaluate import Request
     from hdit_cli.engine.launch import relaunch
+    from hdit_cli.engine.request import Request
     from hdit_cli.errors import UsageError
 
     shared.check_positive(n=n)
@@ -91,7 +109,7 @@ def eval_fid(
         source,
         n,
         _names(metrics),
-        inception,
+        _features(features, inception),
         reference,
         allow_small,
         class_,
@@ -107,6 +125,7 @@ def eval_fid(
         ),
         save,
         shared.parse_size(patch, option="--patch"),
+        grid,
     )
     axes = sweeping.parse(sweep or [])
     if out is not None and not axes:
@@ -140,7 +159,7 @@ def _sweep(request: "Request", axes: "tuple[Axis, ...]", *, out: Path | None, as
 
     from hdit_cli import runtime
     from hdit_cli.commands import sweep as sweeping
-    from hdit_cli.engine.evaluate import Session
+    from hdit_cli.engine.request import Session
     from hdit_cli.engine.sweep import Sweep, sweep
 
     names = [axis.name for axis in axes]
@@ -188,6 +207,23 @@ def _names(metrics: str | None) -> tuple[str, ...] | None:
     return names
 
 
+def _features(named: str | None, inception: "Path | None") -> str:
+    """The feature net of two options that say the same.
+
+    Raises:
+        UsageError: both are given, or no such net.
+    """
+    from hdit_cli.errors import UsageError
+    from hdit_cli.metrics.feature_net import parse
+
+    if inception is not None:
+        if named is not None:
+            raise UsageError("--inception and --features both name a net", hint=f"--features inception:{inception}")
+        return f"inception:{inception}"
+    parse(named or "inception")
+    return named or "inception"
+
+
 class Bars:
     """One bar for each thing that takes long: reading the reference, generating, downloading."""
 
@@ -228,13 +264,15 @@ def _page(evaluation: "Evaluation") -> str:
     """The scores, each with its numbers of pictures, then what they depend on."""
     facts = evaluation.facts
     lines = [_line(score) for score in evaluation.scores]
+    lines = [*lines, *_tables(evaluation)]
     reference, size, features = facts["reference"], facts["size"], facts["features"]
     lines.append(f"pictures   {facts['source']}, {size[0]}x{size[1]}{_how(facts)}")
     fingerprint = reference["fingerprint"][:12]
-    lines.append(f"reference  {reference['path']}, {reference['size'][0]}x{reference['size'][1]}, {fingerprint}")
+    pixels = "moments" if reference["size"] is None else f"{reference['size'][0]}x{reference['size'][1]}"
+    lines.append(f"reference  {reference['path']}, {pixels}, {fingerprint}")
     if features:
         mark = "" if features["published"] else ", not the published file"
-        lines.append(f"features   Inception, {features['resize']}, sha256 {features['sha256'][:12]}{mark}")
+        lines.append(f"features   {features['net']}, {features['resize']}, sha256 {features['sha256'][:12]}{mark}")
     return "\n".join(lines + [f"note: {note}" for note in evaluation.notes])
 
 
@@ -244,9 +282,27 @@ def _line(score: "Score") -> str:
     deviation = details.pop("standard_deviation", None)
     value = f"{score.value:.4g}" if deviation is None else f"{score.value:.4g} ± {deviation:.2g}"
     extra = [f"{name} {value:.4g}" for name, value in levels.items()]
-    extra += [f"{name.replace('_', ' ')} {value:,}" for name, value in details.items()]
+    extra += [f"{name.replace('_', ' ')} {_number(v)}" for name, v in details.items() if isinstance(v, int | float)]
     told = f"   ({', '.join(extra)})" if extra else ""
-    return f"{score.metric.upper():<4} {value}   n = {score.n:,} against {score.n_reference:,}{told}"
+    against = "" if score.n_reference is None else f" against {score.n_reference:,}"
+    return f"{score.metric.upper():<4} {value}   n = {score.n:,}{against}{told}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _tables(evaluation: "Evaluation") -> list[str]:
+    """What does not fit a line: a class each, or a quantile of distances each."""
+    lines, names = [], evaluation.facts.get("classes", [])
+    for score in evaluation.scores:
+        for k, row in score.details.get("classes", {}).items():
+            lines.append(f"  {names[k]:<20} {row['fid']:.4g}   n = {row['n']:,} against {row['n_reference']:,}")
+        held_out = score.details.get("held_out", {})
+        for q, distance in score.details.get("quantiles", {}).items():
+            beside = f", held-out pictures {held_out['quantiles'][q]:.4g}" if held_out else ""
+            lines.append(f"  {float(q):.0%} of samples are within {distance:.4g} of a training picture{beside}")
+    return lines
 
 
 def _how(facts: dict[str, Any]) -> str:

@@ -3,8 +3,8 @@
 The pictures are the same noise and classes at every step, so that what changes between two lines is the weights alone. The
 training goes on as if nothing had been: every number of a run hangs on (seed, place), and none is drawn here from those.
 
-`best.safetensors` holds the weights with the best score so far by the first metric; its value goes into the checkpoint, so a
-run that goes on compares with what an unbroken one would have. The file may be newer than the checkpoint that a run goes on
+`best.safetensors` holds the weights with the best score so far by the first metric: the lowest, or the highest of one such
+as the Inception Score. Its value goes into the checkpoint, so a run that goes on compares with what an unbroken one would. The file may be newer than the checkpoint that a run goes on
 from: it is written again at the same step, the same.
 """
 
@@ -17,15 +17,17 @@ from hdit_cli import catalog, files, runtime
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine import weights as names
 from hdit_cli.engine.checkpoint import metadata_of, read_header, serialise
-from hdit_cli.engine.evaluate import feature_net, told_features
 from hdit_cli.engine.events import Evaluated
 from hdit_cli.engine.generate import Sampling, choose_labels
 from hdit_cli.engine.model import Model
+from hdit_cli.engine.one_pass import Breaks, needs_net
 from hdit_cli.engine.out_of_memory import in_evaluation
 from hdit_cli.engine.picture_sets import Generated, Stored
-from hdit_cli.engine.scores import Breaks, Score, check_counts, check_sizes, needs_inception, score
+from hdit_cli.engine.request import open_net
+from hdit_cli.engine.scores import Score, check_counts, check_net, check_reference, collect_all, verdicts
 from hdit_cli.engine.stop import StopRequest
 from hdit_cli.errors import Interrupted, OutOfMemory, UsageError
+from hdit_cli.metrics import feature_net
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.patch_grid import PatchGrid
 from hdit_cli.recipe import Recipe
@@ -55,6 +57,10 @@ class Evaluator:
         wanted = section.during_metrics or section.metrics
         kinds: list[type[Metric]] = [catalog.get("metric", name) for name in wanted]
         self.metrics = [PatchGrid.of(model.network.patch) if kind is PatchGrid else kind for kind in kinds]
+        if kinds[0].better is None:
+            raise UsageError(
+                f"{kinds[0].name} does not say which weights are best", hint="name another metric first in [eval]"
+            )
         self.reference = Stored(reader, name=str(reader.folder))
         self.sampling = Sampling(
             seed=recipe.train.seed,
@@ -63,8 +69,10 @@ class Evaluator:
         )
         counts = {"pictures": section.during_n, "reference": self.reference.count}
         self.notes = check_counts(self.metrics, counts=counts, allow_small=True)
-        check_sizes(self.metrics, self._pictures(model), self.reference)
-        self.net = feature_net(None) if needs_inception(self.metrics) else None
+        check_reference(self.metrics, self._pictures(model), self.reference)
+        self.net = open_net("inception") if needs_net(self.metrics) else None
+        if self.net is not None:
+            check_net(self.metrics, self.net)
         self.known: dict[Path, Metric] = {}
         self.step, self.best = 0, None  # of the last evaluation, and what the best one said
 
@@ -122,8 +130,11 @@ class Evaluator:
         how = {name: getattr(self.sampling, name) for name in ("steps", "sampler", "cfg")}
         return {"metric": self.metrics[0].name, "n": self.recipe.eval.during_n, "weights": self.weights[0], **how}
 
-    def _is_better(self, score: Score, best: dict[str, Any] | None) -> bool:
-        return best is None or score.value < best["value"]
+    @staticmethod
+    def _is_better(score: Score, best: dict[str, Any] | None) -> bool:
+        if best is None:
+            return True
+        return score.value > best["value"] if score.better == "higher" else score.value < best["value"]
 
     def _pictures(self, model: Model) -> Generated:
         n = self.recipe.eval.during_n
@@ -134,7 +145,7 @@ class Evaluator:
         training = model.denoiser.training
         model.denoiser.eval()
         try:
-            return score(
+            states = collect_all(
                 self._pictures(model),
                 self.reference,
                 self.metrics,
@@ -143,6 +154,7 @@ class Evaluator:
                 breaks=Breaks(stop),
                 kept=self.known,
             )
+            return verdicts(states, self.metrics) if runtime.ranks().is_main else []
         except Interrupted:
             return None
         except OutOfMemory as error:
@@ -151,13 +163,13 @@ class Evaluator:
             model.denoiser.train(training)
 
     def _line(self, scores: list[Score], *, weights: str, step: int) -> dict[str, Any]:
-        features = told_features(self.net)
+        features = None if self.net is None else feature_net.facts(self.net)
         told = {
             "weights": weights,
             "scores": {score.metric: score.value for score in scores},
             "n": scores[0].n,
             "n_reference": scores[0].n_reference,
-            "features": None if features is None else {key: features[key] for key in ("sha256", "resize")},
+            "features": None if features is None else {key: features[key] for key in ("net", "sha256", "resize")},
             "reference": self.reference.fingerprint,
             "sampling": {name: getattr(self.sampling, name) for name in ("seed", "steps", "sampler", "cfg")},
             "best": False,

@@ -13,13 +13,14 @@ from typing import Any
 
 from hdit_cli import files, runtime
 from hdit_cli.engine.collect import sampling_of
-from hdit_cli.engine.evaluate import Request, Session, model_of, plan, run
+from hdit_cli.engine.evaluate import plan, run
 from hdit_cli.engine.generate import check
 from hdit_cli.engine.load import find
 from hdit_cli.engine.model import Model
+from hdit_cli.engine.one_pass import OnProgress
 from hdit_cli.engine.plot import Panel, curves_png
+from hdit_cli.engine.request import Request, Session, model_of
 from hdit_cli.engine.run import run_of
-from hdit_cli.engine.scores import OnProgress
 from hdit_cli.engine.unfinished import key_of
 from hdit_cli.errors import UsageError
 from hdit_cli.metrics.metric import Metric
@@ -162,7 +163,7 @@ def value_of(entry: dict[str, Any], metric: str) -> float | None:
 
 def best(entries: Sequence[dict[str, Any]], kind: type[Metric]) -> int:
     """The place of the best point by a metric; the first of equals."""
-    sign = -1 if getattr(kind, "better", "lower") == "higher" else 1
+    sign = -1 if kind.better == "higher" else 1
     values = [value_of(entry, kind.name) for entry in entries]
     return min(range(len(entries)), key=lambda i: (values[i] is None, sign * (values[i] or 0.0)))
 

@@ -43,7 +43,7 @@ class Progress:
     """One process's part of one set.
 
     Attributes:
-        states: by name of the metric.
+        states: by kind of state.
         done: numbers of the pictures in them.
         left: numbers still to be read, in order.
         found: how many pictures were done when this process started, on all processes together.
@@ -102,7 +102,8 @@ class Unfinished:
         """Where this process goes on: with its own file where every process has one, else with a new share of what is left.
 
         Args:
-            part: "reference" or "pictures".
+            part: name of the set among those of the evaluation.
+            metrics: one for each kind of state.
             count: of pictures in the whole set.
         """
         place = runtime.ranks()
@@ -123,7 +124,7 @@ class Unfinished:
         loaded = [self._read(name, metrics) for name in mine]
         if not names or not all(runtime.gather(None not in loaded)):
             self._generation += 1  # what lies there is not read again
-            return Progress({kind.name: kind() for kind in metrics}, [], range(place.rank, count, place.world))
+            return Progress({kind.state: kind() for kind in metrics}, [], range(place.rank, count, place.world))
         progress = _union([one for one in loaded if one is not None], metrics)
         progress.found = len(known)
         if not complete:
@@ -157,7 +158,7 @@ class Unfinished:
             for field, array in metric.arrays().items()
         }
         place = runtime.ranks()
-        told = {"format": FORMAT, "world": str(place.world), "metrics": json.dumps(sorted(progress.states))}
+        told = {"format": FORMAT, "world": str(place.world)}
         places = {"done": np.array(progress.done, dtype=np.int64), "left": np.array(progress.left, dtype=np.int64)}
         data = safetensors.numpy.save({**arrays, **places}, told)
         files.write_bytes(self.folder / f"{part}-{self._generation:03d}-{place.rank:03d}.safetensors", data)
@@ -176,7 +177,7 @@ class Unfinished:
         """One file; None where it does not read back."""
         try:
             arrays = safetensors.numpy.load_file(self.folder / name)
-            states = {kind.name: kind.merged([_of(kind.name, arrays)]) for kind in metrics}
+            states = {kind.state: kind.merged([_of(kind.state, arrays)]) for kind in metrics}
             return Progress(states, arrays["done"].tolist(), arrays["left"].tolist())
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
@@ -191,7 +192,7 @@ def _union(parts: Sequence[Progress], metrics: Sequence[type[Metric]]) -> Progre
     """One part made of several, or of none."""
     if len(parts) == 1:
         return parts[0]
-    states = {kind.name: kind.merged([part.states[kind.name].arrays() for part in parts]) for kind in metrics}
+    states = {kind.state: kind.merged([part.states[kind.state].arrays() for part in parts]) for kind in metrics}
     return Progress(states, [number for part in parts for number in part.done], [])
 
 

@@ -16,13 +16,15 @@ from hdit_cli import runtime
 from hdit_cli.cli import main
 from hdit_cli.data.prepare import PrepareOptions, prepare
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine import scores
+from hdit_cli.engine import references
 from hdit_cli.engine.checkpoint import save_inference
-from hdit_cli.engine.evaluate import Evaluation, Request, evaluate
+from hdit_cli.engine.evaluate import Evaluation, evaluate
 from hdit_cli.engine.generate import Sampling
 from hdit_cli.engine.model import Model
+from hdit_cli.engine.one_pass import collect
 from hdit_cli.engine.picture_sets import Generated, Stored, open_stored, some_of
-from hdit_cli.engine.scores import collect, collect_reference
+from hdit_cli.engine.references import collect_reference
+from hdit_cli.engine.request import Request
 from hdit_cli.engine.train import new_model
 from hdit_cli.errors import CheckpointError, DataError, UsageError
 from hdit_cli.metrics.frechet import FID
@@ -117,7 +119,7 @@ def test_every_picture_is_counted_once_on_any_number_of_processes(place, n, worl
 
 def test_scores_do_not_depend_on_the_batch(place):
     base = Request(
-        place / "set", reference=place / "pictures", metrics=("fid", "kid", "swd"), inception=place / "net.pt",
+        place / "set", reference=place / "pictures", metrics=("fid", "kid", "swd"), features=f"inception:{place / 'net.pt'}",
         allow_small=True,
     )  # fmt: skip
     by_size = []
@@ -130,7 +132,11 @@ def test_scores_do_not_depend_on_the_batch(place):
 
 def test_a_set_against_itself(place):
     request = Request(
-        place / "set", reference=place / "set", metrics=("fid", "swd"), inception=place / "net.pt", allow_small=True
+        place / "set",
+        reference=place / "set",
+        metrics=("fid", "swd"),
+        features=f"inception:{place / 'net.pt'}",
+        allow_small=True,
     )
     found = values(scored(request))
     assert 0 <= found["fid"] <= 1e-3
@@ -138,7 +144,7 @@ def test_a_set_against_itself(place):
 
 
 def test_a_checkpoint_is_scored_against_its_data_and_saved_pictures_score_the_same(place, tmp_path):
-    how = {"metrics": ("fid", "kid", "swd"), "inception": place / "net.pt", "allow_small": True}
+    how = {"metrics": ("fid", "kid", "swd"), "features": f"inception:{place / 'net.pt'}", "allow_small": True}
     evaluation = scored(Request(place / "model.safetensors", save=tmp_path / "out", **how))
     assert [(score.n, score.n_reference) for score in evaluation.scores] == [(6, 10)] * 3
     assert len(list((tmp_path / "out").glob("*.png"))) == 6
@@ -165,18 +171,18 @@ def test_sampling_options_reach_the_sampler(place):
 def test_reference_features_come_from_the_cache_the_second_time(place, own_cache, monkeypatch):
     net, reference = Inception(place / "net.pt"), open_stored(place / "set")
     first = collect_reference(reference, METRICS, net=net, on_progress=silent)
-    assert sorted(path.name[:4] for path in (own_cache / "reference").iterdir()) == ["fid-", "kid-", "swd-"]
+    assert sorted(path.name[:4] for path in (own_cache / "reference").iterdir()) == ["mome", "rows", "swd-"]
     read: list[tuple[str, ...]] = []
 
     def watched(pictures, metrics, **options):
         read.append(tuple(kind.name for kind in metrics))
         return collect(pictures, metrics, **options)
 
-    monkeypatch.setattr(scores, "collect", watched)
+    monkeypatch.setattr(references, "collect", watched)
     second = collect_reference(reference, METRICS, net=net, on_progress=silent)
     assert not read
     (own_cache / "reference" / next(p.name for p in (own_cache / "reference").glob("swd-*"))).unlink()
-    monkeypatch.setattr(scores, "_LARGEST", 0)
+    monkeypatch.setattr(references, "_LARGEST", 0)
     for _ in range(2):
         second = collect_reference(reference, METRICS, net=net, on_progress=silent)
     assert read == [("swd",), ("swd",)]  # patches too large to keep are made again
@@ -218,9 +224,9 @@ def test_what_a_user_can_get_wrong(place, tmp_path):
     (tmp_path / "full" / "x").write_text("")
     (tmp_path / "empty").mkdir()
     cases: list[tuple[Request, type[Exception], str]] = [
-        (Request(checkpoint, metrics=("fid",), inception=net), DataError, "few pictures"),
-        (Request(checkpoint, n=1, metrics=("kid",), inception=net), DataError, "at least 2"),
-        (Request(checkpoint, metrics=("kid",), inception=tmp_path / "no.pt"), DataError, "weights"),
+        (Request(checkpoint, metrics=("fid",), features=f"inception:{net}"), DataError, "few pictures"),
+        (Request(checkpoint, n=1, metrics=("kid",), features=f"inception:{net}"), DataError, "at least 2"),
+        (Request(checkpoint, metrics=("kid",), features=f"inception:{tmp_path / 'no.pt'}"), DataError, "weights"),
         (Request(checkpoint, metrics=("nope",)), UsageError, "nope"),
         (Request(checkpoint, metrics=("swd",), reference=tmp_path / "no"), DataError, "no folder"),
         (Request(checkpoint, metrics=("swd",), reference=tmp_path / "empty"), DataError, "no pictures"),
@@ -261,7 +267,7 @@ def test_weights_are_downloaded_only_where_nobody_named_a_file(place, own_cache,
         raise DataError("no network", hint="somewhere else")
 
     monkeypatch.setattr("hdit_cli.metrics.inception.download", download)
-    scored(Request(place / "set", reference=place / "set", metrics=("kid",), inception=place / "net.pt"))
+    scored(Request(place / "set", reference=place / "set", metrics=("kid",), features=f"inception:{place / 'net.pt'}"))
     assert not asked
     with pytest.raises(DataError, match="no network"):
         evaluate(Request(place / "set", reference=place / "set", metrics=("kid",)), on_progress=silent)

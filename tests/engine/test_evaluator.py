@@ -12,9 +12,10 @@ from tiny_run import tiny_recipe
 import hdit_cli
 from hdit_cli.cli import main
 from hdit_cli.engine import checkpoint, events
-from hdit_cli.engine.evaluate import Request, evaluate
+from hdit_cli.engine.evaluate import evaluate
 from hdit_cli.engine.evaluator import BEST, SCORE, Evaluator
 from hdit_cli.engine.report.gather import gather
+from hdit_cli.engine.request import Request
 from hdit_cli.engine.train import train
 from hdit_cli.errors import UsageError
 from hdit_cli.recipe import Recipe

@@ -1,3 +1,4 @@
+# ruff: noqa: F811 - fixtures of another module
 """An evaluation that is broken off goes on where it was, and gives what an unbroken one gives."""
 
 import json
@@ -9,12 +10,13 @@ import time
 
 import numpy as np
 import pytest
-from test_evaluate import FEW, METRICS, model_of, own_cache, place, scored, silent  # noqa: F401 - fixtures
+from test_evaluate import FEW, METRICS, model_of, own_cache, place, scored, silent  # noqa: F401 - two are fixtures
 
 from hdit_cli import files, runtime
-from hdit_cli.engine.evaluate import Request, evaluate
+from hdit_cli.engine.evaluate import evaluate
+from hdit_cli.engine.one_pass import Breaks, collect
 from hdit_cli.engine.picture_sets import Generated
-from hdit_cli.engine.scores import Breaks, collect
+from hdit_cli.engine.request import Request
 from hdit_cli.engine.unfinished import Unfinished
 from hdit_cli.errors import Interrupted, StorageError, UsageError
 from hdit_cli.metrics.inception import Inception
@@ -44,10 +46,10 @@ def facts(evaluation):
 
 @pytest.mark.parametrize("what", ["generated", "set"])
 def test_the_same_request_goes_on_bit_for_bit(place, own_cache, tmp_path, monkeypatch, what):
+    monkeypatch.setattr("hdit_cli.engine.picture_sets._READ", 4)
     request = Request(place / "model.safetensors", **HOW, **net(place))
     expected = facts(scored(request))
     monkeypatch.setenv("HDIT_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr("hdit_cli.engine.picture_sets._READ", 4)
     with pytest.raises(Interrupted, match=r"SIGTERM after [468] of 1[01] .* saved") as caught:
         evaluate(request, on_progress=signal_at(what, 4))
     assert caught.value.exit_code == 75
@@ -60,7 +62,7 @@ def test_the_same_request_goes_on_bit_for_bit(place, own_cache, tmp_path, monkey
 
 
 def net(place):
-    return {"inception": place / "net.pt"}
+    return {"features": f"inception:{place / 'net.pt'}"}
 
 
 def test_what_was_made_with_other_options_is_not_used(place, own_cache):
@@ -214,7 +216,7 @@ def test_where_nothing_can_be_kept_the_score_is_made_all_the_same(place, own_cac
 
     with monkeypatch.context() as patch:
         patch.setattr("hdit_cli.engine.unfinished.files.make_folder", full)
-        patch.setattr("hdit_cli.engine.scores._LARGEST", 0)
+        patch.setattr("hdit_cli.engine.references._LARGEST", 0)
         evaluation = scored(Request(place / "model.safetensors", **{**HOW, "metrics": ("swd",)}))
     assert any("break" in note for note in evaluation.notes)
 
