@@ -43,7 +43,7 @@ class KID(Rows):
     needs: ClassVar[Needs] = "inception"
 
     def score(self, reference: Self) -> dict[str, Any]:
-        x, y = (side.ordered()[2].astype(np.float64) for side in (self, reference))
+        x, y = (side.astype(np.float64) for side in self.both(reference))
         size = min(len(x), len(y), SUBSET_SIZE)
         count = 1 if size == len(x) == len(y) else SUBSETS  # every subset is the whole: one says it all
         values = np.array(

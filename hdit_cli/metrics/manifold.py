@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from hdit_cli.errors import DataError
 from hdit_cli.metrics.metric import Better
 from hdit_cli.metrics.neighbours import distances, nearest
 from hdit_cli.metrics.rows import Rows
@@ -52,7 +51,4 @@ class PrecisionRecall(Rows):
         """Raises:
         DataError: features of different nets.
         """
-        ours, theirs = self.ordered()[2], reference.ordered()[2]
-        if ours.shape[1] != theirs.shape[1]:
-            raise DataError("the two sets have features of different nets", hint="use one net for both: --features")
-        return {"values": manifold_scores(ours, theirs), "neighbours": NEIGHBOURS}
+        return {"values": manifold_scores(*self.both(reference)), "neighbours": NEIGHBOURS}

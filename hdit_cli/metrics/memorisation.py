@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from hdit_cli.errors import DataError
 from hdit_cli.metrics.metric import Better
 from hdit_cli.metrics.neighbours import nearest
 from hdit_cli.metrics.rows import Rows
@@ -58,11 +57,8 @@ class Memorisation(Rows):
         Raises:
             DataError: features of different nets.
         """
-        (index, _, x), (numbers, _, y) = self.ordered(), reference.ordered()
-        if x.shape[1] != y.shape[1]:
-            raise DataError("the two sets have features of different nets", hint="use one net for both: --features")
-        distance, position = nearest(x, y)
-        return Pairs(index, numbers[position[:, 0]], distance[:, 0])
+        distance, position = nearest(*self.both(reference))
+        return Pairs(self.ordered()[0], reference.ordered()[0][position[:, 0]], distance[:, 0])
 
     def score(self, reference: Self, *, held_out: Self | None = None) -> dict[str, Any]:
         """The median distance, quantiles, and the closest pairs.

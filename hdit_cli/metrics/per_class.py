@@ -43,9 +43,10 @@ class PerClassFID(Rows):
         """`classes`: of each class number its `fid`, `n` and `n_reference`.
 
         Raises:
-            DataError: no class has two pictures on both sides.
+            DataError: no class has two pictures on both sides; or features of different nets.
         """
-        (_, label, x), (_, their_label, y) = self.ordered(), reference.ordered()
+        x, y = self.both(reference)
+        label, their_label = self.ordered()[1], reference.ordered()[1]
         table: dict[int, dict[str, Any]] = {}
         for k in sorted(set(label.tolist()) & set(their_label.tolist()) - {-1}):
             ours, theirs = x[label == k], y[their_label == k]

@@ -5,7 +5,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from hdit_cli.errors import NonFiniteError
+from hdit_cli.errors import DataError, NonFiniteError
 from hdit_cli.metrics.metric import Arrays, Better, Bias, Needs
 
 LIMIT = 50_000  # of 2,048 numbers each: 410 MB; the published protocols use at most as many
@@ -74,3 +74,14 @@ class Rows:
         if (order == np.arange(len(order))).all():
             return state["index"], state["label"], state["features"]
         return state["index"][order], state["label"][order], state["features"][order]
+
+    def both(self, reference: Self) -> tuple[np.ndarray, np.ndarray]:
+        """Features of this set and of the reference, float32 (N, D) and (M, D), by picture number.
+
+        Raises:
+            DataError: features of different nets.
+        """
+        x, y = self.ordered()[2], reference.ordered()[2]
+        if x.shape[1] != y.shape[1]:
+            raise DataError("the two sets have features of different nets", hint="use one net for both: --features")
+        return x, y
