@@ -273,6 +273,8 @@ def _page(evaluation: "Evaluation") -> str:
     if features:
         mark = "" if features["published"] else ", not the published file"
         lines.append(f"features   {features['net']}, {features['resize']}, sha256 {features['sha256'][:12]}{mark}")
+    if "nearest" in facts:
+        lines.append(f"closest    {facts['nearest']}")
     return "\n".join(lines + [f"note: {note}" for note in evaluation.notes])
 
 

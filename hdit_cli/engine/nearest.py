@@ -18,7 +18,7 @@ from hdit_cli.metrics.neighbours import nearest
 
 ROWS = 8  # samples shown, the closest first
 NEIGHBOURS = 3
-_BINS = 24
+_BINS = 24  # of the histogram at most
 
 
 def draw_nearest(pictures: PictureSet, reference: Stored | StatisticsFile, states: States) -> bytes:
@@ -72,7 +72,7 @@ def _histogram(samples: np.ndarray, held_out: np.ndarray | None) -> bytes:
     """Share of pictures by their distance to the nearest training picture."""
     sets = {"samples": samples, **({} if held_out is None else {"held-out pictures": held_out})}
     together = np.concatenate(list(sets.values()))
-    edges = np.histogram_bin_edges(together, bins=_BINS)
+    edges = np.histogram_bin_edges(together, bins=max(4, min(_BINS, round(len(samples) ** 0.5))))
     middles = (edges[:-1] + edges[1:]) / 2
     series: dict[str, list[float | None]] = {
         name: (np.histogram(values, edges)[0] / len(values)).tolist() for name, values in sets.items()

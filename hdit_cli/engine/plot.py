@@ -154,4 +154,6 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     """A range a little wider than the values, never empty."""
     low, high = min(values), max(values)
     margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-    return low - margin, high + margin
+    return (
+        low - margin if low < 0 or low > margin else 0.0
+    ), high + margin  # what is never negative has no room below 0

@@ -23,7 +23,6 @@ from hdit_cli.engine.request import Request, Session, model_of
 from hdit_cli.engine.run import run_of
 from hdit_cli.engine.unfinished import key_of
 from hdit_cli.errors import UsageError
-from hdit_cli.metrics.metric import Metric
 
 FORMAT = "hdit-sweep/1"
 TABLE, PLOT = "sweep.json", "sweep.png"
@@ -61,6 +60,8 @@ class Sweep:
         told = [str(base.source), base.n, base.metrics, str(base.reference), base.label, base.weights]
         key = key_of([*told, sorted((k, str(v)) for k, v in base.sampling.items() if k not in names)])
         above = run_of(base.source) or Path()
+        if above.is_relative_to(Path.cwd()):
+            above = above.relative_to(Path.cwd())  # as one would type it
         return above / "sweeps" / f"{'-'.join(names)}-{key[:8]}"
 
     def points(self) -> list[dict[str, Any]]:
@@ -104,12 +105,11 @@ def sweep(
     known = _read(folder / TABLE) if main else {}
     names = set(runtime.gather(list(known))[0])
     entries: list[dict[str, Any]] = []
-    kinds: list[type[Metric]] = []
     if main:
         files.make_folder(folder)
     for point in wanted.points():
         job = plan(wanted.request(point), session, on_download=on_download)
-        kinds, key = job.metrics, key_of(job.told())
+        key = key_of(job.told())
         if key not in names:
             evaluation = run(job, session, on_progress=on_progress)
             if evaluation is not None:
@@ -120,11 +120,18 @@ def sweep(
             on_point(known[key])
     if not main:
         return None
-    found = best(entries, kinds[0])
-    files.write_bytes(folder / PLOT, plot(wanted.axes, entries, kinds, best=found))
+    found = best(entries)
+    files.write_bytes(folder / PLOT, plot(wanted.axes, entries, best=found))
     axes = [{"name": axis.name, "values": list(axis.values)} for axis in wanted.axes]
     places = {"table": str(folder / TABLE), "plot": str(folder / PLOT)}
-    return {"format": FORMAT, "axes": axes, "metric": kinds[0].name, "best": found, "points": entries, **places}
+    return {
+        "format": FORMAT,
+        "axes": axes,
+        "metric": entries[0]["record"]["scores"][0]["metric"],
+        "best": found,
+        "points": entries,
+        **places,
+    }
 
 
 def _check(wanted: Sweep, session: Session) -> Model:
@@ -156,20 +163,23 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         raise UsageError(f"{path} is not a table of a sweep", hint="remove it, or --out elsewhere") from None
 
 
-def value_of(entry: dict[str, Any], metric: str) -> float | None:
-    """A point's score."""
-    return next((score["value"] for score in entry["record"]["scores"] if score["metric"] == metric), None)
+def score_of(entry: dict[str, Any], metric: str) -> dict[str, Any]:
+    """What a point's record says of a metric."""
+    return next((score for score in entry["record"]["scores"] if score["metric"] == metric), {})
 
 
-def best(entries: Sequence[dict[str, Any]], kind: type[Metric]) -> int:
-    """The place of the best point by a metric; the first of equals."""
-    sign = -1 if kind.better == "higher" else 1
-    values = [value_of(entry, kind.name) for entry in entries]
-    return min(range(len(entries)), key=lambda i: (values[i] is None, sign * (values[i] or 0.0)))
+def best(entries: Sequence[dict[str, Any]]) -> int | None:
+    """The place of the best point by the first score, the first of equals; None where neither low nor high is better."""
+    first = entries[0]["record"]["scores"][0]
+    if first["better"] is None:
+        return None
+    sign = -1 if first["better"] == "higher" else 1
+    values = [score_of(entry, first["metric"])["value"] for entry in entries]
+    return min(range(len(entries)), key=lambda i: sign * values[i])
 
 
-def plot(axes: Sequence[Axis], entries: Sequence[dict[str, Any]], kinds: Sequence[type[Metric]], *, best: int) -> bytes:
-    """A panel for each metric over the longest axis of numbers (else the first axis); a line for each combination of the rest.
+def plot(axes: Sequence[Axis], entries: Sequence[dict[str, Any]], *, best: int | None) -> bytes:
+    """A panel for each score over the longest axis of numbers (else the first axis); a line for each combination of the rest.
 
     Returns:
         the bytes of a PNG file.
@@ -182,14 +192,15 @@ def plot(axes: Sequence[Axis], entries: Sequence[dict[str, Any]], kinds: Sequenc
         return ", ".join(f"{axis.name} {entry[axis.name]}" for axis in rest)
 
     panels = []
-    for kind in kinds[:_PANELS]:
+    for number, name in enumerate(score["metric"] for score in entries[0]["record"]["scores"][:_PANELS]):
         series: dict[str, list[float | None]] = {}
         errors: dict[str, list[float | None]] = {}
         for entry in entries:
-            place = x.index(entry[across.name])
-            series.setdefault(label(entry), [None] * len(x))[place] = value_of(entry, kind.name)
-            details = next((s["details"] for s in entry["record"]["scores"] if s["metric"] == kind.name), {})
-            errors.setdefault(label(entry), [None] * len(x))[place] = details.get("standard_deviation")
-        marked = (label(entries[best]), x.index(entries[best][across.name])) if kind is kinds[0] else None
-        panels.append(Panel(kind.name.upper(), series, errors, marked))
+            place, told = x.index(entry[across.name]), score_of(entry, name)
+            series.setdefault(label(entry), [None] * len(x))[place] = told.get("value")
+            errors.setdefault(label(entry), [None] * len(x))[place] = told.get("details", {}).get("standard_deviation")
+        marked = None
+        if number == 0 and best is not None:
+            marked = (label(entries[best]), x.index(entries[best][across.name]))
+        panels.append(Panel(name.upper(), series, errors, marked))
     return curves_png(panels, x=x, x_name=across.name)
