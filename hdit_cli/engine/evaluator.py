@@ -4,8 +4,8 @@ The pictures are the same noise and classes at every step, so that what changes 
 training goes on as if nothing had been: every number of a run hangs on (seed, place), and none is drawn here from those.
 
 `best.safetensors` holds the weights with the best score so far by the first metric: the lowest, or the highest of one such
-as the Inception Score. Its value goes into the checkpoint, so a run that goes on compares with what an unbroken one would. The file may be newer than the checkpoint that a run goes on
-from: it is written again at the same step, the same.
+as the Inception Score. Its value goes into the checkpoint, so a run that goes on compares with what an unbroken one would.
+The file may be newer than the checkpoint that a run goes on from: it is written again at the same step, the same.
 """
 
 import json

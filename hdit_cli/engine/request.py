@@ -103,10 +103,15 @@ def metrics_of(names: Sequence[str], request: Request, model: Model | None) -> l
     return [PatchGrid.of(patch) if kind is PatchGrid else kind for kind in kinds]
 
 
+def holds_pictures(source: Path) -> bool:
+    """Whether pictures are there already, in a folder or a data set."""
+    return source.is_dir() and not is_checkpoint_folder(source) and (is_data_set(source) or not is_run(source))
+
+
 def model_of(request: Request, session: Session) -> Model | None:
     """The model to sample from; None where the source is pictures."""
     source = request.source
-    if source.is_dir() and not is_checkpoint_folder(source) and (is_data_set(source) or not is_run(source)):
+    if holds_pictures(source):
         _refuse_sampling(request)
         if request.reference is None:
             raise UsageError(f"{source} names no data to compare with", hint="--reference DIR: a data set, or a folder")

@@ -19,7 +19,7 @@ from hdit_cli.engine.load import find
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.one_pass import OnProgress
 from hdit_cli.engine.plot import Panel, curves_png
-from hdit_cli.engine.request import Request, Session, model_of
+from hdit_cli.engine.request import Request, Session, holds_pictures, model_of
 from hdit_cli.engine.run import run_of
 from hdit_cli.engine.unfinished import key_of
 from hdit_cli.errors import UsageError
@@ -123,11 +123,12 @@ def sweep(
     found = best(entries)
     files.write_bytes(folder / PLOT, plot(wanted.axes, entries, best=found))
     axes = [{"name": axis.name, "values": list(axis.values)} for axis in wanted.axes]
+    metric = entries[0]["record"]["scores"][0]["metric"]
     places = {"table": str(folder / TABLE), "plot": str(folder / PLOT)}
     return {
         "format": FORMAT,
         "axes": axes,
-        "metric": entries[0]["record"]["scores"][0]["metric"],
+        "metric": metric,
         "best": found,
         "points": entries,
         **places,
@@ -142,9 +143,10 @@ def _check(wanted: Sweep, session: Session) -> Model:
     """
     points = wanted.points()
     first = wanted.request(points[0])
-    model = model_of(first, session)
-    if model is None:
+    if holds_pictures(first.source):
         raise UsageError(f"{first.source} holds pictures: there is nothing to vary", hint="leave --sweep out")
+    model = model_of(first, session)
+    assert model is not None
     for weights in {wanted.request(point).weights for point in points}:
         find(first.source, weights=weights)
     for point in points:
