@@ -21,6 +21,8 @@ from hdit_cli.metrics import fid_inception
 from hdit_cli.models.convert import Unsupported, kdiffusion_recipe
 from hdit_cli.recipe import Recipe
 
+# what torch's restricted unpickler trips over in a cut or foreign file
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, AssertionError, TypeError)
 _LARGEST_NET = 1 << 28  # pytorch-fid's file has 95 MB; a larger one is not read twice
 
 
@@ -53,7 +55,7 @@ def is_pickled(path: Path) -> bool:
 def _read_pickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except _UNREADABLE as error:
         if not zipfile.is_zipfile(path):
             raise CheckpointError(
                 f"{path} is not a whole torch file", hint="it may be cut short; copy it again"

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +281,85 @@ def test_the_grid_of_sample_is_not_a_picture_of_the_set(place, tmp_path):
     assert open_stored(tmp_path).count == 3
     (tmp_path / "samples.json").write_text("{}")
     assert open_stored(tmp_path).count == 2
+
+
+class Pooled(nn.Module):
+    """uint8 (N, 3, H, W) => (N, 27): a net of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(x.float(), 3).flatten(1)
+
+
+def save_exported(folder: Path) -> Path:
+    program = torch.export.export(Pooled(), (torch.zeros(1, 3, 32, 32, dtype=torch.uint8),))
+    torch.export.save(program, folder / "net.pt2")
+    return folder / "net.pt2"
+
+
+def test_metrics_of_any_net_in_one_pass(place, tmp_path):
+    """`memorisation` of pictures that are the training set; classes, precision; each state is collected once."""
+    names = ("fd", "kd", "precision-recall", "memorisation")
+    request = Request(
+        place / "set", reference=place / "set", metrics=names, features=str(save_exported(tmp_path)), allow_small=True
+    )
+    evaluation = scored(request)
+    found = {score.metric: score for score in evaluation.scores}
+    assert list(found) == ["fd", "kd", "precision", "recall", "density", "coverage", "memorisation"]
+    assert found["fd"].value == pytest.approx(0, abs=1e-3)
+    assert (found["precision"].value, found["precision"].better, found["fd"].better) == (1, "higher", "lower")
+    assert found["memorisation"].value == pytest.approx(0, abs=1e-3)
+    assert all(pair["picture"] == pair["reference"] for pair in found["memorisation"].details["closest"])
+    assert evaluation.facts["features"]["net"] == "exported"
+    assert any("--hold-out" in note for note in evaluation.notes)
+    assert any(note.startswith("FD at n = 10:") for note in evaluation.notes)
+    json.dumps(evaluation.record())
+
+
+def test_held_out_pictures_stand_beside_the_samples(place, tmp_path):
+    rng = np.random.default_rng(1)
+    for i in range(40):
+        path = tmp_path / "more" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    options = PrepareOptions(size=(32, 32), hold_out=0.3)
+    prepare(tmp_path / "more", out=tmp_path / "set", options=options, workers=1)
+    request = Request(
+        tmp_path / "set", reference=tmp_path / "set", metrics=("memorisation",), features=str(save_exported(tmp_path))
+    )
+    (score,) = scored(request).scores
+    assert score.details["held_out"]["n"] > 0
+    assert score.details["share_closer"] == 1  # the training pictures themselves
+
+
+def test_each_class_by_itself(place):
+    features, data = f"inception:{place / 'net.pt'}", place / "set"
+    request = Request(data, reference=data, metrics=("fid-per-class",), features=features, allow_small=True)
+    evaluation = scored(request)
+    table = evaluation.scores[0].details["classes"]
+    assert [row["n"] for row in table.values()] == [5, 5]
+    assert evaluation.facts["classes"] == ["a", "b"]
+    with pytest.raises(DataError, match="classes"):
+        scored(Request(place / "pictures", reference=data, metrics=("fid-per-class",), features=features))
+
+
+def test_a_file_of_moments_as_reference(place, tmp_path):
+    net = Inception(place / "net.pt")
+    rows = net([open_stored(place / "set").reader.picture(i) for i in range(10)]).astype(np.float64)
+    np.savez(tmp_path / "moments.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    base = Request(
+        place / "set", reference=tmp_path / "moments.npz", metrics=("fid",), features=f"inception:{place / 'net.pt'}",
+        allow_small=True,
+    )  # fmt: skip
+    evaluation = scored(base)
+    assert evaluation.scores[0].value <= 1e-3
+    assert (evaluation.scores[0].n, evaluation.scores[0].n_reference) == (10, None)
+    assert evaluation.facts["reference"]["count"] is None
+    assert any("which net and resize" in note for note in evaluation.notes)
+    with pytest.raises(DataError, match="kid need every picture"):
+        scored(replace(base, metrics=("fid", "kid")))
+    with pytest.raises(DataError, match="12 numbers, those of the reference 3"):
+        np.savez(tmp_path / "moments.npz", mu=np.zeros(3), sigma=np.eye(3))
+        scored(base)
 
 
 def run_hdit(*words: str, cache: Path) -> subprocess.CompletedProcess[str]:

@@ -96,9 +96,11 @@ def test_other_files_are_not_taken_for_weights(tmp_path, weights):
     torch.save({"model_ema": {"x": torch.zeros(2)}}, tmp_path / "other.pth")
     assert not convert_feature_net(tmp_path / "other.pth", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    (tmp_path / "cut.pth").write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="not a whole torch file"):
-        convert_feature_net(tmp_path / "cut.pth", out=tmp_path / "out")
+    whole = weights.read_bytes()
+    for size in (0, 10, 200, 300, 1000, len(whole) // 2):
+        (tmp_path / "cut.pth").write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match="not a whole torch file"):
+            convert_feature_net(tmp_path / "cut.pth", out=tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -139,6 +141,7 @@ def export(
     return path
 
 
+@pytest.mark.slow
 def test_an_exported_net(tmp_path):
     torch.manual_seed(0)
     small = Small()
@@ -280,3 +283,13 @@ def test_nvidias_file_has_a_classifier(tmp_path):
     features = net(pictures())
     expected = features @ plain.output.weight.detach().numpy().T
     np.testing.assert_allclose(net.logits(features), expected, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_docs(tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "features.md"
+    example = page.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, str(page), "exec"), {})
+    net = ExportedNet(Path("net.pt2"))
+    assert net([*pictures(2), *pictures(1, size=(300, 200))]).shape == (3, 256)
