@@ -79,7 +79,7 @@ def eval_fid(
         Path | None,
         typer.Option(
             help="memorisation: PNG of the closest samples beside their nearest training pictures.",
-            show_default="memorisation.png in the run, else here",
+            show_default="memorisation.png in the run",
         ),
     ] = None,
     sweep: Annotated[

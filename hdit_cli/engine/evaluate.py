@@ -208,19 +208,22 @@ def run(job: Job, session: Session, *, on_progress: OnProgress) -> Evaluation | 
         return None
     evaluation = Evaluation(scores, _facts(job), job.notes + _notes_on_bias(scores))
     if Memorisation in job.metrics:
-        evaluation.facts["nearest"] = _draw_nearest(job, states)
+        _draw_nearest(job, evaluation, states)
     if job.model is not None:
         evaluation.notes.extend(_keep(evaluation, job.request.source))
     return evaluation
 
 
-def _draw_nearest(job: Job, states: States) -> str:
-    """Where the picture of the closest samples and their nearest training pictures lies."""
+def _draw_nearest(job: Job, evaluation: Evaluation, states: States) -> None:
+    """Draws the closest samples and their nearest training pictures, where there is a place for that."""
     run = run_of(job.request.source) if job.model is not None else None
-    path = job.request.grid or (run or Path()) / NEAREST
+    path = job.request.grid or (run and run / NEAREST)
+    if path is None:
+        evaluation.notes.append("--grid FILE draws the closest samples beside their nearest training pictures")
+        return
     files.make_folder(path.parent)
     files.write_bytes(path, draw_nearest(job.pictures, job.reference, states))
-    return str(path)
+    evaluation.facts["nearest"] = str(path)
 
 
 def digest(model: Model) -> str:

@@ -47,7 +47,7 @@ class Request:
         sampling: fields of `Sampling` that differ from the recipe's.
         save: folder for the generated pictures.
         patch: (h, w) in pixels, for patch-grid; None is the patch of the model.
-        grid: PNG of the memorisation check; None is `memorisation.png` in the run, or here.
+        grid: PNG of the memorisation check; None is `memorisation.png` in the run, if there is one.
     """
 
     source: Path

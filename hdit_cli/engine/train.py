@@ -150,12 +150,9 @@ class Trainer:
         self.check_finite()
         self.mark()
         evaluated = evaluator.evaluate(self.state.models(), step=self.state.step, stop=stop)
-        if evaluated is None:
-            return []
-        if self.accelerator.is_main_process:
-            for line in evaluated.lines:
-                self.folder.log_metrics(line)
-        return [evaluated]
+        for line in evaluated.lines if evaluated else ():
+            self.folder.log_metrics(line)
+        return [evaluated] if evaluated else []
 
     def mark(self) -> None:
         """Tells the model how far it is trained."""
