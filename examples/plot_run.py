@@ -25,6 +25,7 @@ def smooth(values: list[float], *, width: int) -> list[float]:
 def main(run: str, out: str, *scores: str) -> None:
     """Writes the picture."""
     lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]  # others are of evaluations inside the run
     images = [line["images"] for line in lines]
     losses = [line["loss"] for line in lines]
     per_step = images[0] / lines[0]["step"]

@@ -51,8 +51,21 @@ CATALOG: dict[str, dict[str, str]] = {
     "metric": {
         "fid": "hdit_cli.metrics.frechet:FID",
         "kid": "hdit_cli.metrics.kernel:KID",
+        "is": "hdit_cli.metrics.inception_score:InceptionScore",
+        "precision-recall": "hdit_cli.metrics.manifold:PrecisionRecall",
+        "fid-per-class": "hdit_cli.metrics.per_class:PerClassFID",
+        "fd": "hdit_cli.metrics.frechet:FD",
+        "kd": "hdit_cli.metrics.kernel:KD",
+        "memorisation": "hdit_cli.metrics.memorisation:Memorisation",
         "swd": "hdit_cli.metrics.sliced:SWD",
         "patch-grid": "hdit_cli.metrics.patch_grid:PatchGrid",
+    },
+    "features": {
+        "inception": "hdit_cli.metrics.inception:Inception",
+        "pytorch-fid": "hdit_cli.metrics.fid_inception:FidInception",
+        "dinov2": "hdit_cli.metrics.transformer_net:DINOv2",
+        "clip": "hdit_cli.metrics.transformer_net:CLIP",
+        "exported": "hdit_cli.metrics.exported_net:ExportedNet",
     },
     "export": {
         "safetensors": "hdit_cli.engine.export:to_safetensors",

@@ -7,7 +7,12 @@ import typer
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A k-diffusion .safetensors or training .pth file.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC", help="A k-diffusion .safetensors or training .pth file, or pytorch-fid's weights."
+        ),
+    ],
     config: Annotated[
         Path | None, typer.Option(help="Its configuration (JSON), where the file carries none.", show_default=False)
     ] = None,
@@ -19,11 +24,16 @@ def convert(
     import json
 
     from hdit_cli.engine.convert import convert as run_conversion
+    from hdit_cli.engine.convert import convert_feature_net
     from hdit_cli.errors import UsageError
 
     path = out or Path(f"{source.stem}.hdit.safetensors")
     if path.exists() and not force:
         raise UsageError(f"{path} exists", hint="--out elsewhere, or --force to overwrite")
+    if convert_feature_net(source, out=path):
+        told = {"path": str(path), "features": "pytorch-fid"}
+        typer.echo(json.dumps(told) if json_ else f"{path}: pytorch-fid's Inception, for --features pytorch-fid:{path}")
+        return
     model = run_conversion(source, out=path, config=_read_config(config))
     facts = {
         "path": str(path),

@@ -10,7 +10,10 @@ from hdit_cli.commands import sampling as shared
 
 if TYPE_CHECKING:
     from hdit_cli.engine.evaluate import Evaluation
+    from hdit_cli.engine.model import Model
+    from hdit_cli.engine.request import Request
     from hdit_cli.engine.scores import Score
+    from hdit_cli.engine.sweep import Axis
 
 
 def eval_fid(
@@ -26,7 +29,8 @@ def eval_fid(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Of fid, kid, swd, patch-grid, with commas; the last two need no weights.",
+            help="Of fid, kid, is, precision-recall, fid-per-class, fd, kd (of any net), memorisation, swd, patch-grid, with "
+            "commas; the last two need no weights.",
             show_default="the recipe's: fid,kid",
         ),
     ] = None,
@@ -38,9 +42,18 @@ def eval_fid(
             show_default="the cache, else downloaded",
         ),
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Feature net: inception, pytorch-fid, dinov2:FOLDER, clip:FOLDER, or a .pt2 file of torch.export.",
+            show_default="inception",
+        ),
+    ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Data set or folder to compare with.", show_default="the data the checkpoint names"),
+        typer.Option(
+            help="Data set, folder, or .npz of moments to compare with.", show_default="the data the checkpoint names"
+        ),
     ] = None,
     patch: Annotated[
         str | None,
@@ -62,52 +75,118 @@ def eval_fid(
     save: Annotated[
         Path | None, typer.Option(help="Keep the generated pictures in this folder, as PNG.", show_default=False)
     ] = None,
+    grid: Annotated[
+        Path | None,
+        typer.Option(
+            help="memorisation: PNG of the closest samples beside their nearest training pictures.",
+            show_default="memorisation.png in the run",
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUES, of cfg, steps, sampler, seed, weights: a score for each value, e.g. cfg=1:3:0.25 or "
+            "steps=10,20; repeat it for a grid. Finished points are kept.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="--sweep: folder for the table and the plot.", show_default="sweeps/… in the run, else here"),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="The scores and all they depend on, on stdout.")] = False,
 ) -> None:
     """Score samples, or a folder of pictures: FID, KID, sliced Wasserstein distance, patch grid."""
-    import json
-
     from hdit_cli import runtime
-    from hdit_cli.engine.evaluate import Request, evaluate
+    from hdit_cli.commands import sweep as sweeping
     from hdit_cli.engine.launch import relaunch
+    from hdit_cli.engine.request import Request
+    from hdit_cli.errors import UsageError
 
-    shared.check_positive(n=n, steps=steps, batch_size=batch_size)
+    shared.check_positive(n=n)
     shared.check_weights(weights)
-    sampling = {
-        "seed": seed,
-        "steps": steps,
-        "sampler": sampler,
-        "cfg": cfg,
-        "cfg_interval": shared.parse_interval(cfg_interval),
-        "size": shared.parse_size(size),
-        "batch_size": batch_size,
-    }
-    names = _names(metrics)
-    code = relaunch(processes)
-    if code is not None:
-        raise typer.Exit(code)
-    runtime.join_processes()
     request = Request(
         source,
         n,
-        names,
-        inception,
+        _names(metrics),
+        _features(features, inception),
         reference,
         allow_small,
         class_,
         weights,
-        sampling,
+        shared.wanted(
+            seed=seed,
+            steps=steps,
+            sampler=sampler,
+            cfg=cfg,
+            cfg_interval=cfg_interval,
+            size=size,
+            batch_size=batch_size,
+        ),
         save,
         shared.parse_size(patch, option="--patch"),
+        grid,
     )
+    axes = sweeping.parse(sweep or [])
+    if out is not None and not axes:
+        raise UsageError("--out is where a --sweep puts its table", hint="--save DIR keeps the generated pictures")
+    code = relaunch(processes)
+    if code is not None:
+        raise typer.Exit(code)
+    runtime.join_processes()
+    if axes:
+        _sweep(request, axes, out=out, as_json=json_)
+    else:
+        _score(request, as_json=json_)
+
+
+def _score(request: "Request", *, as_json: bool) -> None:
+    """One evaluation, printed."""
+    import json
+
+    from hdit_cli import runtime
+    from hdit_cli.engine.evaluate import evaluate
+
     with Bars(quiet=not runtime.ranks().is_main) as bars:
-        evaluation = evaluate(request, on_progress=bars.pictures, on_download=bars.download)
-    if evaluation is None:
-        return
-    if "model" in evaluation.facts:
-        model = evaluation.facts["model"]
-        shared.tell_origin(weights=model["weights"], origin=model["origin"])
-    typer.echo(json.dumps(evaluation.record(), indent=2) if json_ else _page(evaluation))
+        evaluation = evaluate(request, on_progress=bars.pictures, on_download=bars.download, on_model=_tell_model)
+    if evaluation is not None:
+        typer.echo(json.dumps(evaluation.record(), indent=2) if as_json else _page(evaluation))
+
+
+def _sweep(request: "Request", axes: "tuple[Axis, ...]", *, out: Path | None, as_json: bool) -> None:
+    """An evaluation for each point, and the table."""
+    import json
+
+    from hdit_cli import runtime
+    from hdit_cli.commands import sweep as sweeping
+    from hdit_cli.engine.request import Session
+    from hdit_cli.engine.sweep import Sweep, sweep
+
+    names = [axis.name for axis in axes]
+    with Bars(quiet=not runtime.ranks().is_main) as bars:
+
+        def tell(entry: dict[str, Any]) -> None:
+            bars.clear()
+            typer.echo(sweeping.point_line(entry, names), err=True)
+
+        table = sweep(
+            Sweep(request, axes, out),
+            Session(),
+            on_progress=bars.pictures,
+            on_download=bars.download,
+            on_model=_tell_model,
+            on_point=tell,
+        )
+    if table is not None:
+        typer.echo(json.dumps(table, indent=2) if as_json else sweeping.page(table))
+
+
+def _tell_model(model: "Model") -> None:
+    """Where the weights come from, before anything slow begins."""
+    from hdit_cli import runtime
+
+    if runtime.ranks().is_main:
+        shared.tell_origin(weights=model.weights, origin=model.origin)
 
 
 def _names(metrics: str | None) -> tuple[str, ...] | None:
@@ -128,6 +207,23 @@ def _names(metrics: str | None) -> tuple[str, ...] | None:
     return names
 
 
+def _features(named: str | None, inception: "Path | None") -> str:
+    """The feature net of two options that say the same.
+
+    Raises:
+        UsageError: both are given, or no such net.
+    """
+    from hdit_cli.errors import UsageError
+    from hdit_cli.metrics.feature_net import parse
+
+    if inception is not None:
+        if named is not None:
+            raise UsageError("--inception and --features both name a net", hint=f"--features inception:{inception}")
+        return f"inception:{inception}"
+    parse(named or "inception")
+    return named or "inception"
+
+
 class Bars:
     """One bar for each thing that takes long: reading the reference, generating, downloading."""
 
@@ -141,6 +237,11 @@ class Bars:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def clear(self) -> None:
+        """What is shown is done with; the next thing gets a bar of its own."""
+        self._stack.close()
+        self._open.clear()
 
     def pictures(self, what: str, done: int, total: int) -> None:
         self._show(what, done, total, unit="image")
@@ -163,13 +264,17 @@ def _page(evaluation: "Evaluation") -> str:
     """The scores, each with its numbers of pictures, then what they depend on."""
     facts = evaluation.facts
     lines = [_line(score) for score in evaluation.scores]
+    lines = [*lines, *_tables(evaluation)]
     reference, size, features = facts["reference"], facts["size"], facts["features"]
     lines.append(f"pictures   {facts['source']}, {size[0]}x{size[1]}{_how(facts)}")
     fingerprint = reference["fingerprint"][:12]
-    lines.append(f"reference  {reference['path']}, {reference['size'][0]}x{reference['size'][1]}, {fingerprint}")
+    pixels = "moments" if reference["size"] is None else f"{reference['size'][0]}x{reference['size'][1]}"
+    lines.append(f"reference  {reference['path']}, {pixels}, {fingerprint}")
     if features:
         mark = "" if features["published"] else ", not the published file"
-        lines.append(f"features   Inception, {features['resize']}, sha256 {features['sha256'][:12]}{mark}")
+        lines.append(f"features   {features['net']}, {features['resize']}, sha256 {features['sha256'][:12]}{mark}")
+    if "nearest" in facts:
+        lines.append(f"closest    {facts['nearest']}")
     return "\n".join(lines + [f"note: {note}" for note in evaluation.notes])
 
 
@@ -179,9 +284,27 @@ def _line(score: "Score") -> str:
     deviation = details.pop("standard_deviation", None)
     value = f"{score.value:.4g}" if deviation is None else f"{score.value:.4g} ± {deviation:.2g}"
     extra = [f"{name} {value:.4g}" for name, value in levels.items()]
-    extra += [f"{name.replace('_', ' ')} {value:,}" for name, value in details.items()]
+    extra += [f"{name.replace('_', ' ')} {_number(v)}" for name, v in details.items() if isinstance(v, int | float)]
     told = f"   ({', '.join(extra)})" if extra else ""
-    return f"{score.metric.upper():<4} {value}   n = {score.n:,} against {score.n_reference:,}{told}"
+    against = "" if score.n_reference is None else f" against {score.n_reference:,}"
+    return f"{score.metric.upper():<4} {value}   n = {score.n:,}{against}{told}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _tables(evaluation: "Evaluation") -> list[str]:
+    """What does not fit a line: a class each, or a quantile of distances each."""
+    lines, names = [], evaluation.facts.get("classes", [])
+    for score in evaluation.scores:
+        for k, row in score.details.get("classes", {}).items():
+            lines.append(f"  {names[k]:<20} {row['fid']:.4g}   n = {row['n']:,} against {row['n_reference']:,}")
+        held_out = score.details.get("held_out", {})
+        for q, distance in score.details.get("quantiles", {}).items():
+            beside = f", held-out pictures {held_out['quantiles'][q]:.4g}" if held_out else ""
+            lines.append(f"  {float(q):.0%} of samples are within {distance:.4g} of a training picture{beside}")
+    return lines
 
 
 def _how(facts: dict[str, Any]) -> str:

@@ -48,8 +48,9 @@ def export(
     import json
 
     from hdit_cli import catalog
-    from hdit_cli.engine.card import own_grid, run_of, write_card
+    from hdit_cli.engine.card import own_grid, write_card
     from hdit_cli.engine.load import load
+    from hdit_cli.engine.run import run_of
     from hdit_cli.errors import UsageError
 
     shared.check_weights(weights)

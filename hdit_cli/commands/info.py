@@ -157,6 +157,7 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
             "data": data,
             "version": header["hdit.version"],
             "bytes": path.stat().st_size,
+            **({"score": json.loads(header["hdit.score"])} if "hdit.score" in header else {}),
         }
     except (KeyError, ValueError, UsageError) as error:
         raise CheckpointError(

@@ -62,30 +62,18 @@ def sample(
 
     from hdit_cli import runtime
     from hdit_cli.commands.progress import bar
-    from hdit_cli.engine.launch import is_child, relaunch
-    from hdit_cli.errors import UsageError
+    from hdit_cli.engine.launch import relaunch
 
-    shared.check_positive(n=n, steps=steps, batch_size=batch_size)
+    shared.check_positive(n=n)
     shared.check_weights(weights)
-    wanted = {
-        "seed": seed,
-        "steps": steps,
-        "sampler": sampler,
-        "cfg": cfg,
-        "cfg_interval": shared.parse_interval(cfg_interval),
-        "size": shared.parse_size(size),
-        "batch_size": batch_size,
-        "strength": strength,
-    }
+    options = shared.wanted(
+        seed=seed, steps=steps, sampler=sampler, cfg=cfg, cfg_interval=cfg_interval, size=size, batch_size=batch_size
+    )
+    wanted = {**options, "strength": strength}
     ends = {"seeds": _seeds(interpolate_seeds), "classes": _classes(interpolate_classes)}
     named = {"n": n, "label": class_, "weights": weights, "init_image": init_image and str(init_image), **ends}
     _check_together({**wanted, **named}, redo=from_ is not None)
-    if checkpoint is None and from_ is None:
-        raise UsageError("give a checkpoint, or --from a samples.json", hint="hdit sample runs/NAME")
-    name = Path(checkpoint or str(from_)).resolve()
-    folder = out or Path("samples") / (name.parent.name if name.is_file() else name.name)
-    if folder.exists() and any(folder.iterdir()) and not force and not is_child():
-        raise UsageError(f"{folder} is not empty", hint="--out elsewhere, or --force to overwrite")
+    folder = _folder(checkpoint, from_, out=out, force=force)
     code = relaunch(processes)
     if code is not None:
         raise typer.Exit(code)
@@ -112,6 +100,24 @@ def sample(
         )
     if main:
         typer.echo(json.dumps(record) if json_ else _sentence(record, folder))
+
+
+def _folder(checkpoint: str | None, from_: Path | None, *, out: Path | None, force: bool) -> Path:
+    """Where the images go.
+
+    Raises:
+        UsageError: nothing names a checkpoint, or an earlier set lies there.
+    """
+    from hdit_cli.engine.launch import is_child
+    from hdit_cli.errors import UsageError
+
+    if checkpoint is None and from_ is None:
+        raise UsageError("give a checkpoint, or --from a samples.json", hint="hdit sample runs/NAME")
+    name = Path(checkpoint or str(from_)).resolve()
+    folder = out or Path("samples") / (name.parent.name if name.is_file() else name.name)
+    if folder.exists() and any(folder.iterdir()) and not force and not is_child():
+        raise UsageError(f"{folder} is not empty", hint="--out elsewhere, or --force to overwrite")
+    return folder
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

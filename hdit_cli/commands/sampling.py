@@ -1,6 +1,6 @@
 """The sampling options that `sample` and `eval-fid` share."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,6 +65,33 @@ def check_positive(**values: int | float | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, is {value}")
+
+
+def wanted(
+    *,
+    seed: int | None,
+    steps: int | None,
+    sampler: str | None,
+    cfg: float | None,
+    cfg_interval: str | None,
+    size: str | None,
+    batch_size: int | None,
+) -> dict[str, Any]:
+    """Fields of `Sampling` as they were typed; None where nothing was.
+
+    Raises:
+        UsageError: an option that cannot be read, or a number below 1.
+    """
+    check_positive(steps=steps, batch_size=batch_size)
+    return {
+        "seed": seed,
+        "steps": steps,
+        "sampler": sampler,
+        "cfg": cfg,
+        "cfg_interval": parse_interval(cfg_interval),
+        "size": parse_size(size),
+        "batch_size": batch_size,
+    }
 
 
 def check_weights(weights: str) -> None:

@@ -179,6 +179,9 @@ class Watcher:
                 )
             case events.Validated(step=step, lines=lines):
                 self._say(_validation(step, lines))
+            case events.Evaluated(step=step, lines=lines):
+                for line in lines:
+                    self._say(_evaluation(step, line["eval"]))
             case events.Saved(step=step, path=path):
                 self._say(f"saved step {step}: {path}")
             case events.Kept(step=step, path=path):
@@ -211,6 +214,13 @@ class Watcher:
             self.bar.write_line(text)
         else:
             typer.echo(text, err=True)
+
+
+def _evaluation(step: int, told: "dict[str, Any]") -> str:
+    """`evaluation step 1000: kid 0.0123, swd 34.5 ema, n = 1,000, the best so far`."""
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in told["scores"].items())
+    best = ", the best so far" if told["best"] else ""
+    return f"evaluation step {step}: {scores} {told['weights']}, n = {told['n']:,}{best}"
 
 
 def _validation(step: int, lines: "list[dict[str, Any]]") -> str:

@@ -20,6 +20,7 @@ from hdit_cli.engine.generate import check, choose_labels, stream
 from hdit_cli.engine.grid import grid_png
 from hdit_cli.engine.init import class_names
 from hdit_cli.engine.model import Model
+from hdit_cli.engine.run import run_of
 from hdit_cli.errors import UsageError
 from hdit_cli.recipe import Recipe
 
@@ -27,12 +28,6 @@ _MARK = "<!-- model card by hdit of {stem} -->"
 _IMAGES = 9  # of a grid drawn for the card
 _CLASSES = 100  # named in the card; the file's header has all
 _SCORES = 10  # newest lines shown
-
-
-def run_of(checkpoint: Path) -> Path | None:
-    """The run folder that a CKPT argument lies in; None for a file by itself."""
-    place = checkpoint.resolve()
-    return next((p for p in (place, *place.parents[:3]) if p.is_dir() and (p / "recipe.toml").is_file()), None)
 
 
 # Scores

@@ -1,62 +1,49 @@
-"""What `hdit eval-fid` does: finds the two sets of pictures, checks what can be checked at once, then scores."""
+"""What `hdit eval-fid` does: checks what can be checked at once, then scores; broken off, it goes on where it was."""
 
+import hashlib
 import json
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from hdit_cli import catalog, files, runtime
-from hdit_cli.engine.checkpoint import list_steps
-from hdit_cli.engine.collect import label_name, sampling_of
-from hdit_cli.engine.generate import check, choose_labels
-from hdit_cli.engine.grid import picture_png
-from hdit_cli.engine.load import load
+from hdit_cli import files, runtime
+from hdit_cli.engine.collect import label_name
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.picture_sets import Generated, PictureSet, Stored, is_data_set, open_stored
-from hdit_cli.engine.scores import OnProgress, Score, check_counts, check_sizes, needs_inception, score
-from hdit_cli.errors import DataError, StorageError, UsageError
-from hdit_cli.metrics import inception
-from hdit_cli.metrics.inception import RESIZE, Inception
+from hdit_cli.engine.nearest import draw_nearest
+from hdit_cli.engine.one_pass import Breaks, OnProgress, needs_net
+from hdit_cli.engine.picture_sets import Generated, StatisticsFile, Stored, open_stored
+from hdit_cli.engine.references import told_of
+from hdit_cli.engine.request import (
+    Request,
+    Session,
+    held_out_of,
+    metrics_of,
+    model_of,
+    open_net,
+    pictures_of,
+    prepare_folder,
+    reference_of,
+)
+from hdit_cli.engine.run import run_of
+from hdit_cli.engine.scores import Score, States, check_counts, check_net, check_reference, collect_all, verdicts
+from hdit_cli.engine.stop import StopRequest
+from hdit_cli.engine.unfinished import Unfinished
+from hdit_cli.errors import StorageError
+from hdit_cli.metrics import feature_net
+from hdit_cli.metrics.feature_net import FeatureNet
+from hdit_cli.metrics.memorisation import Memorisation
 from hdit_cli.metrics.metric import Metric
-from hdit_cli.metrics.patch_grid import PatchGrid
 
 FORMAT = "hdit-scores/1"
 SCORES = "scores.jsonl"  # in a run folder: a line for each evaluation of its checkpoints
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be scored, against what, and how.
-
-    Attributes:
-        source: checkpoint file, run folder, folder of pictures, or prepared data set.
-        n: number of pictures; None is the recipe's `eval.n`, or all pictures of a folder.
-        metrics: names; None is the recipe's `eval.metrics`, or fid and kid.
-        inception: weights file; None looks in the cache and downloads.
-        reference: data set or folder; None is the data that the checkpoint names.
-        allow_small: score even where there are too few pictures for it to mean much.
-        label: class name, number, "all", or None for the proportions of the data.
-        sampling: fields of `Sampling` that differ from the recipe's.
-        save: folder for the generated pictures.
-        patch: (h, w) in pixels, for patch-grid; None is the patch of the model.
-    """
-
-    source: Path
-    n: int | None = None
-    metrics: tuple[str, ...] | None = None
-    inception: Path | None = None
-    reference: Path | None = None
-    allow_small: bool = False
-    label: str | None = None
-    weights: str = "ema"
-    sampling: dict[str, Any] = field(default_factory=dict)
-    save: Path | None = None
-    patch: tuple[int, int] | None = None
+NEAREST = "memorisation.png"
 
 
 @dataclass(frozen=True)
@@ -82,60 +69,180 @@ class Evaluation:
         }
 
 
-def is_run(path: Path) -> bool:
-    """Whether a folder is that of a training run."""
-    return (path / "ckpt.safetensors").is_file() or (path / "recipe.toml").is_file() or bool(list_steps(path))
+@dataclass(frozen=True)
+class Job:
+    """An evaluation that was checked against all it needs, before any picture is made."""
+
+    request: Request
+    model: Model | None
+    metrics: list[type[Metric]]
+    pictures: Generated | Stored
+    reference: Stored | StatisticsFile
+    net: FeatureNet | None
+    held_out: Stored | None
+    notes: list[str]
+
+    @cached_property
+    def weights(self) -> str:
+        """SHA-256 of the model's weights."""
+        assert self.model is not None
+        return digest(self.model)
+
+    def told(self) -> dict[str, Any]:
+        """A JSON value: all that the states of both sets depend on."""
+        facts = _facts(self)
+        versions = {name: facts["environment"][name] for name in ("hdit", "torch", "numpy", "pillow", "device")}
+        told = {
+            "reference": self.reference.fingerprint,
+            "cut": self.reference.cut if isinstance(self.reference, Stored) else None,
+            "held_out": self.held_out and self.held_out.fingerprint,
+            "metrics": [told_of(kind, self.net) for kind in self.metrics],
+            "save": None if self.request.save is None else str(self.request.save.resolve()),
+            "versions": versions,
+        }
+        if isinstance(self.pictures, Stored):
+            return {**told, "pictures": [self.pictures.fingerprint, self.pictures.count]}
+        model, labels = self.pictures.model, self.pictures.labels
+        pictures = {
+            "weights": self.weights,
+            "recipe": [model.recipe["model"], model.recipe["diffusion"]],
+            "sampling": asdict(self.pictures.sampling),
+            "labels": None if labels is None else files.sha256_of(labels.tobytes()),
+            "n": self.pictures.count,
+        }
+        return {**told, "pictures": pictures}
+
+
+def plan(
+    request: Request, session: Session, *, on_download: Callable[[int, int], None] = lambda done, total: None
+) -> Job:
+    """Finds the two sets of pictures and the feature net, and checks what can be checked at once.
+
+    Raises:
+        UsageError, DataError, CheckpointError: as `evaluate`.
+    """
+    model = model_of(request, session)
+    names = request.metrics or (tuple(model.recipe["eval"]["metrics"]) if model else ("fid", "kid"))
+    metrics = metrics_of(names, request, model)
+    reference, notes = reference_of(request, model, session)
+    pictures = pictures_of(request, model) if model else open_stored(request.source, n=request.n)
+    counts = {"pictures": pictures.count}
+    if isinstance(reference, Stored):
+        counts["reference"] = reference.count
+    notes += check_counts(metrics, counts=counts, allow_small=request.allow_small)
+    check_reference(metrics, pictures, reference)
+    net = None
+    if needs_net(metrics):
+        if request.features not in session.nets:
+            session.nets[request.features] = open_net(request.features, on_download=on_download)
+        net = session.nets[request.features]
+        check_net(metrics, net)
+        notes += _notes_on(net, reference)
+    held_out = None
+    if Memorisation in metrics:
+        held_out, more = held_out_of(reference)
+        notes += more
+    return Job(request, model, metrics, pictures, reference, net, held_out, notes)
 
 
 def evaluate(
-    request: Request, *, on_progress: OnProgress, on_download: Callable[[int, int], None] = lambda done, total: None
+    request: Request,
+    *,
+    on_progress: OnProgress,
+    on_download: Callable[[int, int], None] = lambda done, total: None,
+    on_model: Callable[[Model], None] = lambda model: None,
+    session: Session | None = None,
 ) -> Evaluation | None:
     """Scores what was asked for; several processes share the work.
 
     Args:
         on_progress: called with (what, pictures done, pictures in all).
         on_download: called with (bytes done, bytes in all) while the Inception weights arrive.
+        on_model: called before anything is generated.
+        session: what this evaluation shares with others; None nothing.
 
     Returns:
         the evaluation on the first process, None on the others.
 
     Raises:
-        UsageError: an option that does not fit what is scored.
+        UsageError: an option that does not fit what is scored, or another process makes this very evaluation.
         DataError: pictures or weights are missing, damaged or too few.
         CheckpointError: not a checkpoint.
         NonFiniteError: the model or the feature net gave NaN or infinity.
+        Interrupted: by a signal; what was done is kept, and the same request goes on.
     """
-    model = _model(request)
-    names = request.metrics or (tuple(model.recipe["eval"]["metrics"]) if model else ("fid", "kid"))
-    metrics = _metrics(names, request, model)
-    reference, notes = _reference(request, model)
-    pictures = _generated(request, model) if model else open_stored(request.source, n=request.n)
-    counts = {"pictures": pictures.count, "reference": reference.count}
-    notes += check_counts(metrics, counts=counts, allow_small=request.allow_small)
-    check_sizes(metrics, pictures, reference)
-    net = _feature_net(request.inception, on_download=on_download) if needs_inception(metrics) else None
-    if net is not None and not net.published:
-        notes.append(
-            f"{net.path} is not the published Inception file: compare only with scores made with the same file"
+    session = session or Session()
+    job = plan(request, session, on_download=on_download)
+    if job.model is not None:
+        on_model(job.model)
+    return run(job, session, on_progress=on_progress)
+
+
+def run(job: Job, session: Session, *, on_progress: OnProgress) -> Evaluation | None:
+    """Does the work of a job; see `evaluate`."""
+    with ExitStack() as stack:
+        unfinished: Unfinished | None = Unfinished(job.told())
+        try:
+            stack.enter_context(unfinished)
+        except StorageError as error:
+            job.notes.append(f"a break would have lost the work: {error.message}")
+            unfinished = None
+        prepare_folder(job.request.save, goes_on=unfinished is not None and unfinished.exists)
+        stop = session.stop
+        if stop is None and threading.current_thread() is threading.main_thread():  # only there signals can be caught
+            stop = stack.enter_context(StopRequest(seconds=None))
+        breaks = Breaks(stop, unfinished)
+        states = collect_all(
+            job.pictures,
+            job.reference,
+            job.metrics,
+            net=job.net,
+            on_progress=on_progress,
+            held_out=job.held_out,
+            breaks=breaks,
+            kept=session.references,
         )
-    _prepare_folder(request.save)
-    scores = score(pictures, reference, metrics, net=net, on_progress=on_progress)
+        scores = verdicts(states, job.metrics) if runtime.ranks().is_main else []
+        if unfinished is not None:
+            unfinished.remove()
     if not runtime.ranks().is_main:
         return None
-    evaluation = Evaluation(scores, _facts(request, pictures, reference, net), notes)
-    if model is not None:
-        evaluation.notes.extend(_keep(evaluation, request.source))
+    evaluation = Evaluation(scores, _facts(job), job.notes + _notes_on_bias(scores))
+    if Memorisation in job.metrics:
+        _draw_nearest(job, evaluation, states)
+    if job.model is not None:
+        evaluation.notes.extend(_keep(evaluation, job.request.source))
     return evaluation
+
+
+def _draw_nearest(job: Job, evaluation: Evaluation, states: States) -> None:
+    """Draws the closest samples and their nearest training pictures, where there is a place for that."""
+    run = run_of(job.request.source) if job.model is not None else None
+    path = job.request.grid or (run and run / NEAREST)
+    if path is None:
+        evaluation.notes.append("--grid FILE draws the closest samples beside their nearest training pictures")
+        return
+    files.make_folder(path.parent)
+    files.write_bytes(path, draw_nearest(job.pictures, job.reference, states))
+    evaluation.facts["nearest"] = str(path)
+
+
+def digest(model: Model) -> str:
+    """SHA-256 of a model's weights by name, wherever they came from."""
+    told = hashlib.sha256()
+    for name, tensor in sorted(model.network.state_dict().items()):
+        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        told.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return told.hexdigest()
 
 
 def _keep(evaluation: Evaluation, source: Path) -> list[str]:
     """Adds the scores to the log of the run that the checkpoint lies in; a note where that cannot be done.
 
     A line: step, weights, n, scores (metric => value), details (the numbers of pictures and the rest), sampling, reference,
-    features, date (UTC).
+    features, environment (versions, hardware), date (UTC).
     """
-    place = source.absolute()
-    run = next((folder for folder in (place, *list(place.parents)[:3]) if (folder / "recipe.toml").is_file()), None)
+    run = run_of(source)
     if run is None:
         return []
     facts = evaluation.facts
@@ -148,6 +255,7 @@ def _keep(evaluation: Evaluation, source: Path) -> list[str]:
         "sampling": facts["sampling"],
         "reference": facts["reference"],
         "features": facts["features"],
+        "environment": facts["environment"],
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     try:
@@ -157,125 +265,57 @@ def _keep(evaluation: Evaluation, source: Path) -> list[str]:
     return []
 
 
-def _metrics(names: Sequence[str], request: Request, model: Model | None) -> list[type[Metric]]:
-    """The metrics by name, each once; patch-grid for the patch size asked for, or the model's."""
-    kinds: list[type[Metric]] = [catalog.get("metric", name) for name in dict.fromkeys(names)]
-    if PatchGrid not in kinds:
-        if request.patch is not None:
-            raise UsageError("--patch is for the metric patch-grid", hint="--metrics patch-grid, or leave it out")
-        return kinds
-    patch = request.patch or (model.network.patch if model else None)
-    if patch is None:
-        raise UsageError(
-            f"patch-grid needs a patch size, and {request.source} is no model that would tell it", hint="--patch 4"
+def _notes_on(net: FeatureNet, reference: Stored | StatisticsFile) -> list[str]:
+    notes = []
+    if not net.published:
+        notes.append(
+            f"{net.path} is not the published Inception file: compare only with scores made with the same file"
         )
-    return [PatchGrid.of(patch) if kind is PatchGrid else kind for kind in kinds]
-
-
-def _model(request: Request) -> Model | None:
-    """The model to sample from; None where the source is pictures."""
-    source = request.source
-    if source.is_dir() and (is_data_set(source) or not is_run(source)):
-        _refuse_sampling(request)
-        if request.reference is None:
-            raise UsageError(f"{source} names no data to compare with", hint="--reference DIR: a data set, or a folder")
-        return None
-    return load(source, weights=request.weights)
-
-
-def _refuse_sampling(request: Request) -> None:
-    """Pictures that are there already are not sampled: options that say how would do nothing."""
-    wanted = {"class": request.label, "save": request.save, "weights": request.weights, **request.sampling}
-    unset = {"weights": "ema", "seed": 0}
-    given = [f"--{name.replace('_', '-')}" for name, value in wanted.items() if value not in (None, unset.get(name))]
-    if given:
-        raise UsageError(
-            f"{request.source} is a folder of pictures: nothing is sampled there", hint=f"leave out {', '.join(given)}"
+    if isinstance(reference, StatisticsFile):
+        notes.append(
+            f"{reference.name} does not say which net and resize made it: a score against it means something only if they "
+            f"are {net.kind} and {net.resize}, as here"
         )
+    return notes
 
 
-def _reference(request: Request, model: Model | None) -> tuple[Stored, list[str]]:
-    """The pictures to compare with, and what is odd about them."""
-    if request.reference is not None:
-        return open_stored(request.reference), []
-    assert model is not None
-    if not model.data_path:
-        raise DataError("the checkpoint names no data to compare with", hint="--reference DIR: a data set, or a folder")
-    path = Path(model.data_path)
-    if not is_data_set(path):
-        raise DataError(
-            f"the data set that the checkpoint was trained on is not at {path}",
-            hint="go to the folder where it was trained, or --reference DIR",
-        )
-    cuts = model.recipe["data"].get("crop", "none") != "none"
-    stored = open_stored(path, cut=model.image_size if cuts else None)
-    trained_on = model.data.get("fingerprint")
-    notes = [f"the reference is the centre of each picture, {stored.size[0]}x{stored.size[1]}"] if stored.cut else []
-    if trained_on and trained_on != stored.fingerprint:
-        notes.append(f"{path} has changed since the checkpoint was trained on it")
-    return stored, notes
+def _notes_on_bias(scores: list[Score]) -> list[str]:
+    """What is owed to the number of pictures alone."""
+    return [
+        f"{score.metric.upper()} at n = {score.n:,}: {score.details['of_a_perfect_model']:.3g} of it is what a perfect model "
+        "would get too, were features Gaussian: the bias of so many pictures"
+        for score in scores
+        if "of_a_perfect_model" in score.details
+    ]
 
 
-def _generated(request: Request, model: Model) -> Generated:
-    """The pictures that the model will make."""
-    section = model.recipe["eval"]
-    sampling = sampling_of(model, **{"batch_size": section["batch_size"], **request.sampling})
-    check(model, sampling)
-    if model.channels not in (1, 3):
-        raise UsageError(f"the model makes pictures of {model.channels} channels", hint="scores need 1 or 3")
-    n = request.n or section["n"]
-    labels = choose_labels(model, n=n, wanted=request.label, seed=sampling.seed)
-    keep = None if request.save is None else _writer(request.save)
-    return Generated(model, n, labels, sampling, keep=keep)
-
-
-def _prepare_folder(save: Path | None) -> None:
-    if save is None:
-        return
-    if runtime.ranks().is_main:
-        if save.exists() and (not save.is_dir() or any(save.iterdir())):
-            raise UsageError(f"{save} exists and is not an empty folder", hint="--save elsewhere")
-        files.make_folder(save)
-    runtime.wait_for_all()
-
-
-def _writer(folder: Path) -> Callable[[list[int], list[np.ndarray]], None]:
-    def keep(numbers: list[int], pictures: list[np.ndarray]) -> None:
-        for number, picture in zip(numbers, pictures, strict=True):
-            files.write_bytes(folder / f"{number:06d}.png", picture_png(picture))
-
-    return keep
-
-
-def _feature_net(path: Path | None, *, on_download: Callable[[int, int], None]) -> Inception:
-    """The net, its weights downloaded by the first process where nobody named a file and none is in the cache."""
-    if path is None and runtime.ranks().is_main and inception.locate() is None:
-        inception.download(progress=on_download)
-    runtime.wait_for_all()
-    device = runtime.device()
-    # TorchScript on MPS lacks operators of this net; the CPU takes it there
-    return Inception(path, device=device if device.type == "cuda" else torch.device("cpu"))
-
-
-def _facts(request: Request, pictures: PictureSet, reference: Stored, net: Inception | None) -> dict[str, Any]:
+def _facts(job: Job) -> dict[str, Any]:
+    request, pictures, reference = job.request, job.pictures, job.reference
+    stored = reference if isinstance(reference, Stored) else None
     facts: dict[str, Any] = {
         "source": str(request.source),
         "size": list(pictures.size),
         "reference": {
             "path": reference.name,
             "fingerprint": reference.fingerprint,
-            "count": reference.count,
-            "size": list(reference.size),
+            "count": stored.count if stored else None,
+            "size": list(stored.size) if stored else None,
         },
-        "features": None
-        if net is None
-        else {"file": str(net.path), "sha256": net.sha256, "published": net.published, "resize": RESIZE},
+        "features": None if job.net is None else feature_net.facts(job.net),
     }
+    if pictures.classes:
+        facts["classes"] = list(pictures.classes)
     if isinstance(pictures, Generated):
         model = pictures.model
         facts["sampling"] = {**asdict(pictures.sampling), "label": label_name(model, request.label)}
         facts["model"] = {"step": model.step, "images_seen": model.images_seen, "weights": model.weights}
-        facts["model"]["origin"] = model.origin
-    elif isinstance(pictures, Stored):
+        facts["model"] |= {"origin": model.origin, "sha256": job.weights}
+    else:
         facts["fingerprint"] = pictures.fingerprint
-    return {**facts, "processes": runtime.ranks().world, "environment": runtime.environment()}
+    return {**facts, "processes": runtime.ranks().world, "environment": environment()}
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware that a score was made with."""
+    versions = {name: runtime.version(name) or "unknown" for name in ("numpy", "pillow")}
+    return {**runtime.environment(), **versions}

@@ -58,6 +58,14 @@ class Validated:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """Lines of metrics.jsonl, one for each weights that were scored, on the main process."""
+
+    step: int
+    lines: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A grid was written."""
 
@@ -95,4 +103,4 @@ class Finished:
     stopped_by: str = ""
 
 
-Event = Started | Begun | Stepped | Logged | Validated | Drawn | Saved | Kept | Warned | Finished
+Event = Started | Begun | Stepped | Logged | Validated | Evaluated | Drawn | Saved | Kept | Warned | Finished

@@ -9,7 +9,7 @@ from torch import Tensor
 from hdit_cli import files, runtime
 from hdit_cli.engine import posthoc, snapshots
 from hdit_cli.engine import weights as names
-from hdit_cli.engine.checkpoint import FORMAT, assemble, list_steps, read_header, read_tensors, step_name
+from hdit_cli.engine.checkpoint import FORMAT, MANIFEST, assemble, list_steps, read_header, read_tensors, step_name
 from hdit_cli.engine.model import Model
 from hdit_cli.errors import CheckpointError, UsageError
 
@@ -59,6 +59,8 @@ def find(path: Path, *, weights: str | float) -> Source:
     name = names.parse(weights)
     if not path.is_dir():
         return InFile(path)
+    if is_checkpoint_folder(path):
+        return InFile(_in_folder(path, name))
     std, steps = names.std_of(name), list_steps(path)
     if std is not None:
         return _average(path, std, newest=path / "checkpoints" / step_name(steps[-1]) if steps else path)
@@ -68,6 +70,27 @@ def find(path: Path, *, weights: str | float) -> Source:
         file = "ema.safetensors" if name == "ema" else "model.safetensors"
         return InFile(path / "checkpoints" / step_name(steps[-1]) / file)
     raise CheckpointError(f"{path} holds no checkpoint", hint="train there first, or give a .safetensors file")
+
+
+def is_checkpoint_folder(path: Path) -> bool:
+    """Whether this is the folder of a step: of a checkpoint, or of a snapshot of averages."""
+    return (path / MANIFEST).is_file() and any(path.glob("*.safetensors"))
+
+
+def _in_folder(folder: Path, name: str) -> Path:
+    """The file with the wanted weights in the folder of a step.
+
+    Raises:
+        CheckpointError: it holds others.
+    """
+    std = names.std_of(name)
+    wanted = {"ema": "ema.safetensors", "raw": "model.safetensors"}.get(name) or names.file_name(std or 0.0)
+    if (folder / wanted).is_file():
+        return folder / wanted
+    there = sorted(file.name for file in folder.glob("*.safetensors") if file.name != "optimizer.safetensors")
+    raise CheckpointError(
+        f"{folder} holds no {wanted}", hint=f"name a file in it: {', '.join(there)}" if there else "give the run folder"
+    )
 
 
 def _average(run: Path, std: float, *, newest: Path) -> Source:

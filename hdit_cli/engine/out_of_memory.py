@@ -107,6 +107,15 @@ def in_drawing(recipe: Recipe) -> OutOfMemory:
     )
 
 
+def in_evaluation(recipe: Recipe) -> OutOfMemory:
+    """For the small evaluation of a run that did not fit beside it."""
+    at_once = min(recipe.eval.batch_size, recipe.eval.during_n)
+    return OutOfMemory(
+        f"out of memory while scoring {recipe.eval.during_n} pictures, {at_once} at once",
+        hint=f"what helps: --set eval.batch_size={max(1, at_once // 4)}, or --set eval.every=0",
+    )
+
+
 def in_sampling(*, images: int, size: tuple[int, int], unit: tuple[int, int], cfg: float) -> OutOfMemory:
     """For a batch of pictures that did not fit.
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from hdit_cli import runtime
+from hdit_cli import files, runtime
 from hdit_cli.data.folder import FolderReader
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import MANIFEST
@@ -17,6 +17,8 @@ from hdit_cli.engine.collect import GRID, RECORD, STRIP
 from hdit_cli.engine.generate import Sampling, stream
 from hdit_cli.engine.model import Model
 from hdit_cli.errors import DataError
+from hdit_cli.metrics.moments import Gaussian
+from hdit_cli.metrics.statistics_file import read_statistics
 
 Batch = tuple[list[int], list[np.ndarray]]  # numbers, and uint8 (H, W, 3) for each; sizes may differ in a folder
 _READ = 64  # pictures read at a time
@@ -41,6 +43,16 @@ class PictureSet(Protocol):
     @property
     def sizes(self) -> int:
         """How many sizes its pictures are known to have: more than one in a data set with buckets."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int64 (count,) classes, -1 for none; None where pictures have no classes."""
+        ...
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
         ...
 
     def batches(self, index: Sequence[int]) -> Iterator[Batch]:
@@ -86,10 +98,31 @@ class Stored:
         """SHA-256 of the contents of the whole data set or folder."""
         return self.reader.fingerprint
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        return self.reader.labels[self._chosen].astype(np.int64) if isinstance(self.reader, ShardReader) else None
+
+    @property
+    def classes(self) -> list[str]:
+        return self.reader.classes if isinstance(self.reader, ShardReader) else []
+
     def batches(self, index: Sequence[int]) -> Iterator[Batch]:
         for start in range(0, len(index), _READ):
             numbers = [int(i) for i in index[start : start + _READ]]
             yield numbers, [self.reader.picture(int(self._chosen[i])) for i in numbers]
+
+
+@dataclass(frozen=True)
+class StatisticsFile:
+    """The moments of a set that is not here.
+
+    Attributes:
+        fingerprint: SHA-256 of the file.
+    """
+
+    name: str
+    gaussian: Gaussian
+    fingerprint: str
 
 
 @dataclass
@@ -97,13 +130,13 @@ class Generated:
     """The first `count` pictures of a model.
 
     Attributes:
-        labels: int64 (count,), or None for an unconditional model.
+        wanted: labels, int64 (count,), or None for an unconditional model.
         keep: called with each batch, to store it.
     """
 
     model: Model
     count: int
-    labels: Tensor | None
+    wanted: Tensor | None
     sampling: Sampling
     name: str = "generated"
     keep: Callable[[list[int], list[np.ndarray]], None] | None = None
@@ -116,8 +149,16 @@ class Generated:
     def sizes(self) -> int:
         return 1
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        return None if self.wanted is None else self.wanted.numpy()
+
+    @property
+    def classes(self) -> list[str]:
+        return self.model.classes
+
     def batches(self, index: Sequence[int]) -> Iterator[Batch]:
-        for numbers, images in stream(self.model, indices=index, labels=self.labels, sampling=self.sampling):
+        for numbers, images in stream(self.model, indices=index, labels=self.wanted, sampling=self.sampling):
             pictures = list(images.numpy())
             if self.keep is not None:
                 self.keep(numbers, pictures)
@@ -134,6 +175,17 @@ def some_of(total: int, n: int) -> np.ndarray:
 
 def is_data_set(path: Path) -> bool:
     return (path / MANIFEST).is_file()
+
+
+def open_reference(path: Path, *, cut: tuple[int, int] | None = None) -> Stored | StatisticsFile:
+    """As `open_stored`, or a file of moments.
+
+    Raises:
+        DataError: missing, empty or damaged.
+    """
+    if path.suffix not in (".npz", ".pkl"):
+        return open_stored(path, cut=cut)
+    return StatisticsFile(str(path), read_statistics(path), files.sha256(path))
 
 
 def open_stored(path: Path, *, n: int | None = None, cut: tuple[int, int] | None = None) -> Stored:

@@ -124,6 +124,12 @@ class RunFolder:
         files.append_line(self.timing_file, json.dumps(values))
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder that a CKPT argument lies in; None for a file by itself."""
+    place = checkpoint.resolve()
+    return next((p for p in (place, *place.parents[:3]) if p.is_dir() and (p / "recipe.toml").is_file()), None)
+
+
 def set_aside(path: Path) -> Path | None:
     """Moves a run folder to `<run>.old-N`, the first N that is free; None where there was none.
 

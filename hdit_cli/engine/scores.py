@@ -1,47 +1,52 @@
-"""Scores of a set of pictures against a reference, in one pass over each, on any number of processes.
+"""Scores of a set of pictures against a reference: what can be checked beforehand, and the verdicts."""
 
-Process r takes the pictures r, r + world, r + 2 world, ...: each exactly once. The states of all are merged on the first
-process, which alone gets the scores.
-"""
-
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError
-from torch import distributed
-
-from hdit_cli import files, runtime
-from hdit_cli.engine.picture_sets import PictureSet, Stored, some_of
-from hdit_cli.errors import DataError
-from hdit_cli.metrics.inception import RESIZE, Inception
+from hdit_cli.engine.one_pass import Breaks, OnProgress, collect
+from hdit_cli.engine.picture_sets import PictureSet, StatisticsFile, Stored
+from hdit_cli.engine.references import collect_reference
+from hdit_cli.errors import DataError, UsageError
+from hdit_cli.metrics.feature_net import FeatureNet, is_inception
+from hdit_cli.metrics.frechet import FID
+from hdit_cli.metrics.memorisation import Memorisation
 from hdit_cli.metrics.metric import Metric
+from hdit_cli.metrics.per_class import PerClassFID
 
-OnProgress = Callable[[str, int, int], None]  # what is read, pictures done, pictures in all
-_CACHE_FORMAT = "hdit-reference/1"
 _FEW = 10_000  # below, scores at different n differ by more than models do
-_PATIENCE = timedelta(hours=12)  # one process may have much slower work than another
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric's verdict; `value` means nothing without the two numbers of pictures."""
+    """One metric's verdict; `value` means nothing without the two numbers of pictures.
+
+    Attributes:
+        n_reference: None where nobody knows it, or where there is no reference.
+        better: "lower" or "higher"; None where neither is by itself.
+    """
 
     metric: str
     value: float
     n: int
-    n_reference: int
+    n_reference: int | None
     details: dict[str, Any] = field(default_factory=dict)
+    better: str | None = "lower"
 
 
-def needs_inception(metrics: Sequence[type[Metric]]) -> bool:
-    return any(kind.needs == "inception" for kind in metrics)
+def check_net(metrics: Sequence[type[Metric]], net: FeatureNet) -> None:
+    """Raises UsageError where a metric is not defined for the features of this net."""
+    of_inception = [kind.name for kind in metrics if kind.needs == "inception"]
+    if of_inception and not is_inception(net):
+        raise UsageError(
+            f"{','.join(of_inception)}: of Inception features by definition, and {net.path} is another net",
+            hint="of any net: --metrics fd,kd,precision-recall,memorisation",
+        )
+    if any(kind.needs == "logits" for kind in metrics) and not net.classifier:
+        raise UsageError(
+            f"the Inception Score needs the net's classifier, and {net.path} has none", hint="leave is out of --metrics"
+        )
 
 
 def check_counts(metrics: Sequence[type[Metric]], *, counts: Mapping[str, int], allow_small: bool) -> list[str]:
@@ -58,8 +63,9 @@ def check_counts(metrics: Sequence[type[Metric]], *, counts: Mapping[str, int], 
     """
     notes = []
     for kind in metrics:
-        name, told = kind.name.upper(), ", ".join(f"{what}: {count:,}" for what, count in counts.items())
-        fewest = min(counts.values())
+        known = {what: count for what, count in counts.items() if what == "pictures" or not kind.alone}
+        name, told = kind.name.upper(), ", ".join(f"{what}: {count:,}" for what, count in known.items())
+        fewest = min(known.values())
         if fewest < kind.fewest:
             raise DataError(f"{name} needs at least {kind.fewest} pictures ({told})", hint="more pictures")
         if fewest < kind.trusted and not allow_small:
@@ -67,17 +73,26 @@ def check_counts(metrics: Sequence[type[Metric]], *, counts: Mapping[str, int], 
                 f"{name} of few pictures misleads: it needs {kind.trusted:,} on both sides ({told})",
                 hint=f"more pictures, another metric (--metrics {_unbiased(metrics)}), or --allow-small",
             )
-        if kind.trusted > 2 and fewest < _FEW:
-            notes.append(f"{name} is biased upwards by few pictures ({told}): compare it only at the same numbers")
+        if kind.bias and fewest < _FEW:
+            notes.append(f"{name} is biased {kind.bias} by few pictures ({told}): compare it only at the same numbers")
     return notes
 
 
 def _unbiased(metrics: Sequence[type[Metric]]) -> str:
-    return ",".join(kind.name for kind in metrics if kind.trusted <= 2) or "kid,swd"
+    return ",".join(kind.name for kind in metrics if not kind.bias) or "kid,swd"
 
 
-def check_sizes(metrics: Sequence[type[Metric]], pictures: PictureSet, reference: PictureSet) -> None:
-    """Raises DataError where a metric compares pixels of sets of different sizes."""
+def check_reference(metrics: Sequence[type[Metric]], pictures: PictureSet, reference: Stored | StatisticsFile) -> None:
+    """Raises DataError where a metric cannot compare the two sets."""
+    if isinstance(reference, StatisticsFile):
+        beyond = [kind.name for kind in metrics if not (kind.alone or issubclass(kind, FID))]
+        if beyond:
+            raise DataError(
+                f"{reference.name} holds moments, and {', '.join(beyond)} need every picture's features",
+                hint="--reference a data set or folder, or --metrics fid",
+            )
+        return
+    _check_labels(metrics, pictures, reference)
     of_pixels = [kind.name for kind in metrics if kind.needs is None]
     verb = "compares" if len(of_pixels) == 1 else "compare"
     for mixed in (each for each in (pictures, reference) if of_pixels and each.sizes > 1):
@@ -94,132 +109,74 @@ def check_sizes(metrics: Sequence[type[Metric]], pictures: PictureSet, reference
         )
 
 
-# One set, in one pass
-
-
-def _feed(metric: Metric, numbers: Sequence[int], pictures: Sequence[np.ndarray]) -> None:
-    """Pictures of one size together, of several sizes one by one."""
-    if len({picture.shape for picture in pictures}) == 1:
-        metric.update(numbers, np.stack(pictures))
+def _check_labels(metrics: Sequence[type[Metric]], pictures: PictureSet, reference: PictureSet) -> None:
+    if not any(issubclass(kind, PerClassFID) for kind in metrics):
         return
-    for number, picture in zip(numbers, pictures, strict=True):
-        metric.update([number], picture[None])
+    for of in (pictures, reference):
+        if of.labels is None or not of.classes:
+            raise DataError(
+                f"fid-per-class needs classes, and those of {of.name} are not known",
+                hint="a conditional model and a data set with classes, or leave it out of --metrics",
+            )
+    if pictures.classes != reference.classes:
+        raise DataError(
+            f"{pictures.name} and {reference.name} have different classes", hint="leave fid-per-class out of --metrics"
+        )
 
 
-def collect(
-    pictures: PictureSet, metrics: Sequence[type[Metric]], *, net: Inception | None, on_progress: OnProgress
-) -> dict[str, Metric]:
-    """Every metric's state of a set. With several processes, the states of the whole set on the first, nothing elsewhere.
+@dataclass(frozen=True)
+class States:
+    """What every metric remembers of the sets, by name of the metric; all empty on all processes but the first."""
+
+    pictures: dict[str, Metric]
+    reference: dict[str, Metric]
+    held_out: dict[str, Metric] = field(default_factory=dict)
+
+
+def collect_all(
+    pictures: PictureSet,
+    reference: Stored | StatisticsFile,
+    metrics: Sequence[type[Metric]],
+    *,
+    net: FeatureNet | None,
+    on_progress: OnProgress,
+    held_out: Stored | None = None,
+    breaks: Breaks | None = None,
+    kept: dict[Path, Metric] | None = None,
+) -> States:
+    """The states of all sets, each in one pass: the reference, the held-out pictures, then the pictures themselves.
+
+    Args:
+        held_out: pictures that the model has not seen, for the memorisation check; None where there are none.
+        breaks: how the passes may be broken off.
+        kept: states of references in memory; see `collect_reference`.
 
     Raises:
         DataError: a picture cannot be read, or does not fit a metric.
+        NonFiniteError: the model or the feature net gave NaN or infinity.
+        Interrupted: asked to stop; what was done is kept where `breaks` says.
     """
-    place = runtime.ranks()
-    states: dict[str, Metric] = {kind.name: kind() for kind in metrics}
-    chosen = {
-        kind.name: set(some_of(pictures.count, min(pictures.count, kind.limit or pictures.count)).tolist())
-        for kind in metrics
-    }
-    done = 0
-    for numbers, batch in pictures.batches(range(place.rank, pictures.count, place.world)):
-        features = net(batch) if net is not None and needs_inception(metrics) else None
-        for name, metric in states.items():
-            rows = [row for row, number in enumerate(numbers) if number in chosen[name]]
-            taken = [numbers[row] for row in rows]
-            if not taken:
-                continue
-            if metric.needs == "inception":
-                assert features is not None
-                metric.update(taken, features[rows])
-            else:
-                _feed(metric, taken, [batch[row] for row in rows])
-        done += len(numbers)
-        on_progress(pictures.name, min(done * place.world, pictures.count), pictures.count)
-    merged = {kind.name: _merged_over_processes(kind, states[kind.name]) for kind in metrics}
-    return {name: metric for name, metric in merged.items() if metric is not None}
+    how: dict[str, Any] = {"net": net, "on_progress": on_progress, "breaks": breaks}
+    known = collect_reference(reference, metrics, kept=kept, **how)
+    beside: dict[str, Metric] = {}
+    if held_out is not None and Memorisation in metrics:
+        beside = collect_reference(held_out, [Memorisation], part="held_out", kept=kept, **how)
+    return States(collect(pictures, metrics, **how), known, beside)
 
 
-def _merged_over_processes(kind: type[Metric], mine: Metric) -> Metric | None:
-    """The metric of all processes' pictures on the first; None on the others."""
-    if not distributed.is_initialized():
-        return mine
-    group: Any = distributed.new_group(backend="gloo", timeout=_PATIENCE)  # states live on the host
-    arrays, main = mine.arrays(), runtime.ranks().is_main
-    keys = sorted({key for part in runtime.gather(list(arrays)) for key in part})
-    parts: list[dict[str, np.ndarray]] = [{} for _ in range(runtime.ranks().world)]
-    for key in keys:  # one by one: a state may be larger than half the memory
-        found: list[Any] | None = [None] * len(parts) if main else None
-        distributed.gather_object(arrays.get(key), found, group=group)
-        for part, array in zip(parts, found or (), strict=False):
-            if array is not None:
-                part[key] = array
-    distributed.destroy_process_group(group)
-    return kind.merged(parts) if main else None
-
-
-# The reference, whose features are kept
-
-
-def _cache_file(kind: type[Metric], reference: Stored, net: Inception) -> Path:
-    told = [_CACHE_FORMAT, kind.name, reference.fingerprint, reference.count, net.sha256, RESIZE]
-    if reference.cut is not None:
-        told.append(list(reference.cut))
-    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-    return runtime.cache_folder() / "reference" / f"{kind.name}-{key[:32]}.safetensors"
-
-
-def _from_cache(kind: type[Metric], path: Path, *, count: int) -> Metric | None:
-    try:
-        found = kind.merged([safetensors.numpy.load_file(path)])
-    except (OSError, SafetensorError, KeyError, ValueError):  # not there, or damaged: then it is made again
-        return None
-    return found if found.count == count else None
-
-
-def collect_reference(
-    reference: Stored, metrics: Sequence[type[Metric]], *, net: Inception | None, on_progress: OnProgress
-) -> dict[str, Metric]:
-    """As `collect`; features of a reference seen before come from the cache folder, and new ones go there."""
-    found: dict[str, Metric] = {}
-    main = runtime.ranks().is_main
-    if net is not None and main:
-        for kind in metrics:
-            known = kind.needs and _from_cache(kind, _cache_file(kind, reference, net), count=reference.count)
-            if known:
-                found[kind.name] = known
-    known_names = runtime.gather(list(found))[0]  # the first process decides for all
-    missing = [kind for kind in metrics if kind.name not in known_names]
-    if missing:
-        found |= collect(reference, missing, net=net, on_progress=on_progress)
-    if net is not None and main:
-        for kind in missing:
-            if kind.needs:
-                path = _cache_file(kind, reference, net)
-                files.make_folder(path.parent)
-                arrays = {name: np.ascontiguousarray(array) for name, array in found[kind.name].arrays().items()}
-                files.write_bytes(path, safetensors.numpy.save(arrays))
-    return found
-
-
-def score(
-    pictures: PictureSet,
-    reference: Stored,
-    metrics: Sequence[type[Metric]],
-    *,
-    net: Inception | None,
-    on_progress: OnProgress,
-) -> list[Score]:
-    """The scores, in the order of `metrics`; an empty list on all processes but the first.
+def verdicts(states: States, metrics: Sequence[type[Metric]]) -> list[Score]:
+    """The scores, in the order of `metrics`; on the first process only.
 
     Raises:
-        DataError: a picture cannot be read, or the two sets do not fit together.
-        NonFiniteError: the model or the feature net gave NaN or infinity.
+        DataError: the two sets do not fit together.
     """
-    known = collect_reference(reference, metrics, net=net, on_progress=on_progress)
-    states = collect(pictures, metrics, net=net, on_progress=on_progress)
-    scores = []
-    for kind in metrics if runtime.ranks().is_main else ():
-        ours, theirs = states[kind.name], known[kind.name]
-        result = ours.score(theirs)
-        scores.append(Score(kind.name, result.pop("value"), ours.count, theirs.count, result))
+    scores: list[Score] = []
+    for kind in metrics:
+        ours = states.pictures[kind.name]
+        theirs = ours if kind.alone else states.reference[kind.name]
+        beside: dict[str, Any] = {"held_out": states.held_out.get(kind.name)} if kind is Memorisation else {}
+        result = ours.score(theirs, **beside)
+        count = None if kind.alone else theirs.count or None
+        values = result.pop("values", None) or {kind.name: result.pop("value")}
+        scores += [Score(name, value, ours.count, count, result, kind.better) for name, value in values.items()]
     return scores

@@ -70,6 +70,13 @@ class TrainState:
         """The averaged weights as a model."""
         return self._model_of(self.ema, weights="ema")
 
+    def models(self) -> dict[str, Model]:
+        """Every weights of the run as a model, by name."""
+        averages = {
+            name_of(std): self._model_of(ema, weights=name_of(std)) for std, ema in self.averages.by_std.items()
+        }
+        return {"raw": self.model, "ema": self.ema_model(), **averages}
+
     def _model_of(self, ema: EMA, *, weights: str) -> Model:
         denoiser = type(self.model.denoiser)(
             ema.network, sigma_data=self.model.denoiser.sigma_data, weighting=self.model.denoiser.weighting

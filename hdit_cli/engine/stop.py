@@ -39,10 +39,15 @@ class StopRequest:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
 
+    @property
+    def asked(self) -> str:
+        """Why this process alone would stop now: a signal's name, "time", or ""."""
+        timed_out = self.deadline is not None and time.monotonic() >= self.deadline
+        return self.name or ("time" if timed_out else "")
+
     def agreed(self) -> str:
         """Why to stop now, the same answer on every process: a signal's name, "time", or "" to go on."""
-        timed_out = self.deadline is not None and time.monotonic() >= self.deadline
-        word = SIGNALS.index(signal.Signals[self.name]) + 2 if self.name else int(timed_out)
+        word = SIGNALS.index(signal.Signals[self.name]) + 2 if self.name else int(self.asked == "time")
         if self._group is not None:
             shared = torch.tensor(word)
             distributed.all_reduce(shared, op=distributed.ReduceOp.MAX, group=self._group)

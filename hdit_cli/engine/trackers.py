@@ -19,7 +19,7 @@ from accelerate.utils import is_tensorboard_available, is_wandb_available
 from PIL import Image
 
 from hdit_cli import files
-from hdit_cli.engine.events import Drawn, Event, Logged, Started, Stepped, Validated, Warned
+from hdit_cli.engine.events import Drawn, Evaluated, Event, Logged, Started, Stepped, Validated, Warned
 from hdit_cli.errors import HditError, UsageError
 from hdit_cli.recipe import Recipe
 
@@ -79,6 +79,8 @@ class Trackers:
                 return self.log({**_scalars(values), "speed/images_per_second": self.rate})
             case Validated(lines=lines):
                 return self.log(_validation_scalars(lines))
+            case Evaluated(lines=lines):
+                return self.log(_evaluation_scalars(lines))
             case Drawn(path=path):
                 return self.picture(path)
         return []
@@ -159,6 +161,11 @@ def _scalars(values: dict[str, Any]) -> dict[str, float]:
     plain = {f"train/{name}": v for name, v in values.items() if isinstance(v, (int, float)) and name != "step"}
     by_sigma = {f"train-by-sigma/{sigma:.3g}": loss for sigma, loss in values.get("loss_by_sigma", [])}
     return {**plain, **by_sigma}
+
+
+def _evaluation_scalars(lines: list[dict[str, Any]]) -> dict[str, float]:
+    told = [line["eval"] for line in lines]
+    return {f"eval/{name}-{each['weights']}": value for each in told for name, value in each["scores"].items()}
 
 
 def _validation_scalars(lines: list[dict[str, Any]]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from hdit_cli.engine import checkpoint, snapshots
 from hdit_cli.engine.beginning import begin
 from hdit_cli.engine.clock import Clock, peak_bytes
 from hdit_cli.engine.draw import draw_grids
+from hdit_cli.engine.evaluator import Evaluator
 from hdit_cli.engine.events import (
     Begun,
     Drawn,
@@ -79,6 +80,11 @@ class Trainer:
                 accelerator=self.accelerator,
             )
 
+        self.evaluator: Evaluator | None = None
+        if recipe.eval.every:
+            reader = centred(recipe, self.reader)
+            self.evaluator = Evaluator(recipe, model=self.state.model, reader=reader, folder=folder.path)
+
     # What is written down
 
     def check_finite(self) -> None:
@@ -138,6 +144,20 @@ class Trainer:
                 self.folder.log_validation(line)
         return Validated(state.step, lines)
 
+    def evaluate(self, evaluator: Evaluator, stop: StopRequest) -> list[Event]:
+        """Lines of metrics.jsonl with scores; none where it was broken off by `stop`."""
+        self.check_finite()
+        self.mark()
+        evaluated = evaluator.evaluate(self.state.models(), step=self.state.step, stop=stop)
+        for line in evaluated.lines if evaluated else ():
+            self.folder.log_metrics(line)
+        return [evaluated] if evaluated else []
+
+    def mark(self) -> None:
+        """Tells the model how far it is trained."""
+        self.state.model.step = self.state.step
+        self.state.model.images_seen = self.state.step * self.recipe.train.batch_size
+
     def save(self) -> list[Event]:
         """Copies the state to the host and has it written in a thread, by the main process.
 
@@ -150,9 +170,8 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return []
         ended = self.saver.wait()
-        state.model.step = state.step
-        state.model.images_seen = state.step * self.recipe.train.batch_size
-        facts = {
+        self.mark()
+        facts: dict[str, Any] = {
             "step": state.step,
             "images_seen": state.model.images_seen,
             "window": {
@@ -168,6 +187,8 @@ class Trainer:
             "data": self.reader.fingerprint,
             "environment": runtime.environment(),
         }
+        if self.evaluator:
+            facts["evaluation"] = self.evaluator.told()
         self.saver.start(partial(self._write, state.snapshot(facts)))
         return ended
 
@@ -182,8 +203,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return []
         ended = self.saver.wait()
-        state.model.step = state.step
-        state.model.images_seen = state.step * self.recipe.train.batch_size
+        self.mark()
         self.saver.start(partial(self._write_averages, state.copied_averages(), state.step))
         return ended
 
@@ -220,6 +240,8 @@ class Trainer:
             self.state.restore(snapshot, rank=self.rank, world=self.world)
             self.guard.in_row += snapshot.state.get("nonfinite_in_row", 0)
             self.stepper.noise_scale.restore(snapshot.state.get("noise_scale"), rank=self.rank, world=self.world)
+            if self.evaluator:
+                self.evaluator.restore(snapshot.state.get("evaluation"), step=self.state.step)
             if self.accelerator.is_main_process:
                 checkpoint.mend(self.folder.path, Path(name), keep=self.recipe.train.keep)
                 # runs of one log know its size by this name
@@ -270,7 +292,9 @@ class Trainer:
         yield self.started()
         if self.beginning and self.beginning.lines:
             yield Begun(self.beginning.lines)
-        if self.state.step >= section.steps:
+        if self.evaluator and not self.state.step:
+            yield from (Warned(note) for note in self.evaluator.notes)
+        if self.state.step >= section.steps and not (self.evaluator and self.evaluator.due(self.state.step)):
             yield Finished(self.state.step)
             return
         if self.validator and self.state.step == 0:
@@ -297,6 +321,9 @@ class Trainer:
         section, state = self.recipe.train, self.state
         clock = Clock(images=section.batch_size)
         reason = ""
+        if self.evaluator and self.evaluator.due(state.step):  # broken off when the checkpoint was written
+            yield from self.evaluate(self.evaluator, stop)
+            reason = stop.agreed()
         while state.step < section.steps and not reason:
             with clock:
                 self.stepper.step(next(batches))
@@ -310,6 +337,8 @@ class Trainer:
                     self.folder.log_timing(clock.line(state.step, self.device))
             if self.validator and due(self.recipe.validation.every):
                 yield self.validate(self.validator)
+            if self.evaluator and self.evaluator.due(state.step):
+                yield from self.evaluate(self.evaluator, stop)
             reason = stop.agreed()
             if section.sample_every and due(section.sample_every):
                 yield from self.draw()

@@ -10,15 +10,17 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, ClassVar, cast
+from typing import BinaryIO, cast
 from urllib.request import urlopen
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from hdit_cli import files, runtime
-from hdit_cli.errors import DataError, NonFiniteError
+from hdit_cli.errors import DataError
+from hdit_cli.metrics.feature_net import BATCH, rows
 
 URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 FILE = "inception-2015-12-05.pt"
@@ -94,13 +96,14 @@ def resize(picture: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(c) for c in resized]).clip(0, 255)
 
 
-class Inception:
-    """The feature net, with what must be told beside a score made with it.
+def resized(pictures: list[np.ndarray]) -> np.ndarray:
+    """`resize` of each: float32 (N, 3, 299, 299)."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return np.stack(list(pool.map(resize, pictures)))
 
-    Attributes:
-        sha256: of the weights file.
-        published: whether that is the published file; scores of another cannot be compared with anyone's.
-    """
+
+class Inception:
+    """The feature net, of clean-fid; a `FeatureNet`."""
 
     def __init__(self, path: Path | None = None, *, device: torch.device | None = None) -> None:
         """Loads the weights from `path` (the file, or its folder), else from the cache.
@@ -115,6 +118,7 @@ class Inception:
         found = locate(path)
         if found is None:
             raise _missing(f"there is no file {path if path is not None else published_path()}")
+        self.kind, self.resize = "inception", RESIZE
         self.path = found
         self.sha256 = files.sha256(found)
         self.published = self.sha256 == SHA256
@@ -127,33 +131,29 @@ class Inception:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch deprecates TorchScript; the published file is TorchScript
-                self._layers = torch.jit.load(os.fspath(found), map_location=self.device).eval().layers
+                net = torch.jit.load(os.fspath(found), map_location=self.device).eval()
+                self._layers = net.layers
         except (RuntimeError, AttributeError, ValueError) as error:
             raise DataError(
                 f"{found} is not a TorchScript Inception net: {str(error).splitlines()[0]}",
                 hint=f"the published file is at {URL}",
             ) from error
+        weight = dict(net.named_parameters()).get("output.weight")  # (1008, 2048), the classifier
+        self._output = None if weight is None else weight.detach().cpu().numpy()
+        self.classifier = weight is not None
 
-    # One shape for every call: the same picture gives the same features to the last bit whatever the batch on a CPU.
-    _BATCH: ClassVar[dict[str, int]] = {"cpu": 1, "mps": 32, "cuda": 64}
-
-    @torch.inference_mode()
     def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
         """uint8 pictures (H, W, 3), of any sizes => float32 (N, D), D = 2048 for the published net.
 
         Raises:
             NonFiniteError: the net gave NaN or infinity.
         """
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            resized = np.stack(list(pool.map(resize, pictures)))
-        size = self._BATCH.get(self.device.type, 16)
-        rows = []
-        for start in range(0, len(resized), size):
-            batch = torch.from_numpy(resized[start : start + size])
-            count = len(batch)
-            batch = torch.cat([batch, batch[:1].expand(size - count, -1, -1, -1)]).to(self.device)
-            rows.append(self._layers((batch - 128) / 128).flatten(1)[:count].float().cpu())
-        features = torch.cat(rows).numpy()
-        if not np.isfinite(features).all():
-            raise NonFiniteError("the Inception net gave NaN or infinity", hint=f"check {self.path}")
-        return features
+        batch = BATCH.get(self.device.type, 16)
+        return rows(resized(pictures), self._run, device=self.device, batch=batch)
+
+    def _run(self, x: Tensor) -> Tensor:
+        return self._layers((x - 128) / 128).flatten(1)
+
+    def logits(self, features: np.ndarray) -> np.ndarray | None:
+        """float (N, 2048) features => (N, 1008), without the bias: so the Inception Score was published."""
+        return None if self._output is None else features @ self._output.T

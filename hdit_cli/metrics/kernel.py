@@ -1,13 +1,12 @@
 """KID: squared maximum mean discrepancy of Inception features (Binkowski et al. 2018, arXiv 1801.01401, section 4)."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from hdit_cli import runtime
-from hdit_cli.errors import NonFiniteError
-from hdit_cli.metrics.metric import Arrays
+from hdit_cli.metrics.metric import Needs
+from hdit_cli.metrics.rows import Rows
 
 SUBSETS = 100  # number and size: the published protocol, and clean-fid's
 SUBSET_SIZE = 1000
@@ -37,54 +36,14 @@ def subset(side: str, number: int, *, size: int, total: int) -> np.ndarray:
     return np.sort(np.argsort(words, kind="stable")[:size])
 
 
-class KID:
-    """Mean squared MMD over random subsets."""
+class KID(Rows):
+    """Mean squared MMD over random subsets, of Inception features. Unbiased at any number; the spread is told."""
 
     name: ClassVar[str] = "kid"
-    needs: ClassVar[str | None] = "inception"
-    limit: ClassVar[int | None] = None
-    fewest: ClassVar[int] = 2
-    trusted: ClassVar[int] = 2  # unbiased at any number; the spread over subsets is told
-
-    def __init__(self) -> None:
-        self._index: list[np.ndarray] = []
-        self._rows: list[np.ndarray] = []
-
-    @property
-    def count(self) -> int:
-        return sum(len(index) for index in self._index)
-
-    def update(self, index: Sequence[int], x: np.ndarray) -> None:
-        """float (N, D) features of the pictures number `index`.
-
-        Raises:
-            NonFiniteError: a feature is NaN or infinite.
-        """
-        assert len(index) == len(x)
-        if not np.isfinite(x).all():
-            raise NonFiniteError("the features of a picture are not finite", hint="check the feature net's weights")
-        self._index.append(np.asarray(index, dtype=np.int64))
-        self._rows.append(np.asarray(x, dtype=np.float32))
-
-    def arrays(self) -> Arrays:
-        if not self._index:
-            return {"index": np.zeros(0, dtype=np.int64), "features": np.zeros((0, 0), dtype=np.float32)}
-        return {"index": np.concatenate(self._index), "features": np.concatenate(self._rows)}
-
-    @classmethod
-    def merged(cls, parts: Sequence[Mapping[str, np.ndarray]]) -> Self:
-        whole = cls()
-        for part in parts:
-            if len(part["index"]):
-                whole.update(part["index"].tolist(), part["features"])
-        return whole
-
-    def _sorted(self) -> np.ndarray:  # float64 (N, D), by picture number: the subsets must not depend on the order
-        state = self.arrays()
-        return state["features"][np.argsort(state["index"], kind="stable")].astype(np.float64)
+    needs: ClassVar[Needs] = "inception"
 
     def score(self, reference: Self) -> dict[str, Any]:
-        x, y = self._sorted(), reference._sorted()
+        x, y = (side.astype(np.float64) for side in self.both(reference))
         size = min(len(x), len(y), SUBSET_SIZE)
         count = 1 if size == len(x) == len(y) else SUBSETS  # every subset is the whole: one says it all
         values = np.array(
@@ -102,3 +61,10 @@ class KID:
             "subsets": count,
             "subset_size": size,
         }
+
+
+class KD(KID):
+    """The same of the features of any net."""
+
+    name: ClassVar[str] = "kd"
+    needs: ClassVar[Needs] = "features"

@@ -1,10 +1,39 @@
 """Mean and covariance in one pass, float64, mergeable (Chan, Golub & LeVeque 1979, eq. 2.1)."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from hdit_cli.errors import NonFiniteError
+
+
+class Normal(Protocol):
+    """What the Fréchet distance must know of a set: its first two moments."""
+
+    @property
+    def count(self) -> int | None:
+        """Rows behind the moments; None: unknown."""
+        ...
+
+    @property
+    def mean(self) -> np.ndarray:
+        """float64 (D,)."""
+        ...
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """float64 (D, D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Moments that somebody else computed, from a number of rows that nobody wrote down."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int | None = None
 
 
 @dataclass

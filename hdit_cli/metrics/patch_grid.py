@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from hdit_cli.errors import DataError, UsageError
-from hdit_cli.metrics.metric import Arrays
+from hdit_cli.metrics.metric import Arrays, Better, Bias, Needs
 
 AROUND = (2, 3, 4)  # frequencies on each side that are compared with a line; the window spreads a line to the next one
 FEWEST_PATCHES = 4  # along a side: with fewer, what is around one line is the next line
@@ -78,10 +78,14 @@ class PatchGrid:
     """
 
     name: ClassVar[str] = "patch-grid"
-    needs: ClassVar[str | None] = None
+    state: ClassVar[str] = "patch-grid"
+    needs: ClassVar[Needs] = None
     limit: ClassVar[int | None] = 10_000
     fewest: ClassVar[int] = 2
     trusted: ClassVar[int] = 2
+    bias: ClassVar[Bias] = None
+    better: ClassVar[Better] = "lower"
+    alone: ClassVar[bool] = False
     patch: ClassVar[tuple[int, int]] = (0, 0)  # (h, w) in pixels
 
     def __init__(self) -> None:
@@ -104,7 +108,7 @@ class PatchGrid:
     def count(self) -> int:
         return sum(len(index) for index in self._index)
 
-    def update(self, index: Sequence[int], x: np.ndarray) -> None:
+    def update(self, index: Sequence[int], x: np.ndarray, *, label: np.ndarray | None = None) -> None:
         """uint8 (N, H, W, 3) pictures, all of one size: a multiple of the patch, at least four patches on a side.
 
         Raises:

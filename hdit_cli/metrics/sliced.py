@@ -18,7 +18,7 @@ from einops import rearrange
 
 from hdit_cli import runtime
 from hdit_cli.errors import DataError
-from hdit_cli.metrics.metric import Arrays
+from hdit_cli.metrics.metric import Arrays, Better, Bias, Needs
 
 SEED = 0
 PATCH = 7
@@ -125,10 +125,14 @@ class SWD:
     """Sliced Wasserstein distance, per level and their average."""
 
     name: ClassVar[str] = "swd"
-    needs: ClassVar[str | None] = None
+    state: ClassVar[str] = "swd"
+    needs: ClassVar[Needs] = None
     limit: ClassVar[int | None] = 16384  # as published: 75 kB of patches a picture and level
     fewest: ClassVar[int] = 1
     trusted: ClassVar[int] = 1
+    bias: ClassVar[Bias] = None
+    better: ClassVar[Better] = "lower"
+    alone: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._size: tuple[int, int] | None = None
@@ -139,7 +143,7 @@ class SWD:
     def count(self) -> int:
         return sum(len(index) for index in self._index)
 
-    def update(self, index: Sequence[int], x: np.ndarray) -> None:
+    def update(self, index: Sequence[int], x: np.ndarray, *, label: np.ndarray | None = None) -> None:
         """uint8 (N, H, W, 3) pictures, all of one size, at least 7 x 7.
 
         Raises:

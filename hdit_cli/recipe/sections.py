@@ -155,8 +155,20 @@ class Sample(Section):
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
 
 
+def _some_weights(value: tuple[str, ...]) -> tuple[str, ...]:
+    for word in value:
+        try:
+            known = word in ("ema", "raw") or STD_MIN <= float(word) <= STD_MAX
+        except ValueError:
+            known = False
+        if not known:
+            text = f'{word!r} is neither "ema" nor "raw" nor a width such as "0.05"'
+            raise PydanticCustomError("sentence", "{text}", {"text": text})
+    return value
+
+
 class Eval(Section):
-    """Defaults of `hdit eval-fid`."""
+    """Defaults of `hdit eval-fid`, and the small evaluations inside a run: `every`, `during_*`."""
 
     n: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
@@ -166,3 +178,15 @@ class Eval(Section):
         "fid",
         "kid",
     )
+    every: Annotated[int, Field(ge=0, le=1_000_000_000_000)] = 0  # images between evaluations inside a run; 0 = none
+    during_n: Annotated[int, Field(ge=2, le=1_000_000)] = 1_000  # pictures of each
+    during_metrics: Annotated[  # the first one chooses best.safetensors; [] = `metrics`
+        tuple[MetricName, ...], Listed, Field(max_length=64), AfterValidator(_no_repeats)
+    ] = ()
+    during_weights: Annotated[  # of the run: "ema", "raw", or a width of ema.stds; the first one is what best.safetensors holds
+        tuple[str, ...],
+        Listed,
+        Field(min_length=1, max_length=16),
+        AfterValidator(_no_repeats),
+        AfterValidator(_some_weights),
+    ] = ("ema",)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,15 @@ from hdit_cli import runtime
 from hdit_cli.cli import main
 from hdit_cli.data.prepare import PrepareOptions, prepare
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine import scores
+from hdit_cli.engine import references
 from hdit_cli.engine.checkpoint import save_inference
-from hdit_cli.engine.evaluate import Evaluation, Request, evaluate
+from hdit_cli.engine.evaluate import Evaluation, evaluate
 from hdit_cli.engine.generate import Sampling
 from hdit_cli.engine.model import Model
+from hdit_cli.engine.one_pass import collect
 from hdit_cli.engine.picture_sets import Generated, Stored, open_stored, some_of
-from hdit_cli.engine.scores import collect, collect_reference
+from hdit_cli.engine.references import collect_reference
+from hdit_cli.engine.request import Request
 from hdit_cli.engine.train import new_model
 from hdit_cli.errors import CheckpointError, DataError, UsageError
 from hdit_cli.metrics.frechet import FID
@@ -117,7 +120,7 @@ def test_every_picture_is_counted_once_on_any_number_of_processes(place, n, worl
 
 def test_scores_do_not_depend_on_the_batch(place):
     base = Request(
-        place / "set", reference=place / "pictures", metrics=("fid", "kid", "swd"), inception=place / "net.pt",
+        place / "set", reference=place / "pictures", metrics=("fid", "kid", "swd"), features=f"inception:{place / 'net.pt'}",
         allow_small=True,
     )  # fmt: skip
     by_size = []
@@ -130,7 +133,11 @@ def test_scores_do_not_depend_on_the_batch(place):
 
 def test_a_set_against_itself(place):
     request = Request(
-        place / "set", reference=place / "set", metrics=("fid", "swd"), inception=place / "net.pt", allow_small=True
+        place / "set",
+        reference=place / "set",
+        metrics=("fid", "swd"),
+        features=f"inception:{place / 'net.pt'}",
+        allow_small=True,
     )
     found = values(scored(request))
     assert 0 <= found["fid"] <= 1e-3
@@ -138,7 +145,7 @@ def test_a_set_against_itself(place):
 
 
 def test_a_checkpoint_is_scored_against_its_data_and_saved_pictures_score_the_same(place, tmp_path):
-    how = {"metrics": ("fid", "kid", "swd"), "inception": place / "net.pt", "allow_small": True}
+    how = {"metrics": ("fid", "kid", "swd"), "features": f"inception:{place / 'net.pt'}", "allow_small": True}
     evaluation = scored(Request(place / "model.safetensors", save=tmp_path / "out", **how))
     assert [(score.n, score.n_reference) for score in evaluation.scores] == [(6, 10)] * 3
     assert len(list((tmp_path / "out").glob("*.png"))) == 6
@@ -165,16 +172,21 @@ def test_sampling_options_reach_the_sampler(place):
 def test_reference_features_come_from_the_cache_the_second_time(place, own_cache, monkeypatch):
     net, reference = Inception(place / "net.pt"), open_stored(place / "set")
     first = collect_reference(reference, METRICS, net=net, on_progress=silent)
-    assert sorted(path.name[:4] for path in (own_cache / "reference").iterdir()) == ["fid-", "kid-"]
+    assert sorted(path.name[:4] for path in (own_cache / "reference").iterdir()) == ["mome", "rows", "swd-"]
     read: list[tuple[str, ...]] = []
 
     def watched(pictures, metrics, **options):
         read.append(tuple(kind.name for kind in metrics))
         return collect(pictures, metrics, **options)
 
-    monkeypatch.setattr(scores, "collect", watched)
+    monkeypatch.setattr(references, "collect", watched)
     second = collect_reference(reference, METRICS, net=net, on_progress=silent)
-    assert read == [("swd",)]  # its patches are large and quickly made
+    assert not read
+    (own_cache / "reference" / next(p.name for p in (own_cache / "reference").glob("swd-*"))).unlink()
+    monkeypatch.setattr(references, "_LARGEST", 0)
+    for _ in range(2):
+        second = collect_reference(reference, METRICS, net=net, on_progress=silent)
+    assert read == [("swd",), ("swd",)]  # patches too large to keep are made again
     for kind in METRICS:
         for name, array in first[kind.name].arrays().items():
             np.testing.assert_array_equal(array, second[kind.name].arrays()[name])
@@ -213,9 +225,9 @@ def test_what_a_user_can_get_wrong(place, tmp_path):
     (tmp_path / "full" / "x").write_text("")
     (tmp_path / "empty").mkdir()
     cases: list[tuple[Request, type[Exception], str]] = [
-        (Request(checkpoint, metrics=("fid",), inception=net), DataError, "few pictures"),
-        (Request(checkpoint, n=1, metrics=("kid",), inception=net), DataError, "at least 2"),
-        (Request(checkpoint, metrics=("kid",), inception=tmp_path / "no.pt"), DataError, "weights"),
+        (Request(checkpoint, metrics=("fid",), features=f"inception:{net}"), DataError, "few pictures"),
+        (Request(checkpoint, n=1, metrics=("kid",), features=f"inception:{net}"), DataError, "at least 2"),
+        (Request(checkpoint, metrics=("kid",), features=f"inception:{tmp_path / 'no.pt'}"), DataError, "weights"),
         (Request(checkpoint, metrics=("nope",)), UsageError, "nope"),
         (Request(checkpoint, metrics=("swd",), reference=tmp_path / "no"), DataError, "no folder"),
         (Request(checkpoint, metrics=("swd",), reference=tmp_path / "empty"), DataError, "no pictures"),
@@ -256,7 +268,7 @@ def test_weights_are_downloaded_only_where_nobody_named_a_file(place, own_cache,
         raise DataError("no network", hint="somewhere else")
 
     monkeypatch.setattr("hdit_cli.metrics.inception.download", download)
-    scored(Request(place / "set", reference=place / "set", metrics=("kid",), inception=place / "net.pt"))
+    scored(Request(place / "set", reference=place / "set", metrics=("kid",), features=f"inception:{place / 'net.pt'}"))
     assert not asked
     with pytest.raises(DataError, match="no network"):
         evaluate(Request(place / "set", reference=place / "set", metrics=("kid",)), on_progress=silent)
@@ -269,6 +281,85 @@ def test_the_grid_of_sample_is_not_a_picture_of_the_set(place, tmp_path):
     assert open_stored(tmp_path).count == 3
     (tmp_path / "samples.json").write_text("{}")
     assert open_stored(tmp_path).count == 2
+
+
+class Pooled(nn.Module):
+    """uint8 (N, 3, H, W) => (N, 27): a net of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(x.float(), 3).flatten(1)
+
+
+def save_exported(folder: Path) -> Path:
+    program = torch.export.export(Pooled(), (torch.zeros(1, 3, 32, 32, dtype=torch.uint8),))
+    torch.export.save(program, folder / "net.pt2")
+    return folder / "net.pt2"
+
+
+def test_metrics_of_any_net_in_one_pass(place, tmp_path):
+    """`memorisation` of pictures that are the training set; classes, precision; each state is collected once."""
+    names = ("fd", "kd", "precision-recall", "memorisation")
+    request = Request(
+        place / "set", reference=place / "set", metrics=names, features=str(save_exported(tmp_path)), allow_small=True
+    )
+    evaluation = scored(request)
+    found = {score.metric: score for score in evaluation.scores}
+    assert list(found) == ["fd", "kd", "precision", "recall", "density", "coverage", "memorisation"]
+    assert found["fd"].value == pytest.approx(0, abs=1e-3)
+    assert (found["precision"].value, found["precision"].better, found["fd"].better) == (1, "higher", "lower")
+    assert found["memorisation"].value == pytest.approx(0, abs=1e-3)
+    assert all(pair["picture"] == pair["reference"] for pair in found["memorisation"].details["closest"])
+    assert evaluation.facts["features"]["net"] == "exported"
+    assert any("--hold-out" in note for note in evaluation.notes)
+    assert any(note.startswith("FD at n = 10:") for note in evaluation.notes)
+    json.dumps(evaluation.record())
+
+
+def test_held_out_pictures_stand_beside_the_samples(place, tmp_path):
+    rng = np.random.default_rng(1)
+    for i in range(40):
+        path = tmp_path / "more" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    options = PrepareOptions(size=(32, 32), hold_out=0.3)
+    prepare(tmp_path / "more", out=tmp_path / "set", options=options, workers=1)
+    request = Request(
+        tmp_path / "set", reference=tmp_path / "set", metrics=("memorisation",), features=str(save_exported(tmp_path))
+    )
+    (score,) = scored(request).scores
+    assert score.details["held_out"]["n"] > 0
+    assert score.details["share_closer"] == 1  # the training pictures themselves
+
+
+def test_each_class_by_itself(place):
+    features, data = f"inception:{place / 'net.pt'}", place / "set"
+    request = Request(data, reference=data, metrics=("fid-per-class",), features=features, allow_small=True)
+    evaluation = scored(request)
+    table = evaluation.scores[0].details["classes"]
+    assert [row["n"] for row in table.values()] == [5, 5]
+    assert evaluation.facts["classes"] == ["a", "b"]
+    with pytest.raises(DataError, match="classes"):
+        scored(Request(place / "pictures", reference=data, metrics=("fid-per-class",), features=features))
+
+
+def test_a_file_of_moments_as_reference(place, tmp_path):
+    net = Inception(place / "net.pt")
+    rows = net([open_stored(place / "set").reader.picture(i) for i in range(10)]).astype(np.float64)
+    np.savez(tmp_path / "moments.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    base = Request(
+        place / "set", reference=tmp_path / "moments.npz", metrics=("fid",), features=f"inception:{place / 'net.pt'}",
+        allow_small=True,
+    )  # fmt: skip
+    evaluation = scored(base)
+    assert evaluation.scores[0].value <= 1e-3
+    assert (evaluation.scores[0].n, evaluation.scores[0].n_reference) == (10, None)
+    assert evaluation.facts["reference"]["count"] is None
+    assert any("which net and resize" in note for note in evaluation.notes)
+    with pytest.raises(DataError, match="kid need every picture"):
+        scored(replace(base, metrics=("fid", "kid")))
+    with pytest.raises(DataError, match="12 numbers, those of the reference 3"):
+        np.savez(tmp_path / "moments.npz", mu=np.zeros(3), sigma=np.eye(3))
+        scored(base)
 
 
 def run_hdit(*words: str, cache: Path) -> subprocess.CompletedProcess[str]:

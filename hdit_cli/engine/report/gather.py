@@ -13,7 +13,7 @@ from hdit_cli.engine.beginning import read_record
 from hdit_cli.engine.evaluate import SCORES
 from hdit_cli.engine.model import count
 from hdit_cli.engine.report import curves
-from hdit_cli.engine.report.logs import Axes, Log, exact, newest_of_each_step, number, read_json, read_log
+from hdit_cli.engine.report.logs import Axes, Log, exact, newest_of_each_step, number, parted, read_json, read_log
 from hdit_cli.engine.report.pictures import grids
 from hdit_cli.engine.run import RunFolder
 from hdit_cli.errors import HditError, UsageError
@@ -74,7 +74,8 @@ def _run(run: RunFolder, *, name: str, runs: int) -> dict[str, Any]:
             "scores": run.path / SCORES,
         }.items()
     }
-    metrics, timing = newest_of_each_step(logs["metrics"].lines), newest_of_each_step(logs["timing"].lines)
+    trained, evaluated = parted(logs["metrics"].lines)
+    metrics, timing = newest_of_each_step(trained), newest_of_each_step(logs["timing"].lines)
     axes = Axes(metrics, logs["timing"].lines, batch_size=recipe.train.batch_size if recipe else None)
     if not metrics and logs["metrics"].found:
         notes.append("metrics.jsonl holds no line yet")
@@ -92,7 +93,7 @@ def _run(run: RunFolder, *, name: str, runs: int) -> dict[str, Any]:
         "timing": curves.timing(timing, axes),
         "validation": curves.validation(logs["validation"].lines, axes),
         "grids": shown,
-        "scores": curves.scores(logs["scores"].lines, axes),
+        "scores": curves.scores([*evaluated, *logs["scores"].lines], axes),
         "recipe": flat(values),
         "base": _base(recipe),
         "environment": _environment(run),

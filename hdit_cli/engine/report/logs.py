@@ -86,6 +86,17 @@ def numbers(value: Any) -> list[float | None]:
     return [number(entry) for entry in value] if isinstance(value, list) else []
 
 
+def parted(lines: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lines of metrics.jsonl about training, and those of evaluations inside the run as `scores.jsonl` would hold them."""
+    trained = [line for line in lines if not isinstance(line.get("eval"), dict)]
+    scored = []
+    for line in lines:
+        if isinstance(told := line.get("eval"), dict):
+            reference = {"path": "the training data", "count": told.get("n_reference")}
+            scored.append({**told, "step": line["step"], "reference": reference})
+    return trained, scored
+
+
 def newest_of_each_step(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """By step, ascending: a run that went on from an older checkpoint has written some steps twice."""
     return [line for _, line in sorted({line["step"]: line for line in lines}.items())]

@@ -1,0 +1,102 @@
+"""What every feature net offers, and how the command line names one.
+
+`inception`, `pytorch-fid`, `dinov2`, `clip`, each with `:PATH` behind it where the file is not in the cache, or the path
+of a `.pt2` file.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hdit_cli import catalog
+from hdit_cli.errors import DataError, NonFiniteError, UsageError
+
+EXPORTED = ".pt2"
+
+# One shape for every call: the same picture gives the same features to the last bit whatever the batch on a CPU.
+BATCH = {"cpu": 1, "mps": 32, "cuda": 64}
+
+
+class FeatureNet(Protocol):
+    """uint8 pictures => float32 (N, D), one row for each, a function of that picture alone.
+
+    Attributes:
+        kind: its name in the catalog.
+        path: the file or folder of its weights.
+        sha256: of those.
+        published: whether they are those that papers used; scores of others cannot be compared with anyone's.
+        resize: how pictures come to the net's size; a part of the protocol.
+        classifier: whether it has classes of its own.
+    """
+
+    kind: str
+    path: Path
+    sha256: str
+    published: bool
+    resize: str
+    classifier: bool
+
+    def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
+        """uint8 pictures (H, W, 3), of any sizes => float32 (N, D)."""
+        ...
+
+    def logits(self, features: np.ndarray) -> np.ndarray | None:
+        """float (N, D) features => float (N, K) logits of the net's own classes; None where it has no classifier."""
+        ...
+
+
+def parse(named: str) -> tuple[str, Path | None]:
+    """Kind and path of a feature net as named by the user: `dinov2:FOLDER`, `inception`, `net.pt2`.
+
+    Raises:
+        UsageError: no such net.
+    """
+    kind, colon, rest = named.partition(":")
+    if kind in catalog.names("features") and kind != "exported":
+        return kind, Path(rest) if colon and rest else None
+    if named.endswith(EXPORTED):
+        return "exported", Path(named)
+    known = ", ".join(name for name in catalog.names("features") if name != "exported")
+    raise UsageError(f"--features {named!r} names no feature net", hint=f"one of {known} (NAME:PATH), or a .pt2 file")
+
+
+def is_inception(net: FeatureNet) -> bool:
+    """Whether FID and KID of its features are called so."""
+    return net.kind in ("inception", "pytorch-fid")
+
+
+def facts(net: FeatureNet) -> dict[str, Any]:
+    """What must be told beside a score."""
+    told = {"net": net.kind, "file": str(net.path), "sha256": net.sha256, "published": net.published}
+    return {**told, "resize": net.resize}
+
+
+@torch.inference_mode()
+def rows(pictures: np.ndarray, run: Callable[[Tensor], Tensor], *, device: torch.device, batch: int) -> np.ndarray:
+    """Features of pictures of one size in batches of one shape: (N, 3, H, W) => float32 (N, D).
+
+    Args:
+        run: (batch, 3, H, W) of the dtype of `pictures`, on the device => (batch, D).
+
+    Raises:
+        DataError: the net gives something else.
+        NonFiniteError: it gives NaN or infinity.
+    """
+    found = []
+    for start in range(0, len(pictures), batch):
+        part = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch]))
+        count = len(part)
+        part = torch.cat([part, part[:1].expand(batch - count, -1, -1, -1)]).to(device)
+        out = run(part)
+        if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != batch:
+            shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise DataError(f"the feature net gives {shape}, not a row for each of {batch} pictures", hint="(N, D)")
+        found.append(out[:count].float().cpu())
+    features = torch.cat(found).numpy()
+    if not np.isfinite(features).all():
+        raise NonFiniteError("the feature net gave NaN or infinity", hint="check its weights")
+    return features

@@ -1,0 +1,206 @@
+"""Evaluations inside a run: the run stays as it was, its scores are a function of the seed, the best weights are kept."""
+
+import hashlib
+import json
+import os
+import signal
+
+import pytest
+import torch
+from tiny_run import tiny_recipe
+
+import hdit_cli
+from hdit_cli.cli import main
+from hdit_cli.engine import checkpoint, events
+from hdit_cli.engine.evaluate import evaluate
+from hdit_cli.engine.evaluator import BEST, SCORE, Evaluator
+from hdit_cli.engine.report.gather import gather
+from hdit_cli.engine.request import Request
+from hdit_cli.engine.train import train
+from hdit_cli.errors import UsageError
+from hdit_cli.recipe import Recipe
+
+EVAL = {"every": 24, "during_n": 6, "during_metrics": ["swd"], "during_weights": ["ema", "0.1"], "batch_size": 3}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HDIT_CACHE", str(tmp_path / "cache"))
+
+
+def scored(**changes) -> Recipe:
+    """With an evaluation at steps 3, 6 and 8."""
+    return tiny_recipe(eval={**EVAL, **changes.pop("eval", {})}, ema={"stds": [0.1]}, train__sample_every=0, **changes)
+
+
+def run(folder, recipe, data, watch=lambda event: None):
+    seen = []
+
+    def both(event):
+        seen.append(event)
+        watch(event)
+
+    train(folder, recipe, data=data, watch=both)
+    return seen
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def digests(folder):
+    """Of all that must come out the same."""
+    newest = folder / "checkpoints" / checkpoint.step_name(checkpoint.list_steps(folder)[-1])
+    wanted = [
+        folder / "metrics.jsonl",
+        folder / "ckpt.safetensors",
+        folder / BEST,
+        *sorted(newest.glob("*.safetensors")),
+    ]
+    state = json.loads((newest / "state.json").read_text())
+    return {
+        **{str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in wanted},
+        "evaluation": state["evaluation"],
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_data, tmp_path_factory):
+    """One unbroken run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HDIT_CACHE", str(folder.parent / "cache"))
+        return folder, run(folder, scored(), tiny_data)
+
+
+def test_scores_stand_in_the_log_and_training_is_what_it_was(whole, tiny_data, tmp_path):
+    folder, seen = whole
+    found = [line for line in lines(folder) if "eval" in line]
+    assert [(line["step"], line["images"]) for line in found] == [(s, 8 * s) for s in (3, 3, 6, 6, 8, 8)]
+    assert [line["eval"]["weights"] for line in found[:2]] == ["ema", "std 0.100"]
+    assert all(line["eval"]["n"] == 6 and line["eval"]["n_reference"] == 24 for line in found)
+    assert [event.step for event in seen if isinstance(event, events.Evaluated)] == [3, 6, 8]
+    plain = tmp_path / "run"
+    run(plain, scored(eval={"every": 0}), tiny_data)
+    assert [line for line in lines(folder) if "eval" not in line] == lines(plain)
+    ours, theirs = (checkpoint.load_snapshot(p / "checkpoints" / "step-00000008") for p in (folder, plain))
+    for name in ours.raw:
+        assert torch.equal(ours.raw[name], theirs.raw[name]) and torch.equal(ours.ema[name], theirs.ema[name])
+    assert "evaluation" not in theirs.state and not (plain / BEST).exists()
+
+
+def test_the_best_is_the_lowest_of_the_first_metric_and_weights(whole, tmp_path):
+    folder, _ = whole
+    values = {
+        line["step"]: line["eval"]["scores"]["swd"]
+        for line in lines(folder)
+        if line.get("eval", {}).get("weights") == "ema"
+    }
+    step = min(values, key=lambda step: values[step])
+    told = json.loads(checkpoint.read_header(folder / BEST)[SCORE])
+    assert (told["step"], told["value"], told["metric"]) == (step, values[step], "swd")
+    running = [min(list(values.values())[: i + 1]) for i in range(3)]
+    marked = [line["eval"]["best"] for line in lines(folder) if line.get("eval", {}).get("weights") == "ema"]
+    assert marked == [True] + [running[i] < running[i - 1] for i in (1, 2)]
+    model = hdit_cli.load(folder / BEST, device="cpu")
+    assert (model.step, model.weights) == (step, "ema")
+    alone = tmp_path / BEST
+    alone.write_bytes((folder / BEST).read_bytes())
+    request = Request(alone, n=6, metrics=("swd",), sampling={"seed": 0, "batch_size": 3})
+    evaluation = evaluate(request, on_progress=lambda *_: None)
+    assert evaluation is not None
+    assert evaluation.scores[0].value == pytest.approx(values[step], rel=1e-12)  # the command gives what the run logged
+
+
+@pytest.mark.parametrize("cut", [pytest.param(3, marks=pytest.mark.slow), 5, pytest.param(7, marks=pytest.mark.slow)])
+def test_a_run_that_was_cut_scores_the_same(whole, tiny_data, tmp_path, cut):
+    class Cut(Exception):
+        pass
+
+    def stop(event):
+        if isinstance(event, events.Stepped) and event.step == cut:
+            raise Cut
+
+    with pytest.raises(Cut):
+        run(tmp_path / "run", scored(), tiny_data, stop)
+    run(tmp_path / "run", scored(), tiny_data)
+    assert digests(tmp_path / "run") == digests(whole[0])
+
+
+@pytest.mark.parametrize("at", [6, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_signal_breaks_an_evaluation_off_and_it_is_made_when_the_run_goes_on(
+    whole, tiny_data, tmp_path, at, monkeypatch
+):
+    """Also the one after the last step."""
+    original = Evaluator._pictures
+
+    def pictures(self, model):
+        if model.step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "_pictures", pictures)
+        seen = run(tmp_path / "run", scored(), tiny_data)
+    assert seen[-1] == events.Finished(at, stopped_by="SIGTERM")
+    assert [event.step for event in seen if isinstance(event, events.Evaluated)] == [3, 6][: at // 4]
+    assert checkpoint.list_steps(tmp_path / "run")[-1] == at
+    run(tmp_path / "run", scored(), tiny_data)
+    ours, expected = digests(tmp_path / "run"), digests(whole[0])
+    if at == 8:  # nothing is saved after the last step: the evaluation is made again whenever the run is started again
+        assert ours.pop("evaluation")["step"] == 6 and expected.pop("evaluation")["step"] == 8
+    assert ours == expected
+
+
+@pytest.mark.slow
+def test_another_basis_starts_the_best_anew(whole, tiny_data, tmp_path):
+    """A score of more pictures does not compare with one of fewer."""
+    folder = tmp_path / "run"
+    run(folder, scored(train__steps=4), tiny_data)
+    before = json.loads(checkpoint.read_header(folder / BEST)[SCORE])
+    run(folder, scored(eval={"during_n": 7}), tiny_data)
+    after = json.loads(checkpoint.read_header(folder / BEST)[SCORE])
+    assert before["n"] == 6 and after["n"] == 7 and after["step"] > before["step"]
+
+
+@pytest.mark.slow
+def test_best_is_known_to_a_run_that_was_not_scored_for_a_while(tiny_data, tmp_path):
+    folder = tmp_path / "run"
+    run(folder, scored(train__steps=3), tiny_data)
+    before = (folder / BEST).read_bytes()
+    run(folder, scored(train__steps=4, eval={"every": 0}), tiny_data)
+    recipe = scored()
+    evaluator = Evaluator(recipe, model=hdit_cli.load(folder, device="cpu"), reader=_reader(tiny_data), folder=folder)
+    evaluator.restore(None, step=4)
+    assert evaluator.best is not None and evaluator.best["step"] == 3
+    evaluator.restore(None, step=2)  # a file from later than the checkpoint tells nothing
+    assert evaluator.best is None
+    assert (folder / BEST).read_bytes() == before
+
+
+def _reader(data):
+    from hdit_cli.data.reader import ShardReader
+
+    return ShardReader(data)
+
+
+def test_what_a_user_can_get_wrong(tiny_data, tmp_path):
+    with pytest.raises(UsageError, match=r"width 0\.2.*does not track"):
+        run(tmp_path / "run", scored(eval={"during_weights": ["0.2"]}), tiny_data)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match="neither"):
+        scored(eval={"during_weights": ["avg"]})
+
+
+def test_info_and_the_report_know_them(whole, capsys):
+    folder, _ = whole
+    with pytest.raises(SystemExit) as stopped:
+        main(["info", str(folder / BEST), "--json"])
+    assert stopped.value.code == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["score"]["metric"] == "swd" and facts["step"] == facts["score"]["step"]
+    (page,) = gather([folder])["runs"]
+    assert [entry["scores"]["swd"] for entry in page["scores"]] == [
+        pytest.approx(line["eval"]["scores"]["swd"], rel=1e-5) for line in lines(folder) if "eval" in line
+    ]
+    assert page["log"]["step"] == [3, 6, 8] and all(value is not None for value in page["log"]["loss"])
