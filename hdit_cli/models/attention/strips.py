@@ -22,7 +22,7 @@ from hdit_cli.models.attention.tiled import Axis, plan_axis
 
 def tile_of(kernel: int) -> int:
     """Side of a tile: a small one multiplies less in vain, a large one in larger pieces (docs/performance.md)."""
-    return 4 if kernel <= 9 else 8
+    return 8
 
 
 def refuse(request: Request) -> str:
