@@ -1,11 +1,14 @@
 """Every backend of neighborhood attention equals the definition, forward and backward."""
 
 import importlib.util
+import shutil
 
 import pytest
 import torch
+from einops import rearrange
 
 from hdit_cli.errors import UsageError
+from hdit_cli.models.attention import flex
 from hdit_cli.models.attention import natten as natten_backend
 from hdit_cli.models.attention.dense import global_attention, window_attention
 from hdit_cli.models.attention.dispatch import choose, explain, neighborhood_attention
@@ -44,6 +47,55 @@ def test_equals_the_definition(shape, backend):
         results.append((out.detach(), *torch.autograd.grad(out, leaves, gradient)))
     for ours, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+def by_mask(q, k, v, *, block_mask, scale):
+    """What FlexAttention computes, from its mask of single tokens; it has no backward on a CPU."""
+    tokens = torch.arange(q.shape[2])
+    mask = block_mask.mask_mod(torch.tensor(0), torch.tensor(0), tokens[:, None], tokens)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("shape", [*SHAPES, (33, 40, 7)], ids=str)
+def test_flex_equals_the_definition(shape):
+    """Its masks and its order of tokens, with the scores by torch's unfused form."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    height, width, kernel = shape
+    *qkv, gradient = tensors(height, width)
+    results = []
+    for option in ({"backend": "reference"}, {"run": by_mask}):
+        leaves = [t.clone().requires_grad_() for t in qkv]
+        out = (flex.attend if "run" in option else neighborhood_attention)(*leaves, kernel=kernel, **option)
+        results.append((out.detach(), *torch.autograd.grad(out, leaves, gradient)))
+    for ours, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        out = flex.attend(*qkv, kernel=kernel, run=flex_attention)
+    torch.testing.assert_close(out, results[0][0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 7), (33, 40, 7), (9, 70, 4)], ids=str)
+def test_the_blocks_that_flex_visits_are_those_that_it_must(shape):
+    """No block is left out that holds a key of a window, and none is visited in vain."""
+    height, width, kernel = shape
+    cut = flex.plan(height, width, kernel, torch.device("cpu"))
+    tokens = torch.arange(cut.down * cut.across * flex.ROWS * flex.COLUMNS)
+    pairs = cut.mask.mask_mod(torch.tensor(0), torch.tensor(0), tokens[:, None], tokens)
+    needed = rearrange(pairs, "(i q) (j k) -> i j q k", q=128, k=128).flatten(2).any(2)
+    visited = cut.mask.to_dense()[0, 0].bool()
+    assert torch.equal(visited, needed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_flex_compiled_on_a_cpu_equals_the_definition():
+    q, k, v, _ = tensors(20, 24, d=16, dtype=torch.float32)
+    with torch.no_grad():
+        out = neighborhood_attention(q, k, v, kernel=7, backend="flex")
+        expected = neighborhood_attention(q, k, v, kernel=7, backend="reference")
+    torch.testing.assert_close(out, expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)], ids=str)
@@ -138,6 +190,12 @@ def test_the_dispatcher_says_why(monkeypatch):
     assert "CPU" in explain(Request("cuda", torch.float32, 64, 7))["strips"]
     assert "CUDA" in reasons["natten"]
     assert "reference" in reasons["reference"]
+    assert "CUDA" in reasons["flex"]
+    for bad, word in (
+        (Request("cuda", torch.float64, 64, 7), "float64"),
+        (Request("cuda", torch.float32, 24, 7), "24"),
+    ):
+        assert word in flex.refuse(bad) or "triton" in flex.refuse(bad)
     for reason in natten_backend.refuse(Request("cuda", torch.float64, 64, 7)), natten_backend.unavailable():
         assert reason == "" or reason[0].islower() or reason.startswith(("NATTEN", "`"))
 
