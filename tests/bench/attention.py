@@ -38,13 +38,13 @@ def compare(*, runs, backward):
         if backward:
             torch.autograd.grad(out, leaves, gradient)
 
-    seconds = {"reference": [], "tiled": []}
+    seconds = {"reference": [], "strips": []}
     for i in range(runs + 1):
         for backend, found in seconds.items():
             duration = timed(lambda backend=backend: call(backend))
             if i:  # the first round warms up
                 found.append(duration)
-    ratios = [a / b for a, b in zip(seconds["reference"], seconds["tiled"], strict=True)]
+    ratios = [a / b for a, b in zip(seconds["reference"], seconds["strips"], strict=True)]
     facts = {name: quartiles(found) for name, found in seconds.items()}
     return {
         **facts,
