@@ -12,6 +12,8 @@ CATALOG: dict[str, dict[str, str]] = {
     },
     "attention": {  # in the order of preference; "reference" is the judge, chosen only by name
         "natten": "hdit_cli.models.attention.natten",
+        "flex": "hdit_cli.models.attention.flex",
+        "strips": "hdit_cli.models.attention.strips",
         "tiled": "hdit_cli.models.attention.tiled",
         "reference": "hdit_cli.models.attention.reference",
     },

@@ -14,6 +14,7 @@ import typer
 
 from hdit_cli import __version__
 from hdit_cli.commands import (
+    bench,
     convert,
     doctor,
     ema,
@@ -39,6 +40,7 @@ COMMANDS = {
     "ema": (ema.ema, "An average of any width, from a run's snapshots."),
     "verify": (verify.verify, "Whether checkpoints or shards are what was written."),
     "report": (report.report, "One HTML page about runs: curves, grids, scores."),
+    "bench": (bench.bench, "How fast a recipe is here, and where the time goes."),
     "info": (info.info, "What a recipe, data set, run or checkpoint is."),
     "doctor": (doctor.doctor, "What this machine has, and what is missing."),
     "recipe": (recipe.recipe, "Print a shipped recipe, to be edited."),

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hdit_cli.models.attention.dense import global_attention, window_attention
 from hdit_cli.models.attention.dispatch import neighborhood_attention
+from hdit_cli.models.fused import by_hand, pairs_together, rotated_cosine
 from hdit_cli.models.layers import (
     GEGLU,
     AdaRMSNorm,
@@ -83,14 +84,21 @@ class SelfAttention(nn.Module):
         self.out_proj = Linear(level.width, level.width, zero=True)
 
     def forward(self, x: Tensor, positions: Tensor, condition: Tensor) -> Tensor:
-        qkv = self.qkv_proj(self.norm(x, condition))
-        q, k, v = rearrange(qkv, "n h w (t a d) -> t n h w a d", t=3, a=self.heads)
+        q, k, v = self.project(self.norm(x, condition), positions)
+        out = rearrange(self.attend(q, k, v), "n h w a d -> n h w (a d)")
+        return self.out_proj.add_to(x, self.dropout(out))
+
+    def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q and k, normalised and rotated, and v: each (N, H, W, heads, d)."""
+        if by_hand(x):
+            both, values = self.qkv_proj.weight.split([2 * self.level.width, self.level.width])
+            qk = nn.functional.linear(x, pairs_together(both, heads=self.heads))
+            q, k = rotated_cosine(qk, self.scale, self.pos_emb.turns(positions), eps=1e-6)
+            return q, k, rearrange(nn.functional.linear(x, values), "n h w (a d) -> n h w a d", a=self.heads)
+        q, k, v = rearrange(self.qkv_proj(x), "n h w (t a d) -> t n h w a d", t=3, a=self.heads)
         angles = self.pos_emb.angles(positions)
         cos, sin = angles.cos(), angles.sin()
-        q = rotate(cosine_scale(q, self.scale), cos, sin)
-        k = rotate(cosine_scale(k, self.scale), cos, sin)
-        out = rearrange(self.attend(q, k, v), "n h w a d -> n h w (a d)")
-        return x + self.out_proj(self.dropout(out))
+        return rotate(cosine_scale(q, self.scale), cos, sin), rotate(cosine_scale(k, self.scale), cos, sin), v
 
     def macs(self, height: int, width: int) -> int:
         level, tokens = self.level, height * width
@@ -109,7 +117,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(level.d_ff, level.width, zero=True)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        return x + self.down_proj(self.dropout(self.up_proj(self.norm(x, condition))))
+        return self.down_proj.add_to(x, self.dropout(self.up_proj(self.norm(x, condition))))
 
     def macs(self, height: int, width: int) -> int:
         return self.up_proj.macs(height * width) + self.down_proj.macs(height * width)

@@ -12,6 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hdit_cli.models.fused import by_hand, scaled_rms_norm
+
 
 class Linear(nn.Linear):
     """Bias-free linear layer of the kind that weight decay applies to."""
@@ -20,6 +22,13 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs, bias=False)
         if zero:
             nn.init.zeros_(self.weight)
+
+    def add_to(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + self(y)."""
+        if not by_hand(y):
+            return x + self(y)
+        width = self.out_features  # in one product
+        return torch.addmm(x.reshape(-1, width), y.reshape(-1, self.in_features), self.weight.mT).view(x.shape)
 
     def macs(self, tokens: int) -> int:
         return tokens * self.in_features * self.out_features
@@ -51,7 +60,10 @@ class AdaRMSNorm(nn.Module):
         self.linear = Linear(condition_width, width, zero=True)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        return rms_norm(x, self.linear(condition)[:, None, None] + 1)
+        scale = self.linear(condition) + 1
+        if by_hand(x):
+            return scaled_rms_norm(x, scale, eps=1e-6)
+        return rms_norm(x, scale[:, None, None])
 
 
 class FourierFeatures(nn.Module):
@@ -75,6 +87,9 @@ class GEGLU(Linear):
         super().__init__(inputs, outputs * 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        if by_hand(x):  # each in one piece: the GELU of a CPU is several times slower on slices
+            value, gate = (F.linear(x, weight) for weight in self.weight.chunk(2))
+            return value * F.gelu(gate) if value.requires_grad else value.mul_(F.gelu(gate))
         value, gate = super().forward(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
@@ -100,17 +115,20 @@ class Dropout(nn.Module):
         places = torch.arange(x[0].numel(), dtype=torch.int32, device=x.device)
         keys = _mix(self.keys + self.number * _ODD)
         bits = _mix(places * _ODD + keys[:, None]).view(x.shape)
-        kept = (bits & 0x7FFFFFFF) >= int(self.p * 2**31)
-        return x * (kept.to(x.dtype) / (1 - self.p))
+        kept = bits.bitwise_and_(0x7FFFFFFF) >= int(self.p * 2**31)
+        return x * kept.to(x.dtype).div_(1 - self.p)
 
 
 _ODD = 0x9E3779B9 - 2**32  # the golden ratio; products wrap around
 
 
-def _mix(x: Tensor) -> Tensor:  # int32 => int32, bijective: two rounds of xor-shift and multiply
-    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
-    return x ^ ((x >> 16) & 0xFFFF)
+def _mix(x: Tensor) -> Tensor:
+    """Two rounds of xor-shift and multiply on int32, bijective; x itself is changed."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32), (16, 1)):
+        x.bitwise_xor_((x >> shift).bitwise_and_((1 << 32 - shift) - 1))
+        if factor != 1:
+            x.mul_(factor)
+    return x
 
 
 def seed_dropout(network: nn.Module, keys: Tensor | None) -> None:
@@ -184,6 +202,14 @@ class AxialRoPE(nn.Module):
         freqs = self.freqs.to(positions.dtype)
         y, x = positions[..., 0, None, None] * freqs, positions[..., 1, None, None] * freqs
         return torch.cat([y, x], dim=-1)
+
+    def turns(self, positions: Tensor) -> Tensor:
+        """exp(i angles), complex; rows share their y and columns their x, so that sines are few."""
+        freqs = self.freqs.to(positions.dtype)
+        y, x = positions[:, :1, 0, None, None] * freqs, positions[:1, :, 1, None, None] * freqs
+        y, x = (torch.polar(torch.ones_like(angle), angle) for angle in (y, x))  # (H, 1, ...) and (1, W, ...)
+        size = (*positions.shape[:2], *freqs.shape)
+        return torch.cat([y.expand(size), x.expand(size)], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

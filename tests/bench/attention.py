@@ -1,31 +1,31 @@
-"""Neighborhood attention: the tiled backend against gathering the windows, in alternating runs of one process.
+"""Neighborhood attention beside plain windows and beside gathering every window, in alternating runs of one process.
 
-    python tests/bench/attention.py
+    python tests/bench/attention.py [--runs 15] [--threads 2]
 
-Prints medians, quartiles and the median of the paired ratios. NATTEN's CPU forward is timed beside them where it is installed.
+64x64 tokens, batch 2, 2 heads of 64, kernel 7; windows of 8x8, which are not shifted. Spreads are [median, least, most]; ratios
+are to the plain windows, of pairs of one round. NATTEN's CPU forward is timed beside them where it is installed.
 """
 
 import argparse
 import importlib.util
 import json
-import statistics
-import time
+from datetime import date
 
 import torch
 
 from hdit_cli import runtime
+from hdit_cli.engine.bench.clock import Spread, ratio, rounds
+from hdit_cli.models.attention.dense import window_attention
 from hdit_cli.models.attention.dispatch import neighborhood_attention
 
-
-def timed(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+CPU = torch.device("cpu")
+BACKENDS = ("strips", "tiled", "reference")
 
 
-def quartiles(values):
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"median_ms": round(middle * 1e3, 1), "quartiles_ms": [round(low * 1e3, 1), round(high * 1e3, 1)]}
+def attend(name, q, k, v):
+    if name == "windows":
+        return window_attention(q, k, v, window=8, shift=0)
+    return neighborhood_attention(q, k, v, kernel=7, backend=name)
 
 
 def compare(*, runs, backward):
@@ -33,23 +33,16 @@ def compare(*, runs, backward):
     q, k, v, gradient = (torch.randn(2, 64, 64, 2, 64, generator=generator) for _ in range(4))
     leaves = [t.requires_grad_(backward) for t in (q, k, v)]
 
-    def call(backend):
-        out = neighborhood_attention(*leaves, kernel=7, backend=backend)
+    def call(name):
+        out = attend(name, *leaves)
         if backward:
             torch.autograd.grad(out, leaves, gradient)
 
-    seconds = {"reference": [], "tiled": []}
-    for i in range(runs + 1):
-        for backend, found in seconds.items():
-            duration = timed(lambda backend=backend: call(backend))
-            if i:  # the first round warms up
-                found.append(duration)
-    ratios = [a / b for a, b in zip(seconds["reference"], seconds["tiled"], strict=True)]
-    facts = {name: quartiles(found) for name, found in seconds.items()}
+    names = ("windows", *BACKENDS)
+    seconds = rounds({name: lambda name=name: call(name) for name in names}, runs=runs, device=CPU, warmup=2)
     return {
-        **facts,
-        "times_faster": round(statistics.median(ratios), 1),
-        "range": [round(min(ratios), 1), round(max(ratios), 1)],
+        name: {"seconds": Spread.of(found).told(), "times_the_windows": ratio(found, seconds["windows"]).told()}
+        for name, found in seconds.items()
     }
 
 
@@ -59,26 +52,24 @@ def natten_forward(*, runs):
     import natten
 
     q, k, v = (torch.randn(2, 64, 64, 2, 64) for _ in range(3))
-    found = [timed(lambda: natten.na2d(q, k, v, kernel_size=7, scale=1.0)) for _ in range(runs + 1)][1:]
-    return quartiles(found)
+    call = {"natten": lambda: natten.na2d(q, k, v, kernel_size=7, scale=1.0)}
+    return Spread.of(rounds(call, runs=runs, device=CPU)["natten"]).told()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=15)
-    runs = parser.parse_args().runs
-    print(
-        json.dumps(
-            {
-                "environment": runtime.environment(),
-                "shape": "64x64 tokens, batch 2, 2 heads of 64, kernel 7, float32",
-                "forward": compare(runs=runs, backward=False),
-                "forward_backward": compare(runs=runs, backward=True),
-                "natten_cpu_forward": natten_forward(runs=3),
-            },
-            indent=2,
-        )
-    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    facts = {
+        "date": date.today().isoformat(),
+        "environment": runtime.environment(),
+        "forward": compare(runs=arguments.runs, backward=False),
+        "forward_backward": compare(runs=arguments.runs, backward=True),
+        "natten_cpu_forward_seconds": natten_forward(runs=2),
+    }
+    print(json.dumps(facts, indent=2))
 
 
 if __name__ == "__main__":

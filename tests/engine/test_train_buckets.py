@@ -200,7 +200,7 @@ class Net(nn.Module):
 def test_a_model_of_buckets_is_scored(whole, buckets, tmp_path, monkeypatch):
     monkeypatch.setenv("HDIT_CACHE", str(tmp_path / "cache"))
     torch.jit.save(torch.jit.script(Net()), str(tmp_path / "net.pt"))
-    request = {"n": 4, "inception": tmp_path / "net.pt", "allow_small": True, "sampling": {"steps": 2}}
+    request = {"n": 4, "features": f"inception:{tmp_path / 'net.pt'}", "allow_small": True, "sampling": {"steps": 2}}
     found = evaluate(
         Request(whole[0] / "ckpt.safetensors", metrics=("kid",), **request), on_progress=lambda *told: None
     )

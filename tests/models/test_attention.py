@@ -1,16 +1,19 @@
 """Every backend of neighborhood attention equals the definition, forward and backward."""
 
 import importlib.util
+import shutil
 
 import pytest
 import torch
+from einops import rearrange
 
 from hdit_cli.errors import UsageError
+from hdit_cli.models.attention import flex
 from hdit_cli.models.attention import natten as natten_backend
 from hdit_cli.models.attention.dense import global_attention, window_attention
 from hdit_cli.models.attention.dispatch import choose, explain, neighborhood_attention
 from hdit_cli.models.attention.request import Request
-from hdit_cli.models.attention.tiled import attend, cached_plan
+from hdit_cli.models.attention.strips import attend, plan
 
 SHAPES = [  # height, width, kernel: odd and even kernels, maps no tile divides, smaller than a tile, kernel = map
     (16, 16, 7),
@@ -33,37 +36,83 @@ def tensors(height, width, *, heads=3, d=8, n=2, dtype=torch.float64, seed=0):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("form", ["slices", "index"])
-def test_tiled_equals_the_definition(shape, form, monkeypatch):
+@pytest.mark.parametrize("backend", ["strips", "tiled"])
+def test_equals_the_definition(shape, backend):
     height, width, kernel = shape
-    if form == "index":  # the path of GPUs and exported graphs
-        from hdit_cli.models.attention import tiled
-
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert tiled.TILE == 8
     *qkv, gradient = tensors(height, width)
     results = []
-    for backend in ("reference", "tiled"):
+    for name in ("reference", backend):
         leaves = [t.clone().requires_grad_() for t in qkv]
-        out = neighborhood_attention(*leaves, kernel=kernel, backend=backend)
+        out = neighborhood_attention(*leaves, kernel=kernel, backend=name)
         results.append((out.detach(), *torch.autograd.grad(out, leaves, gradient)))
     for ours, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
+def by_mask(q, k, v, *, block_mask, scale):
+    """What FlexAttention computes, from its mask of single tokens; it has no backward on a CPU."""
+    tokens = torch.arange(q.shape[2])
+    mask = block_mask.mask_mod(torch.tensor(0), torch.tensor(0), tokens[:, None], tokens)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("shape", [*SHAPES, (33, 40, 7)], ids=str)
+def test_flex_equals_the_definition(shape):
+    """Its masks and its order of tokens, with the scores by torch's unfused form."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    height, width, kernel = shape
+    *qkv, gradient = tensors(height, width)
+    results = []
+    for option in ({"backend": "reference"}, {"run": by_mask}):
+        leaves = [t.clone().requires_grad_() for t in qkv]
+        out = (flex.attend if "run" in option else neighborhood_attention)(*leaves, kernel=kernel, **option)
+        results.append((out.detach(), *torch.autograd.grad(out, leaves, gradient)))
+    for ours, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        out = flex.attend(*qkv, kernel=kernel, run=flex_attention)
+    torch.testing.assert_close(out, results[0][0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 7), (33, 40, 7), (9, 70, 4)], ids=str)
+def test_the_blocks_that_flex_visits_are_those_that_it_must(shape):
+    """No block is left out that holds a key of a window, and none is visited in vain."""
+    height, width, kernel = shape
+    cut = flex.plan(height, width, kernel, torch.device("cpu"))
+    tokens = torch.arange(cut.down * cut.across * flex.ROWS * flex.COLUMNS)
+    pairs = cut.mask.mask_mod(torch.tensor(0), torch.tensor(0), tokens[:, None], tokens)
+    needed = rearrange(pairs, "(i q) (j k) -> i j q k", q=128, k=128).flatten(2).any(2)
+    visited = cut.mask.to_dense()[0, 0].bool()
+    assert torch.equal(visited, needed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_flex_compiled_on_a_cpu_equals_the_definition():
+    q, k, v, _ = tensors(20, 24, d=16, dtype=torch.float32)
+    with torch.no_grad():
+        out = neighborhood_attention(q, k, v, kernel=7, backend="flex")
+        expected = neighborhood_attention(q, k, v, kernel=7, backend="reference")
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)], ids=str)
-def test_tiled_in_lower_precision(dtype, tolerance):
+@pytest.mark.parametrize("backend", ["strips", "tiled"])
+def test_in_lower_precision(backend, dtype, tolerance):
     qkv = [t.to(dtype) for t in tensors(19, 22)[:3]]
     expected = neighborhood_attention(*(t.double() for t in qkv), kernel=7, backend="reference")
-    out = neighborhood_attention(*qkv, kernel=7, backend="tiled")
+    out = neighborhood_attention(*qkv, kernel=7, backend=backend)
     assert out.dtype == dtype
     assert float((out.double() - expected).abs().max()) < tolerance
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("backend", ["strips", "tiled"])
+def test_gradcheck(backend):
     q, k, v, _ = tensors(5, 9, heads=1, d=2, n=1)
     leaves = [t.requires_grad_() for t in (q, k, v)]
-    assert torch.autograd.gradcheck(lambda *t: neighborhood_attention(*t, kernel=3, backend="tiled"), leaves)
+    assert torch.autograd.gradcheck(lambda *t: neighborhood_attention(*t, kernel=3, backend=backend), leaves)
 
 
 def test_backward_is_deterministic():
@@ -85,7 +134,7 @@ def test_equals_natten_on_a_cpu(shape):
     height, width, kernel = shape
     q, k, v, _ = tensors(height, width, dtype=torch.float32)
     expected = natten.na2d(q, k, v, kernel_size=kernel, scale=1.0)
-    for backend in ("reference", "tiled"):
+    for backend in ("reference", "strips", "tiled"):
         out = neighborhood_attention(q, k, v, kernel=kernel, backend=backend)
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
@@ -136,10 +185,17 @@ def test_window_attention_by_its_definition():
 def test_the_dispatcher_says_why(monkeypatch):
     request = Request("cpu", torch.float32, 64, 7)
     reasons = explain(request)
-    assert choose(request) == "tiled"
-    assert reasons["tiled"] == ""
+    assert choose(request) == "strips"
+    assert reasons["strips"] == reasons["tiled"] == ""
+    assert "CPU" in explain(Request("cuda", torch.float32, 64, 7))["strips"]
     assert "CUDA" in reasons["natten"]
     assert "reference" in reasons["reference"]
+    assert "CUDA" in reasons["flex"]
+    for bad, word in (
+        (Request("cuda", torch.float64, 64, 7), "float64"),
+        (Request("cuda", torch.float32, 24, 7), "24"),
+    ):
+        assert word in flex.refuse(bad) or "triton" in flex.refuse(bad)
     for reason in natten_backend.refuse(Request("cuda", torch.float64, 64, 7)), natten_backend.unavailable():
         assert reason == "" or reason[0].islower() or reason.startswith(("NATTEN", "`"))
 
@@ -169,7 +225,7 @@ def test_a_kernel_that_does_not_fit(kernel):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sampling_first_does_not_spoil_training(dtype):
     """The plan is shared by both, and sampling runs in inference mode."""
-    cached_plan.cache_clear()
+    plan.cache_clear()
     q, k, v = (torch.randn(1, 9, 8, 2, 16, dtype=dtype, requires_grad=True) for _ in range(3))
     with torch.inference_mode():
         attend(q, k, v, kernel=3)

@@ -8,8 +8,8 @@ from hdit_cli.diffusion.denoiser import Denoiser, LossOf
 from hdit_cli.diffusion.weightings import soft_min_snr
 from hdit_cli.engine.peak import Peak
 from hdit_cli.models import memory
+from hdit_cli.models.attention import strips
 from hdit_cli.models.attention.request import Request
-from hdit_cli.models.attention.tiled import cached_plan
 from hdit_cli.models.hdit import HDiT, Level
 
 WITHIN = 0.2
@@ -91,11 +91,11 @@ def test_an_hourglass_in_other_shapes(images, size, flags, precision):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("backend", ["tiled", "reference"])  # what runs on a CPU
+@pytest.mark.parametrize("backend", ["strips", "reference"])  # what runs on a CPU
 @pytest.mark.parametrize(("height", "width", "kernel"), [(16, 24, 3), (13, 9, 5)])
 def test_what_a_backend_keeps(backend, dtype, height, width, kernel):
     q, k, v = (torch.randn(2, height, width, 3, 16, dtype=dtype, requires_grad=True) for _ in range(3))
-    mask = cached_plan(height, width, kernel, dtype, q.device)[2]  # one for all images
+    mask = strips.plan(height, width, kernel, torch.float32).masks  # one for all images
     given = {t.untyped_storage().data_ptr() for t in (q, k, v, mask)}
     kept = {}
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hdit_cli import catalog
 from hdit_cli.errors import UsageError
+from hdit_cli.models.attention import tiled
 from hdit_cli.models.attention.request import Request
 
 
@@ -50,8 +51,8 @@ def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, *, kernel: int, back
     if not 1 <= kernel <= min(height, width):
         raise ValueError(f"a {kernel} x {kernel} neighborhood does not fit a map of {height} x {width} tokens")
     if backend is None:
-        tracing = torch.compiler.is_compiling()
+        if torch.compiler.is_compiling():  # imports and caches would break the graph
+            return tiled.attend(q, k, v, kernel=kernel)
         gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        request = Request(q.device.type, q.dtype, q.shape[-1], kernel, gradient, tracing)
-        backend = "tiled" if tracing else choose(request)
+        backend = choose(Request(q.device.type, q.dtype, q.shape[-1], kernel, gradient))
     return catalog.get("attention", backend).attend(q, k, v, kernel=kernel)

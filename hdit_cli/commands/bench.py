@@ -1,0 +1,138 @@
+"""`hdit bench RECIPE`: how fast a recipe trains and samples on this machine, and where the time goes."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def bench(
+    recipe: Annotated[str, typer.Argument(help="A recipe: a file, or a shipped name.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A prepared data set; without one, noise stands for pictures.", show_default="none"),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Rounds of each comparison.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 10,
+    compile_: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Time the compiled network too.", show_default="on CUDA alone"),
+    ] = None,
+    sizes: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Image sides of a curve over resolution.", show_default="none")
+    ] = "",
+    batches: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Batch sizes of a curve over the batch.", show_default="none")
+    ] = "",
+    plot: Annotated[Path | None, typer.Option(help="Write the measurements as a PNG.", show_default="none")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="The same facts as JSON.")] = False,
+) -> None:
+    """Measure a recipe here: speed of training and sampling, time by part, attention backends, curves."""
+    import json
+
+    from hdit_cli import runtime
+    from hdit_cli.engine.bench.report import Wanted
+    from hdit_cli.engine.bench.report import bench as measure
+    from hdit_cli.recipe import load_recipe
+
+    loaded = load_recipe(recipe, list(set_ or ()))
+    compiled = runtime.device().type == "cuda" if compile_ is None else compile_
+    wanted = Wanted(runs, steps, compiled, _whole("--sizes", sizes), _whole("--batches", batches))
+    facts = measure(loaded, data=data, wanted=wanted, watch=lambda text: typer.echo(f"{text} ...", err=True))
+    if plot:
+        from hdit_cli.engine.bench.plot import plot as draw
+
+        draw(facts, plot)
+    typer.echo(json.dumps(facts, indent=2) if json_ else "\n".join(_page(facts)))
+
+
+def _whole(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers above 0 from "1,2,4".
+
+    Raises:
+        UsageError: something else is among them.
+    """
+    from hdit_cli.errors import UsageError
+
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not all(word.isdecimal() and 0 < int(word) < 100_000 for word in words):
+        raise UsageError(f"{option} {text!r} is not a list of whole numbers", hint=f"for example {option} 1,2,4")
+    return tuple(int(word) for word in words)
+
+
+def _page(facts: dict[str, Any]) -> list[str]:
+    from hdit_cli.runtime import readable
+
+    environment, train, sampling = facts["environment"], facts["train"], facts["sampling"]
+    lines = [
+        f"{facts['recipe']}, batch {facts['batch_size']}, {facts['precision']}, {facts['gmacs']:.4g} GMAC an image",
+        f"{environment['hardware']}, torch {environment['torch']}, hdit {environment['hdit']}, {facts['date']}; "
+        f"{facts['runs']} rounds: median (least to most)",
+        "",
+        _speed("training step", train) + f", {readable(train['peak_bytes'])} at the fullest",
+        _speed(f"sampling, batch {sampling['batch_size']}", sampling),
+        f"  {sampling['steps']} steps of {sampling['sampler']}, {_percent(sampling['outside_the_network'])} outside the network",
+    ]
+    if "data" in facts:
+        lines.append(
+            f"{'reading alone':<22} {_ms(facts['data']['seconds'])}, {facts['data']['images_per_second']:,.4g} images/s"
+        )
+    else:
+        lines.append("reading alone          not measured: give --data")
+    lines += ["", "parts of a training step, forward and backward"]
+    whole = sum(facts["parts"].values())
+    lines += [f"  {part:<40} {s * 1e3:9.2f} ms  {s / whole:6.1%}" for part, s in facts["parts"].items()]
+    lines.append(f"  {'all, with the stamps':<40} {whole * 1e3:9.2f} ms")
+    for level in facts["attention"]:
+        images, height, width, heads, d = level["shape"]
+        shape = f"{images} x {height}x{width} tokens, {heads} heads of {d}, kernel {level['kernel']}"
+        lines += ["", f"attention of level {level['level']}: {shape}; times the chosen one's time"]
+        lines += [_backend(name, row) for name, row in level["backends"].items()]
+    if "compiled" in facts:
+        found = facts["compiled"]
+        lines += ["", f"eager {_ms(found['eager_seconds'])}, compiled {_ms(found['compiled_seconds'])}"]
+        lines.append(
+            f"  compiled is {_times(found['times_faster'])} as fast; its first step took {found['first_step_seconds']:.1f} s"
+        )
+    for name, head in (("sizes", "side"), ("batches", "batch")):
+        if name in facts:
+            lines += ["", f"{head:>6}  images/s   ns/pixel   bytes/pixel   TFLOP/s   training step"]
+        for point in facts.get(name, []):
+            lines.append(
+                f"{point['value']:>6}  {point['images_per_second']:>8.4g}  {point['nanoseconds_per_pixel']:>9.1f}  "
+                f"{point['bytes_per_pixel']:>12,.0f}  {point['tflops']:>8.4f}   {_ms(point['seconds'])}"
+            )
+    return lines
+
+
+def _speed(name: str, row: dict[str, Any]) -> str:
+    return (
+        f"{name:<22} {_ms(row['seconds'])}, {row['images_per_second']:,.4g} images/s, {row['tflops']:.4g} TFLOP/s, "
+        f"{row['mfu']:.1%} of a matrix product's {row['product_tflops']:.4g}"
+    )
+
+
+def _backend(name: str, row: dict[str, Any]) -> str:
+    mark = "*" if row["chosen"] else " "
+    if "both_seconds" not in row:
+        return f" {mark}{name:<10} {row['why_not']}"
+    times = "" if row["chosen"] else f"  x{row['forward_to_chosen'][0]:.2f}, x{row['both_to_chosen'][0]:.2f}"
+    why = f"  ({row['why_not']})" if row["why_not"] else ""
+    return (
+        f" {mark}{name:<10} forward {_ms(row['forward_seconds'])}; with backward {_ms(row['both_seconds'])}{times}{why}"
+    )
+
+
+def _ms(spread: list[float]) -> str:
+    return f"{spread[0] * 1e3:,.4g} ms ({spread[1] * 1e3:,.4g} to {spread[2] * 1e3:,.4g})"
+
+
+def _percent(spread: list[float]) -> str:
+    return f"{spread[0]:.1%} ({spread[1]:.1%} to {spread[2]:.1%})"
+
+
+def _times(spread: list[float]) -> str:
+    return f"{spread[0]:.2f} times ({spread[1]:.2f} to {spread[2]:.2f})"

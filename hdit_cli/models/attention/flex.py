@@ -1,0 +1,116 @@
+"""Neighborhood attention by FlexAttention's fused CUDA kernels (Dong et al. 2024), which come with torch.
+
+Tokens are put into an order in which each block of 128 is a two-dimensional tile of the map, so that a block of queries
+sees few blocks of keys. Which ones is a table that depends on the map alone; it is made once and kept. Inside a block the
+exact windows are opened by `mask_mod`.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from hdit_cli.models.attention.request import Held, Request
+
+ROWS, COLUMNS = 8, 16  # of a tile: 128 tokens, the block that FlexAttention's kernels are tuned for
+
+
+def refuse(request: Request) -> str:
+    """One sentence why FlexAttention cannot serve the request, or ""."""
+    if request.device != "cuda":
+        return "FlexAttention's kernels are made for CUDA; on a CPU they have no backward"
+    if importlib.util.find_spec("triton") is None:
+        return "the package `triton`, which compiles FlexAttention's kernels, is not installed"
+    if request.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"FlexAttention has no kernel for {request.dtype}"
+    if request.head_dim < 16 or request.head_dim & (request.head_dim - 1):
+        return f"FlexAttention needs a head width that is a power of two from 16 on, not {request.head_dim}"
+    if request.tracing:
+        return "an exported graph must not depend on FlexAttention"
+    return ""
+
+
+def held(request: Request, *, height: int, width: int) -> Held:
+    """q, k and v in tiles, the result in tiles and put back, the logarithm of the softmax's denominator."""
+    padded = -(-height // ROWS) * ROWS * -(-width // COLUMNS) * COLUMNS / (height * width)
+    return Held((4 * padded + 1) * request.head_dim + 2 * padded, 4 * padded * request.head_dim)
+
+
+class Plan(NamedTuple):
+    """Tiles along each axis, and the blocks of keys that each block of queries sees."""
+
+    down: int
+    across: int
+    mask: BlockMask
+
+
+def seen(length: int, kernel: int, tile: int, count: int, *, device: torch.device) -> Tensor:
+    """bool (count, count): whether any query of a tile has a key in another, along one axis."""
+    query = torch.arange(count * tile, device=device)
+    start = (query - kernel // 2).clamp(0, length - kernel)  # queries past the end see what the last one sees
+    key = torch.arange(count, device=device) * tile
+    meets = (key < start[:, None] + kernel) & (key + tile > start[:, None])
+    return rearrange(meets, "(c t) k -> c t k", t=tile).any(1)
+
+
+def window_mask(height: int, width: int, kernel: int, across: int) -> Callable[..., Tensor]:
+    """FlexAttention's `mask_mod`: whether a query's window holds a key, by their places in the order of tiles."""
+
+    def place(index: Tensor) -> tuple[Tensor, Tensor]:
+        tile, inside = index // (ROWS * COLUMNS), index % (ROWS * COLUMNS)
+        return tile // across * ROWS + inside // COLUMNS, tile % across * COLUMNS + inside % COLUMNS
+
+    def inside_window(image: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        (query_y, query_x), (key_y, key_x) = place(query), place(key)
+        y = (query_y - kernel // 2).clamp(0, height - kernel)
+        x = (query_x - kernel // 2).clamp(0, width - kernel)
+        return (key_y >= y) & (key_y < y + kernel) & (key_x >= x) & (key_x < x + kernel)
+
+    return inside_window
+
+
+@lru_cache(maxsize=64)
+def plan(height: int, width: int, kernel: int, device: torch.device) -> Plan:
+    """How a map is cut. Sampling may be the first to ask, and training must be able to use it."""
+    down, across = -(-height // ROWS), -(-width // COLUMNS)
+    with torch.inference_mode(False):
+        y = seen(height, kernel, ROWS, down, device=device)
+        x = seen(width, kernel, COLUMNS, across, device=device)
+        both = rearrange(y, "q k -> q 1 k 1") & rearrange(x, "q k -> 1 q 1 k")
+        both = rearrange(both, "ty tx ky kx -> 1 1 (ty tx) (ky kx)")
+        counts = both.sum(-1, dtype=torch.int32)
+        indices = both.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+        mask = BlockMask.from_kv_blocks(
+            counts, indices, BLOCK_SIZE=ROWS * COLUMNS, mask_mod=window_mask(height, width, kernel, across)
+        )
+    return Plan(down, across, mask)
+
+
+@cache
+def compiled() -> Callable[..., Any]:
+    """The kernel; a shape it has not seen is compiled once."""
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: int, run: Callable[..., Any] | None = None) -> Tensor:
+    """Neighborhood attention with softmax scale 1; (N, H, W, heads, d) in and out.
+
+    Args:
+        kernel: side of the window in tokens, at most H and W.
+        run: stands for the compiled `flex_attention`.
+    """
+    height, width = q.shape[1:3]
+    cut = plan(height, width, kernel, q.device)
+    bottom, right = cut.down * ROWS - height, cut.across * COLUMNS - width
+    pad = (0, 0, 0, 0, 0, right, 0, bottom)
+    q, k, v = (F.pad(t, pad) if bottom or right else t for t in (q, k, v))
+    q, k, v = (rearrange(t, "n (ty h) (tx w) a d -> n a (ty tx h w) d", h=ROWS, w=COLUMNS) for t in (q, k, v))
+    out = (run or compiled())(q, k, v, block_mask=cut.mask, scale=1.0)
+    out = rearrange(out, "n a (ty tx h w) d -> n (ty h) (tx w) a d", ty=cut.down, tx=cut.across, h=ROWS)
+    return out[:, :height, :width]

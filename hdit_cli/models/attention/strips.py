@@ -1,0 +1,168 @@
+"""Neighborhood attention for CPUs, in plain torch, forward and backward.
+
+The map is cut into strips of columns; a strip of keys holds the columns that its queries can see, so neighbouring strips
+overlap. Inside a strip the queries are cut into tiles, and the rows of keys that a tile can see lie in one piece: they are
+read where they are, without a copy. All strips of all images and heads take a tile together, in a loop down the map: the
+scores of one turn of the loop stay in the processor's cache, and the backward pass computes them again (Dao et al. 2022).
+Windows open by an additive mask, which depends on the map alone and is shared by images and heads.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from hdit_cli.models.attention.request import Held, Request
+from hdit_cli.models.attention.tiled import Axis, plan_axis
+
+
+def tile_of(kernel: int) -> int:
+    """Side of a tile: a small one multiplies less in vain, a large one in larger pieces (docs/performance.md)."""
+    return 8
+
+
+def refuse(request: Request) -> str:
+    """One sentence why this cannot serve the request, or ""."""
+    if request.device != "cpu":
+        return "its loop over tiles is made for a CPU"
+    if request.tracing:
+        return "its loop over tiles does not go into a graph"
+    return ""
+
+
+def held(request: Request, *, height: int, width: int) -> Held:
+    """Tiles of queries, strips of keys and values, and the result; float32 at least."""
+    y, x = (plan_axis(length, request.kernel, tile_of(request.kernel)) for length in (height, width))
+    wider = 2 if request.dtype.itemsize < 4 else 1  # computed in float32
+    d, tokens = request.head_dim, height * width
+    queries, keys = len(y.starts) * y.tile * len(x.starts) * x.tile, height * len(x.starts) * x.halo
+    return Held(d * (1 + wider * (queries + 2 * keys) / tokens), wider * 2 * d * (queries + keys) / tokens)
+
+
+class Plan(NamedTuple):
+    """Both axes; masks (kinds of rows of tiles, 1, strips, queries, keys), 0 or -inf; the kind of each row of tiles."""
+
+    y: Axis
+    x: Axis
+    masks: Tensor
+    kinds: tuple[int, ...]
+
+
+@lru_cache(maxsize=64)
+def plan(height: int, width: int, kernel: int, dtype: torch.dtype) -> Plan:
+    """How a map is cut. Sampling may be the first to ask, and training must be able to use the masks."""
+    y, x = (plan_axis(length, kernel, tile_of(kernel)) for length in (height, width))
+    with torch.inference_mode(False):
+        distinct, kinds = y.allowed.unique(dim=0, return_inverse=True)
+        allowed = rearrange(distinct, "i qy ky -> i 1 qy 1 ky 1") & rearrange(x.allowed, "tx qx kx -> 1 tx 1 qx 1 kx")
+        allowed = rearrange(allowed, "i tx qy qx ky kx -> i 1 tx (qy qx) (ky kx)")
+        masks = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+    return Plan(y, x, masks, tuple(kinds.tolist()))
+
+
+# Layouts: B is (images heads strips), with the strip fastest
+
+
+def to_tiles(x: Tensor, cut: Plan) -> Tensor:  # (N, H, W, heads, d) => (rows of tiles, B, queries, d)
+    bottom, right = len(cut.y.starts) * cut.y.tile - x.shape[1], len(cut.x.starts) * cut.x.tile - x.shape[2]
+    if bottom or right:
+        x = F.pad(x, (0, 0, 0, 0, 0, right, 0, bottom))
+    tiles = rearrange(x.to(cut.masks.dtype), "n (ty h) (tx w) a d -> ty (n a tx) (h w) d", h=cut.y.tile, w=cut.x.tile)
+    return tiles.contiguous()
+
+
+def from_tiles(
+    tiles: Tensor, cut: Plan, shape: torch.Size
+) -> Tensor:  # (rows of tiles, B, queries, d) => (N, H, W, heads, d)
+    x = rearrange(tiles, "ty (n a tx) (h w) d -> n (ty h) (tx w) a d", n=shape[0], a=shape[3], h=cut.y.tile)
+    return x[:, : shape[1], : shape[2]]
+
+
+def to_strips(x: Tensor, cut: Plan) -> Tensor:  # (N, H, W, heads, d) => (B, H, columns, d)
+    n, height, _, heads, d = x.shape
+    out = x.new_empty(n, heads, len(cut.x.starts), height, cut.x.halo, d, dtype=cut.masks.dtype)
+    source = rearrange(x, "n h w a d -> n a h w d")
+    for j, left in enumerate(cut.x.starts):
+        out[:, :, j] = source[:, :, :, left : left + cut.x.halo]
+    return out.flatten(0, 2)
+
+
+def from_strips(
+    strips: Tensor, cut: Plan, shape: torch.Size
+) -> Tensor:  # (B, H, columns, d) => (N, H, W, heads, d), added up
+    out = strips.new_zeros(shape)
+    target = rearrange(out, "n h w a d -> n a h w d")
+    pieces = rearrange(strips, "(n a tx) h w d -> tx n a h w d", n=shape[0], a=shape[3])
+    for left, piece in zip(cut.x.starts, pieces, strict=True):
+        target[:, :, :, left : left + cut.x.halo] += piece
+    return out
+
+
+def rows(strips: Tensor, top: int, cut: Plan) -> Tensor:  # a view: (B, H, columns, d) => (B, keys, d)
+    return strips[:, top : top + cut.y.halo].flatten(1, 2)
+
+
+def walk(tiles: Tensor, keys: Tensor, values: Tensor, cut: Plan, shape: torch.Size) -> Tensor:
+    """Softmax attention of every tile: (N, H, W, heads, d)."""
+    y, x = cut.y, cut.x
+    out = tiles.new_empty(shape[0], len(y.starts) * y.tile, len(x.starts) * x.tile, *shape[3:])
+    target = rearrange(out, "n (ty h) (tx w) a d -> ty n a tx h w d", h=y.tile, w=x.tile)
+    strips = (-1, len(x.starts))  # of one image and head
+    for i, (top, kind) in enumerate(zip(y.starts, cut.kinds, strict=True)):
+        q, k, v = (t.unflatten(0, strips) for t in (tiles[i], rows(keys, top, cut), rows(values, top, cut)))
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=cut.masks[kind], scale=1.0)
+        target[i] = rearrange(found, "(n a) tx (h w) d -> n a tx h w d", n=shape[0], h=y.tile)
+    return out[:, : shape[1], : shape[2]]
+
+
+class Attention(torch.autograd.Function):
+    """With a backward pass that walks the same way; gradients of overlapping strips are added up in a fixed order."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cut: Plan) -> Tensor:
+        ctx.cut, ctx.shape, ctx.dtype = cut, q.shape, q.dtype
+        tiles, keys, values = to_tiles(q, cut), to_strips(k, cut), to_strips(v, cut)
+        ctx.save_for_backward(tiles, keys, values)
+        return walk(tiles, keys, values, cut, q.shape).to(q.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        cut: Plan = ctx.cut
+        tiles, keys, values = ctx.saved_tensors
+        grad = to_tiles(grads[0], cut)
+        grad_tiles, grad_keys, grad_values = torch.empty_like(tiles), torch.zeros_like(keys), torch.zeros_like(values)
+        strips, block = (-1, len(cut.x.starts)), (cut.y.halo, cut.x.halo)
+        for i, (top, kind) in enumerate(zip(cut.y.starts, cut.kinds, strict=True)):
+            seen = slice(top, top + cut.y.halo)
+            scores = tiles[i] @ rows(keys, top, cut).mT
+            scores.unflatten(0, strips).add_(cut.masks[kind])
+            weights = scores.softmax(-1)
+            grad_weights = grad[i] @ rows(values, top, cut).mT
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            torch.bmm(grad_scores, rows(keys, top, cut), out=grad_tiles[i])
+            grad_keys[:, seen] += (grad_scores.mT @ tiles[i]).unflatten(1, block)
+            grad_values[:, seen] += (weights.mT @ grad[i]).unflatten(1, block)
+        grad_q = from_tiles(grad_tiles, cut, ctx.shape).to(ctx.dtype)
+        grad_k, grad_v = (from_strips(g, cut, ctx.shape).to(ctx.dtype) for g in (grad_keys, grad_values))
+        return grad_q, grad_k, grad_v, None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: int) -> Tensor:
+    """Neighborhood attention with softmax scale 1, equal to `reference.attend`.
+
+    Args:
+        q, k, v: (N, H, W, heads, d), on a CPU; of fewer than 32 bits they are computed in float32.
+        kernel: side of the window in tokens, at most H and W.
+
+    Returns:
+        (N, H, W, heads, d).
+    """
+    cut = plan(q.shape[1], q.shape[2], kernel, torch.promote_types(q.dtype, torch.float32))
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return Attention.apply(q, k, v, cut)  # type: ignore[return-value]
+    return walk(to_tiles(q, cut), to_strips(k, cut), to_strips(v, cut), cut, q.shape).to(q.dtype)

@@ -1,0 +1,37 @@
+"""A training step asks the device for no number: on a GPU each would stop the host until the device has caught up."""
+
+import pytest
+import torch
+from tiny_run import tiny_recipe
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hdit_cli.engine.bench.subject import Subject
+
+
+class Asked(TorchDispatchMode):
+    """Notes every read of a tensor's value by the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("changes", [{}, {"train__accumulate": 2}, {"ema__stds": [0.05]}], ids=str)
+def test_a_step_asks_for_no_number(changes):
+    subject = Subject(tiny_recipe(**changes), data=None)
+    subject.step()  # states are made
+    with Asked() as asked:
+        subject.step()
+    assert asked.count == 0
+
+
+def test_what_it_would_notice():
+    with Asked() as asked:
+        float(torch.ones(()))
+        bool(torch.ones(()) > 0)
+    assert asked.count == 2
