@@ -58,9 +58,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 def timed(command, count):
     """Pictures a second of the clock, and a second of a core: its own time and that of all processes below it."""
-    if sys.platform.startswith(
-        "linux"
-    ):  # what outlives the command (the server of its workers) becomes a child of this
+    if sys.platform.startswith("linux"):  # the server of the workers outlives the command: it becomes a child of this
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     start, busy = time.perf_counter(), cpu_seconds()
     told = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
