@@ -35,8 +35,8 @@ from hdit_cli.errors import UsageError
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-_CHUNK = 4  # pictures sent to a process at once
-_AHEAD = 4  # chunks in flight per process; with _CHUNK it bounds the memory
+_CHUNK = 8  # pictures sent to a process at once: each message wakes a thread of the parent
+_AHEAD = 2  # chunks in flight per process; with _CHUNK it bounds the memory
 _CAPTION_BYTES = 1 << 16
 _DIGEST_BYTES = 16
 _SECONDS_TO_END = 5.0  # for a process that has nothing more to do
