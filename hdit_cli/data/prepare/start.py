@@ -6,12 +6,15 @@ parent is copied, neither threads nor locks, and a process is there at once. Els
 
 import multiprocessing
 import sys
-from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 _NEEDED = "hdit_cli.data.prepare.workers"
 
 
-def context() -> BaseContext:
+def context() -> "ForkServerContext | SpawnContext":
     """What starts the processes."""
     if not sys.platform.startswith("linux"):
         return multiprocessing.get_context("spawn")
