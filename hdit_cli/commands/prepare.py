@@ -80,6 +80,10 @@ def prepare(
     json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Make a checked, resized, sharded data set from pictures; the same command goes on after an interruption."""
+    from hdit_cli.data.prepare.start import start_early
+
+    if engine == "local":
+        start_early()
     from hdit_cli.commands.account import print_pending, print_report
     from hdit_cli.data.prepare import Pending, PrepareOptions, Share, choose_buckets, parse_size, source_name
     from hdit_cli.data.prepare import prepare as make

@@ -1,6 +1,7 @@
 """Pictures by number, decoded in worker processes. Imports no torch: a worker starts in a fraction of a second."""
 
 import contextlib
+import pickle
 import signal
 import threading
 from collections import deque
@@ -85,9 +86,10 @@ class WorkerProcesses:
         self._proven = False
         self._workers: list[_Worker] = []
         try:
+            told = pickle.dumps(reader, protocol=pickle.HIGHEST_PROTOCOL)
             with _signals_blocked():
                 for _ in range(count):
-                    self._workers.append(_Worker(reader))
+                    self._workers.append(_Worker(told))
         except BaseException:
             self.close()  # at exit Python would wait for those that run, and they wait for work
             raise
@@ -138,19 +140,26 @@ class _Worker:
     """One process behind a pipe, and a thread that takes its results as they come.
 
     A pipe and no queue: the semaphores of a queue have names in the system that nobody removes after a SIGKILL of the group.
+    The reader, megabytes at a million pictures, goes through it too: among the arguments of the process it would keep the
+    next one from being started until this one has imported all it needs and takes them.
+
+    Args:
+        reader: pickled.
     """
 
-    def __init__(self, reader: ShardReader) -> None:
+    def __init__(self, reader: bytes) -> None:
         context = get_context("spawn")  # no thread, lock or CUDA context of this process is copied
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(reader, theirs), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
         self.results: SimpleQueue[np.ndarray | Exception | None] = SimpleQueue()  # None: it has died
-        self._receiver = threading.Thread(target=self._receive, daemon=True)
+        self._handed = threading.Event()  # the reader is, so that numbers may follow
+        self._receiver = threading.Thread(target=self._talk, args=(reader,), daemon=True)
         self._receiver.start()
 
     def give(self, numbers: np.ndarray) -> None:
+        self._handed.wait()
         with contextlib.suppress(OSError):  # a dead worker is told by its results
             self.connection.send(numbers)
 
@@ -158,6 +167,12 @@ class _Worker:
         self.process.join()
         self._receiver.join()  # it has met the end of the pipe
         self.connection.close()
+
+    def _talk(self, reader: bytes) -> None:
+        with contextlib.suppress(OSError):  # it has died, which the end of the pipe tells
+            self.connection.send_bytes(reader)
+        self._handed.set()
+        self._receive()
 
     def _receive(self) -> None:
         try:
@@ -192,9 +207,13 @@ def _signals_blocked() -> Iterator[None]:
 # In a worker
 
 
-def _work(reader: ShardReader, connection: "Connection") -> None:
+def _work(connection: "Connection") -> None:
     for number in _LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
+    try:
+        reader = connection.recv()
+    except (OSError, EOFError):  # the parent has ended
+        return
     coming: Queue[_Read | None] = Queue(_READ_AHEAD)
     threading.Thread(target=_read_ahead, args=(reader, connection, coming), daemon=True).start()
     with contextlib.suppress(OSError):  # the parent has ended

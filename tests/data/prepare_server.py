@@ -70,7 +70,7 @@ def end_of_workers(group):
 def main():
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans become children of this process
     os.fsync = lambda descriptor: None  # what is killed here are processes, not the machine
-    multiprocessing.get_context = lambda method=None: _context("fork" if method == "spawn" else method)
+    multiprocessing.get_context = lambda method=None: _context("fork" if method in ("spawn", "forkserver") else method)
     running = {}
     for line in sys.stdin:
         job = json.loads(line)

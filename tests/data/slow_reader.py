@@ -25,15 +25,3 @@ class Overlapping(ShardReader):
             time.sleep(0.001)
         self.decoded_so_far += 1
         return super().decoded(index, data)
-
-
-class SlowDisk(ShardReader):
-    """Every read takes 20 ms, and so does every decoding."""
-
-    def read(self, index):
-        time.sleep(0.02)
-        return super().read(index)
-
-    def decoded(self, index, data):
-        time.sleep(0.02)
-        return super().decoded(index, data)

@@ -1,14 +1,13 @@
 import os
 import signal
 import sys
-import time
 from multiprocessing import resource_tracker
 from queue import SimpleQueue
 
 import numpy as np
 import pytest
 import torch
-from slow_reader import Overlapping, SlowDisk
+from slow_reader import Overlapping
 from tiny_set import damage, make_set, pixels_of
 
 from hdit_cli.data import decoders
@@ -229,18 +228,3 @@ def test_shards_are_read_ahead_while_pictures_are_decoded(folder):
             assert np.array_equal(pixels, np.stack([pixels_of(n) for n in chunk]).transpose(0, 3, 1, 2))
     finally:
         worker.close()
-
-
-def test_a_slow_disk_costs_what_it_costs_and_no_more(folder):
-    chunks = np.arange(24).reshape(12, 2)
-    worker = decoders.WorkerProcesses(SlowDisk(folder), count=1, ahead=4)
-    try:
-        pictures = worker.decoded(chunks)
-        next(pictures)  # the process is there
-        start = time.monotonic()
-        assert len(list(pictures)) == 11
-        took = time.monotonic() - start
-    finally:
-        worker.close()
-    one_after_the_other = 22 * 0.04
-    assert took < 0.85 * one_after_the_other

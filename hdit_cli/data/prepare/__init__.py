@@ -1,10 +1,32 @@
-"""From pictures as people have them to a data set: scan, read, check, fit, encode, shards, report, preview."""
+"""From pictures as people have them to a data set: scan, read, check, fit, encode, shards, report, preview.
 
-from hdit_cli.data.prepare.local import Progress
-from hdit_cli.data.prepare.options import Buckets, PrepareOptions, choose_buckets, parse_size
-from hdit_cli.data.prepare.report import Report
-from hdit_cli.data.prepare.run import ENGINES, Pending, Share, prepare, prepare_share
-from hdit_cli.data.prepare.scan import source_name
+Every name is loaded on first use: the processes that decode pictures need a part of all this.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hdit_cli.data.prepare.local import Progress
+    from hdit_cli.data.prepare.options import Buckets, PrepareOptions, choose_buckets, parse_size
+    from hdit_cli.data.prepare.report import Report
+    from hdit_cli.data.prepare.run import ENGINES, Pending, Share, prepare, prepare_share
+    from hdit_cli.data.prepare.scan import source_name
+
+_LAZY = {
+    "ENGINES": "run",
+    "Buckets": "options",
+    "Pending": "run",
+    "PrepareOptions": "options",
+    "Progress": "local",
+    "Report": "report",
+    "Share": "run",
+    "choose_buckets": "options",
+    "parse_size": "options",
+    "prepare": "run",
+    "prepare_share": "run",
+    "source_name": "scan",
+}
 
 __all__ = [
     "ENGINES",
@@ -20,3 +42,9 @@ __all__ = [
     "prepare_share",
     "source_name",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

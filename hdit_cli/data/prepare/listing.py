@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hdit_cli.data.prepare.places import Place
@@ -44,7 +44,22 @@ class Entry:
 
     def told(self) -> list[Any]:
         """As a plan keeps it, in JSON; `of` takes it back."""
-        return list(astuple(self))
+        places = [
+            [each.container, each.kind, each.position, each.size] if each else None
+            for each in (self.place, self.caption)
+        ]
+        place, caption = places
+        return [
+            self.path,
+            place,
+            self.group,
+            self.code,
+            self.detail,
+            caption,
+            self.mark,
+            self.text,
+            list(self.notes),
+        ]
 
     @classmethod
     def of(cls, told: list[Any]) -> "Entry":

@@ -1,7 +1,8 @@
 """The bytes of one picture, as found, to 8-bit RGB: content decides, nothing is guessed from a name.
 
 A picture is refused with a code, or kept with a note for each thing that was done to it. Large pictures are decoded
-small where the format can (JPEG) and converted band by band, so that memory stays near that of the decoded file.
+small where the format can (JPEG) and converted band by band, so that memory stays near that of the decoded file. numpy is
+imported for the rare pictures that need it: it takes longer than twenty others.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import numpy as np
 from PIL import (  # the plugins register their formats when they are imported
     AvifImagePlugin,  # noqa: F401
     BmpImagePlugin,  # noqa: F401
@@ -29,7 +29,6 @@ from PIL import (  # the plugins register their formats when they are imported
     WebPImagePlugin,  # noqa: F401
 )
 
-from hdit_cli.data.prepare import pfm
 from hdit_cli.data.prepare.options import PrepareOptions
 from hdit_cli.data.prepare.refused import Refused
 
@@ -221,6 +220,8 @@ def _decode(image: Image.Image, options: PrepareOptions, notes: set[str]) -> dic
 
 
 def _decode_pfm(stream: BinaryIO, options: PrepareOptions, notes: set[str]) -> dict[str, Any]:
+    from hdit_cli.data.prepare import pfm
+
     header = pfm.read_header(stream)
     _check_size(header.size, options.max_pixels)
     channels = [Image.fromarray(channel) for channel in pfm.read_channels(stream, header)]  # three of mode F
@@ -342,6 +343,8 @@ def _over(band: Image.Image, background: tuple[int, int, int], notes: set[str]) 
 
 
 def _from_integers(band: Image.Image, notes: set[str]) -> Image.Image:
+    import numpy as np
+
     values = np.asarray(band).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         notes.add("clipped")
@@ -349,6 +352,8 @@ def _from_integers(band: Image.Image, notes: set[str]) -> Image.Image:
 
 
 def _from_floats(channels: list[Image.Image], notes: set[str]) -> Callable[[Image.Image], Image.Image]:
+    import numpy as np
+
     notes.add("float")
     low, high = 0.0, 0.0
     for _, band in (found for channel in channels for found in _bands(channel, 1)):

@@ -13,7 +13,7 @@ from hdit_cli.data.shards import Manifest, read_index
 PREVIEW = "preview.png"
 
 _MOST = 64  # pictures
-_SIDE = 256  # pixels at most of each
+_SIDE = 128  # pixels at most of each
 _GAP = 2
 
 
@@ -32,6 +32,7 @@ def write_preview(folder: Path, manifest: Manifest) -> None:
     for number, data in enumerate(_pictures(folder, manifest, chosen)):
         with Image.open(io.BytesIO(data)) as image:
             inner = (max(1, round(image.width / shrink)), max(1, round(image.height / shrink)))
+            image.draft(None, inner)  # a JPEG is decoded at 1/2, 1/4 or 1/8, not below this size
             picture = image.convert("RGB").resize(inner, Image.Resampling.LANCZOS)
         row, column = divmod(number, columns)
         corner = [_GAP + place * side for place, side in zip((column, row), step, strict=True)]

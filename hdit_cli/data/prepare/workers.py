@@ -29,13 +29,14 @@ from hdit_cli.data.prepare.options import SUFFIXES, PrepareOptions
 from hdit_cli.data.prepare.pictures import read_picture
 from hdit_cli.data.prepare.places import open_place, read_small
 from hdit_cli.data.prepare.refused import Refused
+from hdit_cli.data.prepare.start import context
 from hdit_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-_CHUNK = 4  # pictures sent to a process at once
-_AHEAD = 4  # chunks in flight per process; with _CHUNK it bounds the memory
+_CHUNK = 8  # pictures sent to a process at once: each message wakes a thread of the parent
+_AHEAD = 2  # chunks in flight per process; with _CHUNK it bounds the memory
 _CAPTION_BYTES = 1 << 16
 _DIGEST_BYTES = 16
 _SECONDS_TO_END = 5.0  # for a process that has nothing more to do
@@ -128,6 +129,7 @@ def _caption(entry: Entry) -> tuple[str | None, list[str]]:
 def _start(limits: Limits) -> None:
     """What a worker does first: interrupts are the parent's business, and it must not outlive the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy is imported for the first picture that needs it
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # else warnings of plugins reach stderr
     threading.Thread(target=_end_with_parent, daemon=True).start()
     make_alarm_deadly()
@@ -182,8 +184,7 @@ class Workers:
             self._lone.end()
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")  # no thread or lock of the parent is copied
-        return ProcessPoolExecutor(self._count, mp_context=context, initializer=_start, initargs=(self._limits,))
+        return ProcessPoolExecutor(self._count, mp_context=context(), initializer=_start, initargs=(self._limits,))
 
     def outcomes(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Outcome]]:
         """Yields every entry with its verdict, in order; takes only a few more than it has yielded."""
@@ -227,9 +228,9 @@ class _LoneProcess:
     """A process for one picture at a time; the way it ended tells what that picture did to it."""
 
     def __init__(self, limits: Limits) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, limits), daemon=True)
+        started = context()
+        self._connection, theirs = started.Pipe()
+        self._process = started.Process(target=_serve, args=(theirs, limits), daemon=True)
         self._process.start()
         theirs.close()
 
