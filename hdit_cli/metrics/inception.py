@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hdit_cli import files, runtime
 from hdit_cli.errors import DataError
-from hdit_cli.metrics.feature_net import BATCH, rows
+from hdit_cli.metrics.feature_net import BATCH, channels_last, rows
 
 URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 FILE = "inception-2015-12-05.pt"
@@ -152,7 +152,7 @@ class Inception:
         return rows(resized(pictures), self._run, device=self.device, batch=batch)
 
     def _run(self, x: Tensor) -> Tensor:
-        return self._layers((x - 128) / 128).flatten(1)
+        return self._layers(channels_last((x - 128) / 128)).flatten(1)
 
     def logits(self, features: np.ndarray) -> np.ndarray | None:
         """float (N, 2048) features => (N, 1008), without the bias: so the Inception Score was published."""
