@@ -89,17 +89,23 @@ def download(*, progress: Progress = lambda done, total: None, url: str = URL, e
 
 def resize(picture: np.ndarray) -> np.ndarray:
     """One picture to 299 x 299: uint8 (H, W, 3) => float32 (3, 299, 299) in [0, 255], not rounded."""
-    channels = picture.astype(np.float32).transpose(2, 0, 1)
-    resized = [
-        Image.fromarray(np.ascontiguousarray(c)).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for c in channels
-    ]
-    return np.stack([np.asarray(c) for c in resized]).clip(0, 255)
+    out = np.empty((3, SIDE, SIDE), dtype=np.float32)
+    _resize_into(picture, out)
+    return out
+
+
+def _resize_into(picture: np.ndarray, out: np.ndarray) -> None:
+    for c in range(3):
+        channel = Image.fromarray(picture[..., c].astype(np.float32))
+        np.clip(np.asarray(channel.resize((SIDE, SIDE), Image.Resampling.BICUBIC)), 0, 255, out=out[c])
 
 
 def resized(pictures: list[np.ndarray]) -> np.ndarray:
     """`resize` of each: float32 (N, 3, 299, 299)."""
+    out = np.empty((len(pictures), 3, SIDE, SIDE), dtype=np.float32)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return np.stack(list(pool.map(resize, pictures)))
+        list(pool.map(_resize_into, pictures, out))  # raises what one of them raised
+    return out
 
 
 class Inception:
