@@ -143,7 +143,8 @@ def test_a_run_that_was_cut_scores_the_same(whole, tiny_data, tmp_path, cut):
     assert digests(tmp_path / "run") == digests(whole[0])
 
 
-@pytest.mark.parametrize("at", [6, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [6, 8])
 def test_a_signal_breaks_an_evaluation_off_and_it_is_made_when_the_run_goes_on(
     whole, tiny_data, tmp_path, at, monkeypatch
 ):

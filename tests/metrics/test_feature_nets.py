@@ -167,6 +167,7 @@ def test_an_exported_net_of_one_shape(tmp_path):
         net(pictures(1))
 
 
+@pytest.mark.slow
 def test_exported_nets_that_are_none(tmp_path):
     (tmp_path / "text.pt2").write_text("no net")
     floats = export(tmp_path / "floats.pt2", Small(), dtype=torch.float32)
