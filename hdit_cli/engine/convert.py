@@ -5,6 +5,7 @@ The one place that reads pickle, through `weights_only=True`, which builds tenso
 
 import json
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,16 @@ from hdit_cli.models.convert import Unsupported, kdiffusion_recipe
 from hdit_cli.recipe import Recipe
 
 # what torch's restricted unpickler trips over in a cut or foreign file
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, AssertionError, TypeError)
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    AssertionError,
+    TypeError,
+    struct.error,
+)
 _LARGEST_NET = 1 << 28  # pytorch-fid's file has 95 MB; a larger one is not read twice
 
 

@@ -8,15 +8,14 @@ as the Inception Score. Its value goes into the checkpoint, so a run that goes o
 The file may be newer than the checkpoint that a run goes on from: it is written again at the same step, the same.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hdit_cli import catalog, files, runtime
+from hdit_cli import catalog, runtime
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine import weights as names
-from hdit_cli.engine.checkpoint import metadata_of, read_header, serialise
+from hdit_cli.engine.best import BEST, read_score, write_best
 from hdit_cli.engine.events import Evaluated
 from hdit_cli.engine.generate import Sampling, choose_labels
 from hdit_cli.engine.model import Model
@@ -31,9 +30,6 @@ from hdit_cli.metrics import feature_net
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.patch_grid import PatchGrid
 from hdit_cli.recipe import Recipe
-
-BEST = "best.safetensors"
-SCORE = "hdit.score"  # in its header: JSON
 
 
 class Evaluator:
@@ -104,7 +100,7 @@ class Evaluator:
             if weights == self.weights[0] and self._is_better(scores[0], best):
                 best = {"step": step, **self._basis(), "value": scores[0].value}
                 line["eval"]["best"] = True
-                self._keep(model, best)
+                write_best(self.folder / BEST, model, best)
             lines.append(line)
         self.step, self.best = step, best
         return Evaluated(step, lines)
@@ -117,7 +113,7 @@ class Evaluator:
         """Takes over what a checkpoint of this step knows; None where it was made without `[eval]`."""
         path = self.folder / BEST
         if told is None:
-            self.best = _read(path) if path.is_file() else None
+            self.best = read_score(path) if path.is_file() else None
             if self.best is not None and self.best["step"] > step:
                 self.best = None
         else:
@@ -176,11 +172,6 @@ class Evaluator:
         }
         return {"step": step, "images": step * self.recipe.train.batch_size, "eval": told}
 
-    def _keep(self, model: Model, best: dict[str, Any]) -> None:
-        """Writes `best.safetensors`, whole or not at all."""
-        header = {**metadata_of(model), SCORE: json.dumps(best)}
-        files.write_bytes(self.folder / BEST, serialise(model.network.state_dict(), header))
-
 
 def _checked(word: str, recipe: Recipe) -> str:
     """The name of weights that a run has.
@@ -197,9 +188,3 @@ def _checked(word: str, recipe: Recipe) -> str:
             hint=f"ema, raw, or one of ema.stds ({there})",
         )
     return name
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """What the header of a `best.safetensors` says of its score."""
-    told = read_header(path).get(SCORE)
-    return None if told is None else json.loads(told)

@@ -151,7 +151,7 @@ def collect(
 ) -> dict[str, Metric]:
     """Every metric's state of a set. With several processes, the states of the whole set on the first, nothing elsewhere.
 
-    On a GPU the features of a batch are taken in a thread while the next one is made; on a CPU both want the same cores.
+    On a GPU the features of a batch are taken in a thread while the next one is made; on a CPU they take turns: both use all cores.
 
     Args:
         part: name of the set among those of one evaluation.

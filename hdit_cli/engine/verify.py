@@ -13,6 +13,7 @@ from hdit_cli.data import shards
 from hdit_cli.data.prepare.report import REPORT, read_report
 from hdit_cli.data.shard_check import shard_problem
 from hdit_cli.engine import checkpoint, snapshots
+from hdit_cli.engine.best import BEST, best_problem
 from hdit_cli.errors import DataError, StorageError
 
 
@@ -26,7 +27,7 @@ class Checked:
 
 
 def verify_run(run: Path) -> Iterator[Checked]:
-    """Every checkpoint folder of a run, oldest first, then `ckpt.safetensors`, then the snapshots of averages.
+    """Every checkpoint folder of a run, oldest first, then `ckpt.safetensors`, `best.safetensors`, then the snapshots of averages.
 
     The run may train meanwhile: what rotation removes is left out, what is saved is looked at too. What was set aside as
     `.bad` is no longer part of the run, and not looked at.
@@ -49,6 +50,9 @@ def verify_run(run: Path) -> Iterator[Checked]:
         yield Checked(public.name, public.stat().st_size, "" if digest in averages else problem)
     elif averages:
         yield Checked(public.name, 0, "is missing; the next `hdit train` writes it again")
+    best = run / BEST
+    if best.is_file():
+        yield Checked(best.name, best.stat().st_size, best_problem(best))
     for step in snapshots.list_steps(run):
         yield from _verify_folder(snapshots.folder_of(run, step), prefix=f"{snapshots.FOLDER}/")
 

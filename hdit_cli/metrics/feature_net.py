@@ -17,8 +17,9 @@ from hdit_cli.errors import DataError, NonFiniteError, UsageError
 
 EXPORTED = ".pt2"
 
-# One shape for every call: the same picture gives the same features to the last bit whatever the batch on a CPU.
-BATCH = {"cpu": 1, "mps": 32, "cuda": 64}
+# One shape for every call, the last one filled up: how a set is split changes no feature by more than rounding in float32,
+# and on a CPU those of the Inception nets not at all. A multiple of it as `--batch-size` wastes nothing.
+BATCH = {"cpu": 4, "mps": 32, "cuda": 64}
 
 
 class FeatureNet(Protocol):
@@ -73,6 +74,11 @@ def facts(net: FeatureNet) -> dict[str, Any]:
     """What must be told beside a score."""
     told = {"net": net.kind, "file": str(net.path), "sha256": net.sha256, "published": net.published}
     return {**told, "resize": net.resize}
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same (N, C, H, W) with the channels innermost on a CPU, where convolutions are 1.5 to 2 times as fast so."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hdit_cli import files, runtime
 from hdit_cli.errors import DataError
-from hdit_cli.metrics.feature_net import BATCH, rows
+from hdit_cli.metrics.feature_net import BATCH, channels_last, rows
 
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 FILE = "pt_inception-2015-12-05.safetensors"
@@ -247,7 +247,9 @@ class FidInception:
     def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
         """uint8 pictures (H, W, 3), of any sizes => float32 (N, 2048)."""
         x = np.stack([_resized(picture) for picture in pictures])
-        return rows(x, lambda x: self._net(2 * x - 1), device=self.device, batch=BATCH.get(self.device.type, 16))
+        return rows(
+            x, lambda x: self._net(channels_last(2 * x - 1)), device=self.device, batch=BATCH.get(self.device.type, 16)
+        )
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """float (N, 2048) features => (N, 1008), without the bias: so the Inception Score was published."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hdit_cli import files, runtime
 from hdit_cli.errors import DataError
-from hdit_cli.metrics.feature_net import BATCH, rows
+from hdit_cli.metrics.feature_net import BATCH, channels_last, rows
 
 URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 FILE = "inception-2015-12-05.pt"
@@ -89,17 +89,23 @@ def download(*, progress: Progress = lambda done, total: None, url: str = URL, e
 
 def resize(picture: np.ndarray) -> np.ndarray:
     """One picture to 299 x 299: uint8 (H, W, 3) => float32 (3, 299, 299) in [0, 255], not rounded."""
-    channels = picture.astype(np.float32).transpose(2, 0, 1)
-    resized = [
-        Image.fromarray(np.ascontiguousarray(c)).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for c in channels
-    ]
-    return np.stack([np.asarray(c) for c in resized]).clip(0, 255)
+    out = np.empty((3, SIDE, SIDE), dtype=np.float32)
+    _resize_into(picture, out)
+    return out
+
+
+def _resize_into(picture: np.ndarray, out: np.ndarray) -> None:
+    for c in range(3):
+        channel = Image.fromarray(picture[..., c].astype(np.float32))
+        np.clip(np.asarray(channel.resize((SIDE, SIDE), Image.Resampling.BICUBIC)), 0, 255, out=out[c])
 
 
 def resized(pictures: list[np.ndarray]) -> np.ndarray:
     """`resize` of each: float32 (N, 3, 299, 299)."""
+    out = np.empty((len(pictures), 3, SIDE, SIDE), dtype=np.float32)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return np.stack(list(pool.map(resize, pictures)))
+        list(pool.map(_resize_into, pictures, out))  # raises what one of them raised
+    return out
 
 
 class Inception:
@@ -152,7 +158,7 @@ class Inception:
         return rows(resized(pictures), self._run, device=self.device, batch=batch)
 
     def _run(self, x: Tensor) -> Tensor:
-        return self._layers((x - 128) / 128).flatten(1)
+        return self._layers(channels_last((x - 128) / 128)).flatten(1)
 
     def logits(self, features: np.ndarray) -> np.ndarray | None:
         """float (N, 2048) features => (N, 1008), without the bias: so the Inception Score was published."""

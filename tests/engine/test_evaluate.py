@@ -247,6 +247,7 @@ def test_what_a_user_can_get_wrong(place, tmp_path):
         assert caught.value.hint, words  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_data_that_moved_or_changed(place, tmp_path):
     model = model_of(place)
     model.data["path"] = str(tmp_path / "gone")
@@ -315,6 +316,7 @@ def test_metrics_of_any_net_in_one_pass(place, tmp_path):
     json.dumps(evaluation.record())
 
 
+@pytest.mark.slow
 def test_held_out_pictures_stand_beside_the_samples(place, tmp_path):
     rng = np.random.default_rng(1)
     for i in range(40):

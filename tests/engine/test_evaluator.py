@@ -12,11 +12,13 @@ from tiny_run import tiny_recipe
 import hdit_cli
 from hdit_cli.cli import main
 from hdit_cli.engine import checkpoint, events
+from hdit_cli.engine.best import BEST, SCORE, best_problem
 from hdit_cli.engine.evaluate import evaluate
-from hdit_cli.engine.evaluator import BEST, SCORE, Evaluator
+from hdit_cli.engine.evaluator import Evaluator
 from hdit_cli.engine.report.gather import gather
 from hdit_cli.engine.request import Request
 from hdit_cli.engine.train import train
+from hdit_cli.engine.verify import verify_run
 from hdit_cli.errors import UsageError
 from hdit_cli.recipe import Recipe
 
@@ -112,7 +114,21 @@ def test_the_best_is_the_lowest_of_the_first_metric_and_weights(whole, tmp_path)
     assert evaluation.scores[0].value == pytest.approx(values[step], rel=1e-12)  # the command gives what the run logged
 
 
-@pytest.mark.parametrize("cut", [pytest.param(3, marks=pytest.mark.slow), 5, pytest.param(7, marks=pytest.mark.slow)])
+def test_verify_compares_the_best_with_its_own_hash(whole, tmp_path):
+    folder, _ = whole
+    assert (BEST, "") in {(checked.name, checked.problem) for checked in verify_run(folder)}
+    data = (folder / BEST).read_bytes()
+    path = tmp_path / BEST
+    tail, title = len(data) - 5, data.index(b"hourglass-diffusion")
+    for place, expected in ((tail, "changed"), (title, "changed"), (data.index(b"hdit.sha256"), "no hash")):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        assert expected in best_problem(path)
+    path.write_bytes(data[:-1])
+    assert best_problem(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [3, 5, 7])
 def test_a_run_that_was_cut_scores_the_same(whole, tiny_data, tmp_path, cut):
     class Cut(Exception):
         pass
@@ -127,7 +143,8 @@ def test_a_run_that_was_cut_scores_the_same(whole, tiny_data, tmp_path, cut):
     assert digests(tmp_path / "run") == digests(whole[0])
 
 
-@pytest.mark.parametrize("at", [6, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [6, 8])
 def test_a_signal_breaks_an_evaluation_off_and_it_is_made_when_the_run_goes_on(
     whole, tiny_data, tmp_path, at, monkeypatch
 ):

@@ -51,6 +51,7 @@ def test_what_may_not(text):
         parse(["cfg=1", "cfg=2"])
 
 
+@pytest.mark.slow
 def test_finished_points_are_kept_and_a_wider_sweep_makes_the_new_ones_alone(place, tmp_path, monkeypatch):
     made = []
 

@@ -44,7 +44,7 @@ def facts(evaluation):
     return [(score.metric, score.value, score.n, score.details) for score in evaluation.scores]
 
 
-@pytest.mark.parametrize("what", ["generated", "set"])
+@pytest.mark.parametrize("what", ["generated", pytest.param("set", marks=pytest.mark.slow)])
 def test_the_same_request_goes_on_bit_for_bit(place, own_cache, tmp_path, monkeypatch, what):
     monkeypatch.setattr("hdit_cli.engine.picture_sets._READ", 4)
     request = Request(place / "model.safetensors", **HOW, **net(place))
@@ -65,6 +65,7 @@ def net(place):
     return {"features": f"inception:{place / 'net.pt'}"}
 
 
+@pytest.mark.slow
 def test_what_was_made_with_other_options_is_not_used(place, own_cache):
     base = Request(place / "model.safetensors", **HOW, **net(place))
     with pytest.raises(Interrupted):
@@ -94,6 +95,7 @@ def test_what_was_made_with_other_options_is_not_used(place, own_cache):
     assert min(done for what, done in seen if what == "generated") == 2
 
 
+@pytest.mark.slow
 def test_pictures_that_are_saved_go_on_too(place, own_cache, tmp_path):
     request = Request(place / "model.safetensors", **{**HOW, "metrics": ("swd",)}, save=tmp_path / "out")
     with pytest.raises(Interrupted):
@@ -156,6 +158,7 @@ def test_another_number_of_processes_goes_on(place, own_cache, monkeypatch, befo
             np.testing.assert_allclose(array[rows], theirs[name], rtol=1e-9, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_damaged_state_is_made_again(place, own_cache):
     request = Request(place / "model.safetensors", **HOW, **net(place))
     expected = facts(scored(request))
@@ -225,7 +228,7 @@ def test_where_nothing_can_be_kept_the_score_is_made_all_the_same(place, own_cac
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_the_command_obeys_a_signal_and_goes_on(place, tmp_path, processes):
     words = [
-        sys.executable, "-m", "hdit_cli", "eval-fid", str(place / "model.safetensors"), "-n", "400", "--metrics", "swd",
+        sys.executable, "-m", "hdit_cli", "eval-fid", str(place / "model.safetensors"), "-n", "120", "--metrics", "swd",
         "--batch-size", "2", "--steps", "20", "--json", "--processes", processes,
     ]  # fmt: skip
     environment = {**os.environ, "HDIT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
@@ -234,7 +237,7 @@ def test_the_command_obeys_a_signal_and_goes_on(place, tmp_path, processes):
     while not reference.is_dir() or not list(reference.iterdir()):
         assert child.poll() is None, child.communicate()
         time.sleep(0.05)
-    time.sleep(1.0)
+    time.sleep(0.3)
     child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=120)
     assert child.returncode == 75, out + err

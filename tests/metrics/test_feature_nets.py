@@ -156,6 +156,7 @@ def test_an_exported_net(tmp_path):
     assert (net.kind, net.published, net.classifier, len(net.sha256)) == ("exported", False, False, 64)
 
 
+@pytest.mark.slow
 def test_an_exported_net_of_one_shape(tmp_path):
     net = ExportedNet(export(tmp_path / "net.pt2", Small(), dynamic=()))
     of_its_size = pictures(3, size=(64, 48))
@@ -166,6 +167,7 @@ def test_an_exported_net_of_one_shape(tmp_path):
         net(pictures(1))
 
 
+@pytest.mark.slow
 def test_exported_nets_that_are_none(tmp_path):
     (tmp_path / "text.pt2").write_text("no net")
     floats = export(tmp_path / "floats.pt2", Small(), dtype=torch.float32)

@@ -2,7 +2,8 @@
 
 clean-fid 0.1.35 (frechet_distance, kernel_distance), pytorch-fid 0.3.0 (calculate_frechet_distance), torch-fidelity 0.4.0
 (fid_statistics_to_metric, kid_features_to_metric, calculate_precision_recall_full, isc_features_to_metric), with
-scipy 1.17.1 and numpy 2.4.6, 2026-11-21.
+scipy 1.17.1 and numpy 2.4.6, 2026-11-21. Their main branches stood at clean-fid e88c4d6,
+pytorch-fid b9c1811 and torch-fidelity 5e211a9 then.
 """
 
 import numpy as np

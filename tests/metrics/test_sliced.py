@@ -95,6 +95,7 @@ def test_wasserstein_of_equal_and_unequal_numbers():
     assert wasserstein(a, b[:, :5]) == pytest.approx(wasserstein(b[:, :5], a))
 
 
+@pytest.mark.slow
 def test_wasserstein_agrees_with_scipy():
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(2)
