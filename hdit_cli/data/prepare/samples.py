@@ -53,18 +53,21 @@ def give_labels(members: list[Member], *, classes: list[str] | None, name: str, 
         is_cut: the tar is damaged, so that members of any sample may be missing.
     """
     around = wrapper([_plain(member.name) for member in members], name) if name else ""
-    samples = list(_samples(members))
+    samples = list(_samples(members, is_cut=is_cut))
     by_key: defaultdict[str, list[list[Member]]] = defaultdict(list)
     for key, sample in samples:
         by_key[key].append(sample)
     anywhere = {member.suffix for member in members} if is_cut else set()
-    for key, sample in samples:
+    last = max((number for number, (key, _) in enumerate(samples) if key), default=None) if is_cut else None
+    for number, (key, sample) in enumerate(samples):
         elsewhere = itertools.chain.from_iterable(by_key[key]) if key and len(by_key[key]) > 1 else ()
         kinds = anywhere | {member.suffix for member in elsewhere}
-        _Sample(sample, classes, lost=kinds - {member.suffix for member in sample}).label(around)
+        at_cut = number == last
+        lost = kinds if at_cut else kinds - {member.suffix for member in sample}
+        _Sample(sample, classes, lost=lost, at_cut=at_cut).label(around)
 
 
-def _samples(members: list[Member]) -> Iterator[tuple[str, list[Member]]]:
+def _samples(members: list[Member], *, is_cut: bool) -> Iterator[tuple[str, list[Member]]]:
     """Yields (key, members); files that are in no sample come one by one, with a key that no sample has."""
     from webdataset.tariterators import base_plus_ext, group_by_keys
 
@@ -89,7 +92,7 @@ def _samples(members: list[Member]) -> Iterator[tuple[str, list[Member]]]:
         (found["__key__"], [value for value in found.values() if isinstance(value, Member)])
         for found in group_by_keys(files(), keys=keys)
     ]
-    yield from runs if _has_twins(members) else _joined(runs)
+    yield from runs if is_cut or _has_twins(members) else _joined(runs)  # of a cut tar the twin may be what is lost
     yield from (("", [member]) for member in alone)
 
 
@@ -115,18 +118,26 @@ def _at_sight(member: Member, *, is_meta: bool) -> None:
 
 
 class _Sample:
-    """Members that belong together. `lost`: the suffixes that members of it elsewhere have, or may have had."""
+    """Members that belong together.
 
-    def __init__(self, members: list[Member], classes: list[str] | None, *, lost: set[str]) -> None:
+    Args:
+        lost: the suffixes that members of it elsewhere have, or may have had.
+        at_cut: the tar was cut off behind it. What it tells may be of a next sample of the same name, whose picture is lost.
+    """
+
+    def __init__(
+        self, members: list[Member], classes: list[str] | None, *, lost: set[str], at_cut: bool = False
+    ) -> None:
         self._members = members
         self._lost = lost
         count = Counter((member.field, member.suffix) for member in members)
         self._twins = {field for (field, _), times in count.items() if times > 1}  # webdataset refuses such samples
         self._fields = {member.field for member in members if not member.entry.code}  # of the pictures
-        self._labels = [(member, _label(member.entry.place, classes)) for member in members if member.suffix == "cls"]
-        jsons = [member for member in members if member.suffix == "json"] if classes is None else []
+        telling = [] if at_cut else members
+        self._labels = [(member, _label(member.entry.place, classes)) for member in telling if member.suffix == "cls"]
+        jsons = [member for member in telling if member.suffix == "json"] if classes is None else []
         self._jsons = [(member, _described(member.entry.place)) for member in jsons]
-        self._texts = [(member, Facts()) for member in members if member.suffix == "txt"]
+        self._texts = [(member, Facts()) for member in telling if member.suffix == "txt"]
 
     def label(self, around: str) -> None:
         for member in self._members:
