@@ -15,7 +15,7 @@ def plot(facts: dict[str, Any], path: Path) -> None:
         UsageError: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure
+        from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UsageError("--plot needs matplotlib", hint="pip install 'hdit[plot]'") from None
     curves = [name for name in ("sizes", "batches") if facts.get(name)]
