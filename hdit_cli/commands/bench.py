@@ -40,6 +40,10 @@ def bench(
 
     loaded = load_recipe(recipe, list(set_ or ()))
     compiled = runtime.device().type == "cuda" if compile_ is None else compile_
+    if plot:
+        from hdit_cli.engine.bench.plot import check
+
+        check()
     wanted = Wanted(runs, steps, compiled, _whole("--sizes", sizes), _whole("--batches", batches))
     facts = measure(loaded, data=data, wanted=wanted, watch=lambda text: typer.echo(f"{text} ...", err=True))
     if plot:

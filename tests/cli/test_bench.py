@@ -1,6 +1,7 @@
 """`hdit bench` as typed, and the laws of what it reports."""
 
 import json
+import sys
 
 import pytest
 
@@ -28,14 +29,29 @@ def facts(made, tmp_path_factory):
 
 
 def test_as_typed(capsys, made, tmp_path):
-    words = ["bench", made / "tiny.toml", "--runs", 1, "--steps", 2, "--plot", tmp_path / "bench.png"]
-    code, out, err = hdit(capsys, *words)
+    code, out, err = hdit(capsys, "bench", made / "tiny.toml", "--runs", 1, "--steps", 2)
     assert code == 0
     for part in ("training step", "sampling", "attention, level 0", "feed-forward", "strips", "natten", "--data"):
         assert part in out
     assert "matrix product" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plot(facts, tmp_path):
+    pytest.importorskip("matplotlib")
+    from hdit_cli.engine.bench.plot import plot
+
+    plot(facts, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
-    assert [path.name for path in tmp_path.iterdir()] == ["bench.png"]
+
+
+def test_a_plot_that_cannot_be_drawn_is_told_before_anything_is_measured(capsys, made, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = hdit(capsys, "bench", made / "tiny.toml", "--plot", tmp_path / "bench.png")
+    assert code == 2
+    assert "hdit[plot]" in err
+    assert "matrix product" not in err
 
 
 def test_as_json(capsys, made):

@@ -8,16 +8,23 @@ from hdit_cli import files
 from hdit_cli.errors import UsageError
 
 
+def check() -> None:
+    """Raises UsageError where matplotlib is not installed; to be asked before minutes of measuring."""
+    try:
+        import matplotlib.figure  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UsageError("--plot needs matplotlib", hint="pip install 'hdit[plot]'") from None
+
+
 def plot(facts: dict[str, Any], path: Path) -> None:
     """Writes a PNG: parts of a step, attention backends, and the curves there are.
 
     Raises:
         UsageError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UsageError("--plot needs matplotlib", hint="pip install 'hdit[plot]'") from None
+    check()
+    from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+
     curves = [name for name in ("sizes", "batches") if facts.get(name)]
     figure = Figure(figsize=(5 * (2 + len(curves)), 4), layout="constrained")
     axes = figure.subplots(1, 2 + len(curves))

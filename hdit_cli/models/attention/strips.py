@@ -29,6 +29,8 @@ def refuse(request: Request) -> str:
     """One sentence why this cannot serve the request, or ""."""
     if request.device != "cpu":
         return "its loop over tiles is made for a CPU"
+    if request.dtype.itemsize < 4:
+        return "it is made for float32 and float64"
     if request.tracing:
         return "its loop over tiles does not go into a graph"
     return ""
