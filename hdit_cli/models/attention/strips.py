@@ -37,12 +37,16 @@ def refuse(request: Request) -> str:
 
 
 def held(request: Request, *, height: int, width: int) -> Held:
-    """Tiles of queries, strips of keys and values, and the result; float32 at least."""
+    """Tiles of queries, strips of keys and values, and the result; float32 at least. Backward, their gradients, and of one
+    turn of the loop three times the scores and a block of keys.
+    """
     y, x = (plan_axis(length, request.kernel, tile_of(request.kernel)) for length in (height, width))
     wider = 2 if request.dtype.itemsize < 4 else 1  # computed in float32
     d, tokens = request.head_dim, height * width
     queries, keys = len(y.starts) * y.tile * len(x.starts) * x.tile, height * len(x.starts) * x.halo
-    return Held(d * (1 + wider * (queries + 2 * keys) / tokens), wider * 2 * d * (queries + keys) / tokens)
+    seen = len(x.starts) * y.halo * x.halo
+    work = wider * (2 * d * (queries + keys) + 3 * y.tile * x.tile * seen + d * seen) / tokens
+    return Held(d * (1 + wider * (queries + 2 * keys) / tokens), work)
 
 
 class Plan(NamedTuple):
@@ -144,11 +148,13 @@ class Attention(torch.autograd.Function):
             scores = tiles[i] @ rows(keys, top, cut).mT
             scores.unflatten(0, strips).add_(cut.masks[kind])
             weights = scores.softmax(-1)
+            del scores  # of a long loop the memory of each turn counts
             grad_weights = grad[i] @ rows(values, top, cut).mT
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             torch.bmm(grad_scores, rows(keys, top, cut), out=grad_tiles[i])
             grad_keys[:, seen] += (grad_scores.mT @ tiles[i]).unflatten(1, block)
             grad_values[:, seen] += (weights.mT @ grad[i]).unflatten(1, block)
+            del weights, grad_weights, grad_scores
         grad_q = from_tiles(grad_tiles, cut, ctx.shape).to(ctx.dtype)
         grad_k, grad_v = (from_strips(g, cut, ctx.shape).to(ctx.dtype) for g in (grad_keys, grad_values))
         return grad_q, grad_k, grad_v, None
