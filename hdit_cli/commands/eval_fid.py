@@ -96,7 +96,7 @@ def eval_fid(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="The scores and all they depend on, on stdout.")] = False,
 ) -> None:
-    """Score samples, or a folder of pictures: FID, KID, sliced Wasserstein distance, patch grid."""
+    """Score samples, or a folder of pictures: FID, KID, IS, precision and recall, sliced Wasserstein distance, and more."""
     from hdit_cli import runtime
     from hdit_cli.commands import sweep as sweeping
     from hdit_cli.engine.launch import relaunch

@@ -1,19 +1,16 @@
 """`hdit prepare SRC`: pictures as people have them to a checked, resized, sharded data set."""
 
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from hdit_cli.commands.progress import Bar
     from hdit_cli.data.prepare import Progress
-
-_LINE_EVERY = 5.0  # seconds between plain lines, where stderr is no terminal
 
 
 def prepare(
@@ -121,52 +118,17 @@ def _cores() -> int:
 
 @contextmanager
 def _shown() -> "Iterator[Callable[[Progress], None]]":
-    """Progress on stderr: a bar on a terminal, else a line every few seconds."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
+    """Progress on stderr, from the first file that is told of."""
+    from hdit_cli.commands.progress import bar
 
-        with tqdm(unit=" images", dynamic_ncols=True, smoothing=0.1) as bar:
+    with ExitStack() as stack:
+        shown: list[Bar] = []
 
-            def draw(progress: "Progress") -> None:
-                if bar.total is None:
-                    bar.reset(total=progress.total)
-                    bar.initial = bar.n = progress.done - 1
-                bar.total = progress.total  # more once it is known how many are held out
-                bar.update(progress.done - bar.n)
-                bar.set_postfix(kept=progress.kept, refused=progress.refused, refresh=False)
+        def draw(progress: "Progress") -> None:
+            if not shown:
+                before = progress.done - 1  # found finished: no part of the speed
+                shown.append(stack.enter_context(bar(total=progress.total, initial=before, unit="image")))
+            shown[0].set_postfix(kept=progress.kept, refused=progress.refused, refresh=False)
+            shown[0].update(progress.done - shown[0].n)
 
-            yield draw
-        return
-    lines = _Lines()
-    yield lines
-    lines.last()
-
-
-class _Lines:
-    """Plain lines: images, images/s, time left."""
-
-    def __init__(self) -> None:
-        self._start: tuple[float, int] | None = None  # when, and how many were done before
-        self._told = 0.0
-        self._newest: Progress | None = None
-
-    def __call__(self, progress: "Progress") -> None:
-        now = time.monotonic()
-        self._start = self._start or (now, progress.done - 1)
-        self._newest = progress
-        if now - max(self._told, self._start[0]) >= _LINE_EVERY:
-            self._tell(progress, now)
-
-    def last(self) -> None:
-        if self._newest is not None:
-            self._tell(self._newest, time.monotonic())
-
-    def _tell(self, progress: "Progress", now: float) -> None:
-        assert self._start is not None, "there was progress"
-        self._told = now
-        rate = (progress.done - self._start[1]) / max(now - self._start[0], 1e-6)
-        left = (progress.total - progress.done) / max(rate, 1e-6)
-        refused = f", {progress.refused} refused" if progress.refused else ""
-        minutes, seconds = divmod(round(left), 60)
-        told = f"{progress.done}/{progress.total} images, {rate:.0f} images/s, {minutes}:{seconds:02d} left{refused}"
-        print(told, file=sys.stderr, flush=True)
+        yield draw

@@ -17,7 +17,6 @@ class Started:
     device: str
     step: int
     steps: int
-    bytes_held: int
     class_names: tuple[str, ...] = ()
     held_out: int = 0  # pictures to validate on
     buckets: int = 0  # sizes of pictures, where there are several

@@ -268,7 +268,6 @@ class Trainer:
             str(local),
             f"accumulate {section.accumulate}" if section.accumulate > 1 else "",
         ]
-        held = sum(p.numel() * p.element_size() for p in self.state.parameters)
         facts = count(self.recipe, classes=len(self.reader.classes))
         return Started(
             params=facts["params"],
@@ -279,7 +278,6 @@ class Trainer:
             device=str(self.device),
             step=self.state.step,
             steps=section.steps,
-            bytes_held=held * (5 + len(self.recipe.ema.stds)),  # weights, gradients, two moments, averages
             class_names=tuple(self.state.model.classes),
             held_out=len(self.validator.splits[0].chosen) if self.validator else 0,
             buckets=len(self.reader.buckets),

@@ -6,6 +6,7 @@ net's square by Pillow's bicubic filter in float32, as for Inception, not croppe
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +24,7 @@ from hdit_cli.metrics.feature_net import BATCH, rows
 _INSTALL = 'pip install "hdit[features]"'
 
 
-class TransformerNet:
+class TransformerNet(ABC):
     """A vision transformer in a local folder (`config.json`, `model.safetensors`); a `FeatureNet`."""
 
     kind: ClassVar[str]
@@ -72,13 +73,13 @@ class TransformerNet:
         mean, deviation = told.get("image_mean", self.mean), told.get("image_std", self.deviation)
         return self.native_side(told), tuple(mean), tuple(deviation)
 
+    @abstractmethod
     def native_side(self, told: dict[str, Any]) -> int:
         """Height and width of the pictures that the net is given."""
-        raise NotImplementedError
 
+    @abstractmethod
     def features(self, x: Tensor) -> Tensor:
         """float32 (N, 3, side, side), normalised => (N, D)."""
-        raise NotImplementedError
 
     def _prepared(self, picture: np.ndarray) -> np.ndarray:  # uint8 (H, W, 3) => float32 (3, side, side)
         resized = [

@@ -62,6 +62,21 @@ def test_shares_racing_on_one_folder(jobs, source, whole, tmp_path):
         assert sum("kept" in each for each in went) >= 1 and digests(out) == whole
 
 
+def test_another_share_begins_between_two_looks_at_the_folder(source, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    list_folder = Path.iterdir
+
+    def list_after_the_other(path):
+        if path == out:
+            (out / ".prepare").mkdir(exist_ok=True)
+        return list_folder(path)
+
+    monkeypatch.setattr(Path, "iterdir", list_after_the_other)
+    went = prepare_share(source, share=Share(1, 2), out=out, options=CHOSEN, workers=1)
+    assert isinstance(went, Pending)
+
+
 @linux
 def test_the_plain_command_does_what_is_missing(jobs, source, whole, tmp_path):
     out = tmp_path / "out"

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from hdit_cli.data.prepare.places import Place
@@ -89,6 +90,18 @@ class Source(Protocol):
             DataError: the source as a whole cannot be read.
         """
         ...
+
+
+class FileSource:
+    """What sources that are one file have in common."""
+
+    by_value = False
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        self.newest = os.stat(path).st_mtime
+        self.classes: list[str] | None = None
+        self._path = path
 
 
 class Listing:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hdit_cli.data.prepare.beside import Beside
 from hdit_cli.data.prepare.folders import file_entry
-from hdit_cli.data.prepare.listing import Entry, is_side_name, stem, utf8
+from hdit_cli.data.prepare.listing import Entry, FileSource, is_side_name, stem, utf8
 from hdit_cli.data.prepare.places import Place
 from hdit_cli.data.prepare.tables import NoTable, Scope, Table
 from hdit_cli.errors import DataError
@@ -18,17 +18,13 @@ from hdit_cli.errors import DataError
 LIST_SUFFIXES = (".lst", ".list", ".txt", ".jsonl", ".csv")
 
 
-class ListSource:
+class ListSource(FileSource):
     """The files that a list names. Labels: the list, a `.json` beside the picture, the first folder of its path."""
 
     kind = "list"
 
     def __init__(self, path: Path, name: str) -> None:
-        self.name = name
-        self.newest = os.stat(path).st_mtime
-        self.classes: list[str] | None = None
-        self.by_value = False
-        self._path = path
+        super().__init__(path, name)
         self._base = os.fsencode(path.parent)
 
     def entries(self) -> Iterator[Entry]:

@@ -211,7 +211,9 @@ def _several(source: Path | Sequence[Path]) -> list[Path]:
 
 
 def _make_work(out: Path) -> None:
-    if os.path.lexists(out) and not (out / WORK).is_dir() and (not out.is_dir() or any(out.iterdir())):
+    # What stands in it is looked at first: whoever begins here at the same moment makes the work before all else.
+    taken = os.path.lexists(out) and (not out.is_dir() or any(out.iterdir()))
+    if taken and not (out / WORK).is_dir():
         hint = "choose another folder with --out, or move it away"
         raise UsageError(f"{out} exists and is not a data set of this command", hint=hint)
     files.make_folder(out / WORK)

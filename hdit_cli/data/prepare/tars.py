@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hdit_cli.data.prepare.listing import Entry, utf8
+from hdit_cli.data.prepare.listing import Entry, FileSource, utf8
 from hdit_cli.data.prepare.places import Place
 from hdit_cli.data.prepare.samples import Member, give_labels
 from hdit_cli.data.shards import MANIFEST, load_manifest
@@ -34,17 +34,11 @@ def own_shards(folder: Path) -> OwnShards | None:
     return OwnShards(names=[shard.name for shard in manifest.shards], classes=manifest.classes)
 
 
-class TarSource:
+class TarSource(FileSource):
     """One tar. A folder around everything that is called like the tar is no class."""
 
     kind = "tar"
     by_value = True
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.name = name
-        self.newest = os.stat(path).st_mtime
-        self.classes: list[str] | None = None
-        self._path = path
 
     def entries(self) -> Iterator[Entry]:
         entries = tar_entries(self._path, prefix="", classes=None, name=self.name)

@@ -7,23 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hdit_cli.data.prepare.beside import Beside, read_tables
-from hdit_cli.data.prepare.listing import Entry, file_name, first_folder, is_side_name, utf8
+from hdit_cli.data.prepare.listing import Entry, FileSource, file_name, first_folder, is_side_name, utf8
 from hdit_cli.data.prepare.places import Place
 from hdit_cli.data.prepare.tables import DATASET, METADATA, Scope
 from hdit_cli.errors import DataError
 
 
-class ZipSource:
+class ZipSource(FileSource):
     """All members of a zip. A folder around everything that is called like the zip is no class."""
 
     kind = "zip"
 
     def __init__(self, path: Path, name: str) -> None:
-        self.name = name
-        self.newest = os.stat(path).st_mtime
-        self.classes: list[str] | None = None
-        self.by_value = False
-        self._path = path
+        super().__init__(path, name)
         self._scopes: dict[str, Scope | None] = {}  # of the folders that were looked at
         self._files: set[str] = set()
         self._wrapper = ""
