@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hdit_cli.data import augment as module
 from hdit_cli.data.augment import SCALE, augment, condition, draw, matrices, warp
 
 ROW, COLUMN = torch.meshgrid(torch.arange(9.0), torch.arange(11.0), indexing="ij")
@@ -28,6 +29,14 @@ FACTS = {
         43.49958,
     ),
 }
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def way(request, monkeypatch):
+    """Both ways to warp on a CPU."""
+    if request.param == "compiled" and not module.has_compiler():
+        pytest.skip("numba is not installed")
+    monkeypatch.setattr(module, "has_compiler", lambda: request.param == "compiled")
 
 
 def _square(rows):
