@@ -1,6 +1,7 @@
 """`hdit prepare SRC`: pictures as people have them to a checked, resized, sharded data set."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ import typer
 if TYPE_CHECKING:
     from hdit_cli.commands.progress import Bar
     from hdit_cli.data.prepare import Progress
+
+_DRAWN_EVERY = 0.1  # seconds
 
 
 def prepare(
@@ -123,8 +126,14 @@ def _shown() -> "Iterator[Callable[[Progress], None]]":
 
     with ExitStack() as stack:
         shown: list[Bar] = []
+        drawn = 0.0
 
         def draw(progress: "Progress") -> None:
+            nonlocal drawn
+            now = time.monotonic()
+            if now - drawn < _DRAWN_EVERY and progress.done < progress.total:
+                return
+            drawn = now
             if not shown:
                 before = progress.done - 1  # found finished: no part of the speed
                 shown.append(stack.enter_context(bar(total=progress.total, initial=before, unit="image")))

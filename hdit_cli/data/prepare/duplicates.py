@@ -36,8 +36,8 @@ class Duplicates:
 
     def __init__(self, found: np.ndarray) -> None:
         self._found = np.sort(found, order=["task", "row"])
-        firsts = np.unique(found[["first_task", "first_row"]])
-        self.groups = len(firsts)
+        firsts = np.sort(found[["first_task", "first_row"]])
+        self.groups = len(firsts[:1]) + int((firsts[1:] != firsts[:-1]).sum())
 
     def __len__(self) -> int:
         return len(self._found)

@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,10 +43,10 @@ class Entry:
     text: str | None = None
     notes: tuple[str, ...] = ()
 
-    def told(self) -> list[Any]:
-        """As a plan keeps it, in JSON; `of` takes it back."""
+    def told(self, *, moved: Callable[[str], str]) -> list[Any]:
+        """As a plan keeps it, in JSON, with the containers as `moved` names them; `of` takes it back."""
         places = [
-            [each.container, each.kind, each.position, each.size] if each else None
+            [moved(each.container), each.kind, each.position, each.size] if each else None
             for each in (self.place, self.caption)
         ]
         place, caption = places
@@ -63,9 +63,9 @@ class Entry:
         ]
 
     @classmethod
-    def of(cls, told: list[Any]) -> "Entry":
+    def of(cls, told: list[Any], *, moved: Callable[[str], str]) -> "Entry":
         path, place, group, code, detail, caption, mark, text, notes = told
-        places = (Place(*each) if each else None for each in (place, caption))
+        places = (Place(moved(each[0]), *each[1:]) if each else None for each in (place, caption))
         return cls(path, next(places), group, code, detail, next(places), mark, text, tuple(notes))
 
 

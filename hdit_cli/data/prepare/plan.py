@@ -8,8 +8,8 @@ and output may do it. The entries stand in a file of their own, a line each, and
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 from hdit_cli import files
 from hdit_cli.data.prepare.listing import Entry, Listing
 from hdit_cli.data.prepare.options import PrepareOptions
-from hdit_cli.data.prepare.places import Place
 from hdit_cli.errors import UsageError
 
 WORK = ".prepare"  # folder inside the output, until it is complete
@@ -74,12 +73,12 @@ class Plan:
     def entries(self, task: Task) -> Iterator[Entry]:
         """The entries of a task, with the places where this process finds them."""
         for line in _lines(self.work / _ENTRIES, task.start, task.end):
-            yield _moved(Entry.of(json.loads(line)), lambda container: _joined(container, self.roots))
+            yield Entry.of(json.loads(line), moved=lambda container: _joined(container, self.roots))
 
     def path(self, number: int, row: int) -> str:
         """The path of entry `row` of a task."""
         task = self.task(number)
-        return Entry.of(json.loads(_recent_lines(self.work / _ENTRIES, task.start, task.end)[row])).path
+        return Entry.of(json.loads(_recent_lines(self.work / _ENTRIES, task.start, task.end)[row]), moved=str).path
 
 
 def open_plan(out: Path, listing: Listing, options: PrepareOptions, *, sources: Sequence[Path]) -> Plan:
@@ -151,7 +150,7 @@ def _write(out: Path, listing: Listing, options: PrepareOptions, *, sources: Seq
                 if candidates and candidates % options.shard_size == 0:
                     cuts.append([size, 0])
                 candidates += 1
-            told = _moved(entry, lambda container: _parted(container, starts)).told()
+            told = entry.told(moved=lambda container: _parted(container, starts))
             line = json.dumps(told, separators=(",", ":")).encode() + b"\n"
             handle.write(line)
             hashed.update(line)
@@ -185,12 +184,6 @@ def _recent_lines(path: Path, start: int, end: int) -> list[bytes]:
 
 
 # Places: relative to the source, which another machine may see under another name
-
-
-def _moved(entry: Entry, move: Callable[[str], str]) -> Entry:
-    places: Iterable[Place | None] = (entry.place, entry.caption)
-    place, caption = (replace(each, container=move(each.container)) if each else None for each in places)
-    return replace(entry, place=place, caption=caption)
 
 
 def _parted(container: str, sources: Sequence[str]) -> str:
