@@ -70,13 +70,9 @@ class RotatedCosine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, turn: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        rho = length.square_().add_(eps).rsqrt_()  # (N, H, W, 2, heads, 1)
+        rho = _inverse_length(x, eps)
         ctx.save_for_backward(x, scale, turn, rho)
-        out = x * (rho * scale.sqrt()[:, None])
-        _rotated_pairs(out).mul_(turn)
-        q, k = out.unbind(3)
-        return q, k
+        return _turned(x * (rho * scale.sqrt()[:, None]), turn)
 
     @staticmethod
     @once_differentiable
@@ -91,6 +87,16 @@ class RotatedCosine(torch.autograd.Function):
         return grad, grad_scale[:, 0], None, None
 
 
+def _inverse_length(x: Tensor, eps: float) -> Tensor:  # (..., d) => (..., 1)
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().add_(eps).rsqrt_()
+
+
+def _turned(x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:  # changes x
+    _rotated_pairs(x).mul_(turn)
+    q, k = x.unbind(3)
+    return q, k
+
+
 def _rotated_pairs(x: Tensor) -> Tensor:  # a view: (..., d) => complex (..., d / 4), the half that is rotated
     return torch.view_as_complex(x.unflatten(-1, (2, -1, 2))[..., 0, :, :])
 
@@ -99,10 +105,14 @@ def rotated_cosine(qk: Tensor, scale: Tensor, turns: Tensor, *, eps: float) -> t
     """q and k, each (N, H, W, heads, d), normalised to sqrt(scale) and rotated.
 
     Args:
-        qk: (N, H, W, 2 * heads * d), of a projection whose weights went through `pairs_together`.
+        qk: (N, H, W, 2 * heads * d), of a projection whose weights went through `pairs_together`; without gradients
+            its memory is used for the result.
         scale: (heads,).
         turns: exp(i angle), complex (H, W, heads, d / 4).
     """
     x = rearrange(qk, "n h w (t a d) -> n h w t a d", t=2, a=len(scale))
-    out: Any = RotatedCosine.apply(x, scale, turns[:, :, None], eps)
+    turn = turns[:, :, None]
+    if not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
+        return _turned(x.mul_(_inverse_length(x, eps).mul_(scale.sqrt()[:, None])), turn)
+    out: Any = RotatedCosine.apply(x, scale, turn, eps)
     return out

@@ -89,7 +89,7 @@ class GEGLU(Linear):
     def forward(self, x: Tensor) -> Tensor:
         if by_hand(x):  # each in one piece: the GELU of a CPU is several times slower on slices
             value, gate = (F.linear(x, weight) for weight in self.weight.chunk(2))
-            return value * F.gelu(gate) if value.requires_grad else value.mul_(F.gelu(gate))
+            return value * F.gelu(gate) if value.requires_grad else value.mul_(torch.ops.aten.gelu_(gate))
         value, gate = super().forward(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 

@@ -49,6 +49,29 @@ def test_equals_the_definition(shape, backend):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("largest", [0.01, 39.0, 41.0, 1e3, 1e5])
+def test_strips_of_scores_of_any_size(largest):
+    """A softmax of small scores takes no maximum off; float32 must neither overflow nor lose all of a window."""
+    q, k, v, _ = tensors(20, 24, dtype=torch.float32)
+    q, k = (torch.nn.functional.normalize(t, dim=-1) * largest**0.5 for t in (q, k))
+    k[0, 5:12, 5:12] = -q[0, 8, 8]  # a window of nothing but the smallest scores
+    k[1, 5:12, 5:12] = q[1, 8, 8]
+    exact = neighborhood_attention(*(t.double() for t in (q, k, v)), kernel=7, backend="reference")
+    out = neighborhood_attention(q, k, v, kernel=7, backend="strips")
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=max(4e-6, 1e-6 * largest))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_strips_tell_of_what_is_not_finite(bad):
+    q, k, v, _ = tensors(20, 24, dtype=torch.float32)
+    k = k * 0.1
+    k[0, 0, 0, 0, 0] = bad
+    out = neighborhood_attention(q * 0.1, k, v, kernel=7, backend="strips")
+    expected = neighborhood_attention(q * 0.1, k, v, kernel=7, backend="reference")
+    assert expected.isnan().any() and out[expected.isnan()].isnan().all()
+    torch.testing.assert_close(out[1], expected[1], rtol=0, atol=4e-6)
+
+
 def by_mask(q, k, v, *, block_mask, scale):
     """What FlexAttention computes, from its mask of single tokens; it has no backward on a CPU."""
     tokens = torch.arange(q.shape[2])

@@ -7,6 +7,8 @@ scores of one turn of the loop stay in the processor's cache, and the backward p
 Windows open by an additive mask, which depends on the map alone and is shared by images and heads.
 """
 
+import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -49,12 +51,18 @@ def held(request: Request, *, height: int, width: int) -> Held:
     return Held(d * (1 + wider * (queries + 2 * keys) / tokens), work)
 
 
+_BOUND = 40.0  # e^40 times as many keys as there can be is far from the largest float32, e^-40 from the smallest
+
+
 class Plan(NamedTuple):
-    """Both axes; masks (kinds of rows of tiles, 1, strips, queries, keys), 0 or -inf; the kind of each row of tiles."""
+    """Both axes; masks (kinds of rows of tiles, 1, strips, queries, keys), 0 or -inf, and the same as 1 or 0; the kind of each
+    row of tiles.
+    """
 
     y: Axis
     x: Axis
     masks: Tensor
+    open: Tensor
     kinds: tuple[int, ...]
 
 
@@ -67,7 +75,7 @@ def plan(height: int, width: int, kernel: int, dtype: torch.dtype) -> Plan:
         allowed = rearrange(distinct, "i qy ky -> i 1 qy 1 ky 1") & rearrange(x.allowed, "tx qx kx -> 1 tx 1 qx 1 kx")
         allowed = rearrange(allowed, "i tx qy qx ky kx -> i 1 tx (qy qx) (ky kx)")
         masks = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
-    return Plan(y, x, masks, tuple(kinds.tolist()))
+    return Plan(y, x, masks, allowed.to(dtype), tuple(kinds.tolist()))
 
 
 # Layouts: B is (images heads strips), with the strip fastest
@@ -117,12 +125,45 @@ def walk(tiles: Tensor, keys: Tensor, values: Tensor, cut: Plan, shape: torch.Si
     y, x = cut.y, cut.x
     out = tiles.new_empty(shape[0], len(y.starts) * y.tile, len(x.starts) * x.tile, *shape[3:])
     target = rearrange(out, "n (ty h) (tx w) a d -> ty n a tx h w d", h=y.tile, w=x.tile)
-    strips = (-1, len(x.starts))  # of one image and head
+    turn = _bounded_turn(tiles, cut) if _largest_score(tiles, keys) < _BOUND else _turn(cut)
     for i, (top, kind) in enumerate(zip(y.starts, cut.kinds, strict=True)):
-        q, k, v = (t.unflatten(0, strips) for t in (tiles[i], rows(keys, top, cut), rows(values, top, cut)))
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=cut.masks[kind], scale=1.0)
-        target[i] = rearrange(found, "(n a) tx (h w) d -> n a tx h w d", n=shape[0], h=y.tile)
+        found = turn(tiles[i], rows(keys, top, cut), rows(values, top, cut), kind)
+        target[i] = found.view(target.shape[1:])
     return out[:, : shape[1], : shape[2]]
+
+
+def _largest_score(tiles: Tensor, keys: Tensor) -> float:
+    """No score is larger, by Cauchy and Schwarz; NaN where there is one."""
+    return math.prod(torch.linalg.vector_norm(x, dim=-1).max().item() for x in (tiles, keys))
+
+
+Turn = Callable[
+    [Tensor, Tensor, Tensor, int], Tensor
+]  # queries, keys, values (B, ., d), kind of row => (B, queries, d)
+
+
+def _turn(cut: Plan) -> Turn:
+    strips = (-1, len(cut.x.starts))  # of one image and head
+
+    def attended(q: Tensor, k: Tensor, v: Tensor, kind: int) -> Tensor:
+        q, k, v = (t.unflatten(0, strips) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=cut.masks[kind], scale=1.0)
+
+    return attended
+
+
+def _bounded_turn(tiles: Tensor, cut: Plan) -> Turn:
+    """Of scores so small that the softmax needs no largest one taken off: as those of cosine similarity are."""
+    strips = (-1, len(cut.x.starts))
+    weights = tiles.new_empty(*tiles.shape[1:3], cut.masks.shape[-1])  # used again in each turn: it stays in the cache
+    found = torch.empty_like(tiles[0])
+
+    def attended(q: Tensor, k: Tensor, v: Tensor, kind: int) -> Tensor:
+        torch.bmm(q, k.mT, out=weights).exp_()
+        weights.unflatten(0, strips).mul_(cut.open[kind])
+        return torch.bmm(weights, v, out=found).div_(weights.sum(-1, keepdim=True))
+
+    return attended
 
 
 class Attention(torch.autograd.Function):
