@@ -36,10 +36,11 @@ def tensors(height, width, *, heads=3, d=8, n=2, dtype=torch.float64, seed=0):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("backend", ["strips", "tiled"])
-def test_equals_the_definition(shape, backend):
+@pytest.mark.parametrize(("backend", "times"), [("strips", 1.0), ("strips", 5.0), ("tiled", 1.0)])
+def test_equals_the_definition(shape, backend, times):
     height, width, kernel = shape
-    *qkv, gradient = tensors(height, width)
+    q, *kv, gradient = tensors(height, width)
+    qkv = [q * times, *kv]
     results = []
     for name in ("reference", backend):
         leaves = [t.clone().requires_grad_() for t in qkv]

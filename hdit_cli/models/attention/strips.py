@@ -40,14 +40,14 @@ def refuse(request: Request) -> str:
 
 def held(request: Request, *, height: int, width: int) -> Held:
     """Tiles of queries, strips of keys and values, and the result; float32 at least. Backward, their gradients, and of one
-    turn of the loop three times the scores and a block of keys.
+    turn of the loop twice the scores and a block of keys.
     """
     y, x = (plan_axis(length, request.kernel, tile_of(request.kernel)) for length in (height, width))
     wider = 2 if request.dtype.itemsize < 4 else 1  # computed in float32
     d, tokens = request.head_dim, height * width
     queries, keys = len(y.starts) * y.tile * len(x.starts) * x.tile, height * len(x.starts) * x.halo
     seen = len(x.starts) * y.halo * x.halo
-    work = wider * (2 * d * (queries + keys) + 3 * y.tile * x.tile * seen + d * seen) / tokens
+    work = wider * (2 * d * (queries + keys) + 2 * y.tile * x.tile * seen + d * seen) / tokens
     return Held(d * (1 + wider * (queries + 2 * keys) / tokens), work)
 
 
@@ -120,21 +120,21 @@ def rows(strips: Tensor, top: int, cut: Plan) -> Tensor:  # a view: (B, H, colum
     return strips[:, top : top + cut.y.halo].flatten(1, 2)
 
 
-def walk(tiles: Tensor, keys: Tensor, values: Tensor, cut: Plan, shape: torch.Size) -> Tensor:
-    """Softmax attention of every tile: (N, H, W, heads, d)."""
+def walk(tiles: Tensor, keys: Tensor, values: Tensor, cut: Plan, shape: torch.Size, *, bounded: bool) -> Tensor:
+    """Softmax attention of every tile: (N, H, W, heads, d). `bounded`: no score is larger than _BOUND."""
     y, x = cut.y, cut.x
     out = tiles.new_empty(shape[0], len(y.starts) * y.tile, len(x.starts) * x.tile, *shape[3:])
     target = rearrange(out, "n (ty h) (tx w) a d -> ty n a tx h w d", h=y.tile, w=x.tile)
-    turn = _bounded_turn(tiles, cut) if _largest_score(tiles, keys) < _BOUND else _turn(cut)
+    turn = _bounded_turn(tiles, cut) if bounded else _turn(cut)
     for i, (top, kind) in enumerate(zip(y.starts, cut.kinds, strict=True)):
         found = turn(tiles[i], rows(keys, top, cut), rows(values, top, cut), kind)
         target[i] = found.view(target.shape[1:])
     return out[:, : shape[1], : shape[2]]
 
 
-def _largest_score(tiles: Tensor, keys: Tensor) -> float:
-    """No score is larger, by Cauchy and Schwarz; NaN where there is one."""
-    return math.prod(torch.linalg.vector_norm(x, dim=-1).max().item() for x in (tiles, keys))
+def is_bounded(tiles: Tensor, keys: Tensor) -> bool:
+    """Whether no score is larger than _BOUND, by Cauchy and Schwarz; not where one is NaN."""
+    return math.prod(torch.linalg.vector_norm(x, dim=-1).max().item() for x in (tiles, keys)) < _BOUND
 
 
 Turn = Callable[
@@ -154,16 +154,34 @@ def _turn(cut: Plan) -> Turn:
 
 def _bounded_turn(tiles: Tensor, cut: Plan) -> Turn:
     """Of scores so small that the softmax needs no largest one taken off: as those of cosine similarity are."""
-    strips = (-1, len(cut.x.starts))
-    weights = tiles.new_empty(*tiles.shape[1:3], cut.masks.shape[-1])  # used again in each turn: it stays in the cache
+    weights = _scores_of(tiles, cut)
     found = torch.empty_like(tiles[0])
 
     def attended(q: Tensor, k: Tensor, v: Tensor, kind: int) -> Tensor:
-        torch.bmm(q, k.mT, out=weights).exp_()
-        weights.unflatten(0, strips).mul_(cut.open[kind])
-        return torch.bmm(weights, v, out=found).div_(weights.sum(-1, keepdim=True))
+        torch.bmm(q, k.mT, out=weights)
+        total = _exp(weights, cut, kind)
+        return torch.bmm(weights, v, out=found).div_(total)
 
     return attended
+
+
+def _scores_of(tiles: Tensor, cut: Plan) -> Tensor:
+    """Memory for the scores of a turn; used again in each one, it stays in the cache: (B, queries, keys)."""
+    return tiles.new_empty(*tiles.shape[1:3], cut.masks.shape[-1])
+
+
+def _exp(scores: Tensor, cut: Plan, kind: int) -> Tensor:
+    """In place e^score where the window is open, else 0; their sums, (B, queries, 1)."""
+    scores.exp_().unflatten(0, (-1, len(cut.x.starts))).mul_(cut.open[kind])
+    return scores.sum(-1, keepdim=True)
+
+
+def _softmax(scores: Tensor, cut: Plan, kind: int, *, bounded: bool) -> Tensor:
+    """In place the softmax over the open keys."""
+    if bounded:
+        return scores.div_(_exp(scores, cut, kind))
+    scores.unflatten(0, (-1, len(cut.x.starts))).add_(cut.masks[kind])
+    return torch.softmax(scores, -1, out=scores)
 
 
 class Attention(torch.autograd.Function):
@@ -174,7 +192,8 @@ class Attention(torch.autograd.Function):
         ctx.cut, ctx.shape, ctx.dtype = cut, q.shape, q.dtype
         tiles, keys, values = to_tiles(q, cut), to_strips(k, cut), to_strips(v, cut)
         ctx.save_for_backward(tiles, keys, values)
-        return walk(tiles, keys, values, cut, q.shape).to(q.dtype)
+        ctx.bounded = is_bounded(tiles, keys)
+        return walk(tiles, keys, values, cut, q.shape, bounded=ctx.bounded).to(q.dtype)
 
     @staticmethod
     @once_differentiable
@@ -183,19 +202,21 @@ class Attention(torch.autograd.Function):
         tiles, keys, values = ctx.saved_tensors
         grad = to_tiles(grads[0], cut)
         grad_tiles, grad_keys, grad_values = torch.empty_like(tiles), torch.zeros_like(keys), torch.zeros_like(values)
-        strips, block = (-1, len(cut.x.starts)), (cut.y.halo, cut.x.halo)
+        weights, grad_weights = _scores_of(tiles, cut), _scores_of(tiles, cut)
+        block = tiles.new_empty(len(tiles[0]), cut.y.halo, cut.x.halo, tiles.shape[-1])  # of keys
         for i, (top, kind) in enumerate(zip(cut.y.starts, cut.kinds, strict=True)):
             seen = slice(top, top + cut.y.halo)
-            scores = tiles[i] @ rows(keys, top, cut).mT
-            scores.unflatten(0, strips).add_(cut.masks[kind])
-            weights = scores.softmax(-1)
-            del scores  # of a long loop the memory of each turn counts
-            grad_weights = grad[i] @ rows(values, top, cut).mT
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            torch.bmm(tiles[i], rows(keys, top, cut).mT, out=weights)
+            _softmax(weights, cut, kind, bounded=ctx.bounded)
+            torch.bmm(weights.mT, grad[i], out=block.flatten(1, 2))
+            grad_values[:, seen] += block
+            torch.bmm(grad[i], rows(values, top, cut).mT, out=grad_weights)
+            grad_scores = torch._softmax_backward_data(
+                grad_weights, weights, -1, weights.dtype, grad_input=grad_weights
+            )
             torch.bmm(grad_scores, rows(keys, top, cut), out=grad_tiles[i])
-            grad_keys[:, seen] += (grad_scores.mT @ tiles[i]).unflatten(1, block)
-            grad_values[:, seen] += (weights.mT @ grad[i]).unflatten(1, block)
-            del weights, grad_weights, grad_scores
+            torch.bmm(grad_scores.mT, tiles[i], out=block.flatten(1, 2))
+            grad_keys[:, seen] += block
         grad_q = from_tiles(grad_tiles, cut, ctx.shape).to(ctx.dtype)
         grad_k, grad_v = (from_strips(g, cut, ctx.shape).to(ctx.dtype) for g in (grad_keys, grad_values))
         return grad_q, grad_k, grad_v, None
@@ -214,4 +235,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: int) -> Tensor:
     cut = plan(q.shape[1], q.shape[2], kernel, torch.promote_types(q.dtype, torch.float32))
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return Attention.apply(q, k, v, cut)  # type: ignore[return-value]
-    return walk(to_tiles(q, cut), to_strips(k, cut), to_strips(v, cut), cut, q.shape).to(q.dtype)
+    tiles, keys, values = to_tiles(q, cut), to_strips(k, cut), to_strips(v, cut)
+    return walk(tiles, keys, values, cut, q.shape, bounded=is_bounded(tiles, keys)).to(q.dtype)
