@@ -43,10 +43,11 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 class Net(nn.Module):
-    """The outer shape of the published Inception file, with twelve features."""
+    """The outer shape of the published Inception file, with twelve features and five classes."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.output = nn.Linear(12, 5, bias=False)
         self.layers = nn.Sequential(nn.Conv2d(3, 12, 9, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -371,18 +372,29 @@ def run_hdit(*words: str, cache: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(place, tmp_path):
+def test_three_processes_score_as_one(place, tmp_path):
+    """Every metric, every number of it; pictures are made one by one, so that they are the same to the last bit."""
     words = (
-        "eval-fid", str(place / "model.safetensors"), "-n", "7", "--metrics", "fid,kid,swd", "--allow-small", "--json",
-        "--inception", str(place / "net.pt"), "--batch-size", "1",
+        "eval-fid", str(place / "model.safetensors"), "-n", "11", "--allow-small", "--json", "--inception", str(place / "net.pt"),
+        "--batch-size", "1", "--metrics", "fid,kid,is,precision-recall,fid-per-class,fd,kd,memorisation,swd",
     )  # fmt: skip
-    one, two = (run_hdit(*words, "--processes", count, cache=tmp_path / count) for count in ("1", "2"))
-    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
-    found, expected = json.loads(two.stdout), json.loads(one.stdout)
-    assert (found["processes"], expected["processes"]) == (2, 1)
-    for ours, theirs in zip(found["scores"], expected["scores"], strict=True):
-        assert (ours["n"], ours["n_reference"]) == (theirs["n"], theirs["n_reference"]) == (7, 10)
-        assert ours["value"] == pytest.approx(theirs["value"], rel=1e-9)
+    found = {count: run_hdit(*words, "--processes", str(count), cache=tmp_path / str(count)) for count in (1, 3)}
+    assert all(done.returncode == 0 for done in found.values()), [done.stderr for done in found.values()]
+    told = {count: json.loads(done.stdout) for count, done in found.items()}
+    assert [told[count]["processes"] for count in found] == [1, 3]
+    assert [score["n"] for score in told[1]["scores"]] == [11] * 12
+    same(told[3]["scores"], told[1]["scores"])
+
+
+def same(found, expected) -> None:
+    """Every number at any depth, to 1e-9 relative; all else equal."""
+    if isinstance(expected, dict | list):
+        keys = list(expected) if isinstance(expected, dict) else range(len(expected))
+        assert len(found) == len(expected)
+        for key in keys:
+            same(found[key], expected[key])
+    else:
+        assert found == (pytest.approx(expected, rel=1e-9) if isinstance(expected, float) else expected)
 
 
 def test_the_command_prints_n_beside_every_score(place, tmp_path, capsys):
