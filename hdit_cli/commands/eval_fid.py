@@ -46,7 +46,7 @@ def eval_fid(
         str | None,
         typer.Option(
             help="Feature net: inception, pytorch-fid, dinov2:FOLDER, clip:FOLDER, or a .pt2 file of torch.export.",
-            show_default="inception",
+            show_default="the recipe's: inception",
         ),
     ] = None,
     reference: Annotated[
@@ -207,8 +207,8 @@ def _names(metrics: str | None) -> tuple[str, ...] | None:
     return names
 
 
-def _features(named: str | None, inception: "Path | None") -> str:
-    """The feature net of two options that say the same.
+def _features(named: str | None, inception: "Path | None") -> str | None:
+    """The feature net of two options that say the same; None where neither is given.
 
     Raises:
         UsageError: both are given, or no such net.
@@ -220,8 +220,9 @@ def _features(named: str | None, inception: "Path | None") -> str:
         if named is not None:
             raise UsageError("--inception and --features both name a net", hint=f"--features inception:{inception}")
         return f"inception:{inception}"
-    parse(named or "inception")
-    return named or "inception"
+    if named is not None:
+        parse(named)
+    return named
 
 
 class Bars:

@@ -133,9 +133,10 @@ def plan(
     check_reference(metrics, pictures, reference)
     net = None
     if needs_net(metrics):
-        if request.features not in session.nets:
-            session.nets[request.features] = open_net(request.features, on_download=on_download)
-        net = session.nets[request.features]
+        named = request.features or (model.recipe["eval"].get("features") if model else None) or "inception"
+        if named not in session.nets:
+            session.nets[named] = open_net(named, on_download=on_download)
+        net = session.nets[named]
         check_net(metrics, net)
         notes += _notes_on(net, reference)
     held_out = None

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hdit_cli import catalog, runtime
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine import weights as names
@@ -43,7 +45,7 @@ class Evaluator:
 
     Raises:
         UsageError: `eval.during_weights` names an average that the run does not track.
-        DataError: Inception weights are missing, or too few pictures.
+        DataError: weights of the feature net are missing, it does not take pictures of these sizes, or too few pictures.
     """
 
     def __init__(self, recipe: Recipe, *, model: Model, reader: ShardReader, folder: Path) -> None:
@@ -66,9 +68,11 @@ class Evaluator:
         counts = {"pictures": section.during_n, "reference": self.reference.count}
         self.notes = check_counts(self.metrics, counts=counts, allow_small=True)
         check_reference(self.metrics, self._pictures(model), self.reference)
-        self.net = open_net("inception") if needs_net(self.metrics) else None
+        self.net = open_net(section.features) if needs_net(self.metrics) else None
         if self.net is not None:
             check_net(self.metrics, self.net)
+            for height, width in {self._pictures(model).size, *reader.sizes}:  # what it cannot take is told now, not in an hour
+                self.net([np.zeros((height, width, 3), dtype=np.uint8)])
         self.known: dict[Path, Metric] = {}
         self.step, self.best = 0, None  # of the last evaluation, and what the best one said
 
@@ -118,13 +122,26 @@ class Evaluator:
                 self.best = None
         else:
             self.step, self.best = told["step"], told["best"] if path.is_file() else None
-        if self.best is not None and any(self.best[name] != value for name, value in self._basis().items()):
-            self.best = None  # scores of other metrics, pictures or weights compare with nothing here
+        if self.best is not None and not self._compares(self.best):
+            self.best = None  # scores of other metrics, pictures, feature nets or weights compare with nothing here
+
+    def _compares(self, best: dict[str, Any]) -> bool:
+        basis = self._basis()
+        if basis.get("features", {}).get("net") == "inception":  # all there was when runs did not write down which net
+            best = {"features": basis["features"], **best}
+        return all(best.get(name) == value for name, value in basis.items())
 
     def _basis(self) -> dict[str, Any]:
         """What two scores must share to be compared."""
         how = {name: getattr(self.sampling, name) for name in ("steps", "sampler", "cfg")}
+        if self.metrics[0].needs:
+            how["features"] = self._features()
         return {"metric": self.metrics[0].name, "n": self.recipe.eval.during_n, "weights": self.weights[0], **how}
+
+    def _features(self) -> dict[str, Any] | None:
+        """The feature net, as a line of the log names it; None where no metric needs one."""
+        told = None if self.net is None else feature_net.facts(self.net)
+        return told and {key: told[key] for key in ("net", "sha256", "resize")}
 
     @staticmethod
     def _is_better(score: Score, best: dict[str, Any] | None) -> bool:
@@ -159,13 +176,12 @@ class Evaluator:
             model.denoiser.train(training)
 
     def _line(self, scores: list[Score], *, weights: str, step: int) -> dict[str, Any]:
-        features = None if self.net is None else feature_net.facts(self.net)
         told = {
             "weights": weights,
             "scores": {score.metric: score.value for score in scores},
             "n": scores[0].n,
             "n_reference": scores[0].n_reference,
-            "features": None if features is None else {key: features[key] for key in ("net", "sha256", "resize")},
+            "features": self._features(),
             "reference": self.reference.fingerprint,
             "sampling": {name: getattr(self.sampling, name) for name in ("seed", "steps", "sampler", "cfg")},
             "best": False,

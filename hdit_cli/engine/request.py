@@ -42,7 +42,8 @@ class Request:
         source: checkpoint file, run folder, folder of pictures, or prepared data set.
         n: number of pictures; None is the recipe's `eval.n`, or all pictures of a folder.
         metrics: names; None is the recipe's `eval.metrics`, or fid and kid.
-        features: feature net, as `feature_net.parse` reads it; the Inception net looks in the cache and downloads.
+        features: feature net, as `feature_net.parse` reads it; the Inception net looks in the cache and downloads. None is
+            the recipe's `eval.features`, or inception.
         reference: data set, folder or file of moments; None is the data that the checkpoint names.
         allow_small: score even where there are too few pictures for it to mean much.
         label: class name, number, "all", or None for the proportions of the data.
@@ -55,7 +56,7 @@ class Request:
     source: Path
     n: int | None = None
     metrics: tuple[str, ...] | None = None
-    features: str = "inception"
+    features: str | None = None
     reference: Path | None = None
     allow_small: bool = False
     label: str | None = None

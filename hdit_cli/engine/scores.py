@@ -41,7 +41,7 @@ def check_net(metrics: Sequence[type[Metric]], net: FeatureNet) -> None:
     if of_inception and not is_inception(net):
         raise UsageError(
             f"{','.join(of_inception)}: of Inception features by definition, and {net.path} is another net",
-            hint="of any net: --metrics fd,kd,precision-recall,memorisation",
+            hint="of any net are the metrics fd,kd,precision-recall,memorisation",
         )
     if any(kind.needs == "logits" for kind in metrics) and not net.classifier:
         raise UsageError(
