@@ -21,7 +21,7 @@ from hdit_cli.engine.best import BEST, read_score, write_best
 from hdit_cli.engine.events import Evaluated
 from hdit_cli.engine.generate import Sampling, choose_labels
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.one_pass import Breaks, needs_net
+from hdit_cli.engine.one_pass import Breaks, Fed, needs_net
 from hdit_cli.engine.out_of_memory import in_evaluation
 from hdit_cli.engine.picture_sets import Generated, Stored
 from hdit_cli.engine.request import open_net
@@ -69,9 +69,13 @@ class Evaluator:
         self.notes = check_counts(self.metrics, counts=counts, allow_small=True)
         check_reference(self.metrics, self._pictures(model), self.reference)
         self.net = open_net(section.features) if needs_net(self.metrics) else None
+        self.fed = [Fed(self.metrics, self.net)]
         if self.net is not None:
             check_net(self.metrics, self.net)
-            for height, width in {self._pictures(model).size, *reader.sizes}:  # what it cannot take is told now, not in an hour
+            for height, width in {
+                self._pictures(model).size,
+                *reader.sizes,
+            }:  # what it cannot take is told now, not in an hour
                 self.net([np.zeros((height, width, 3), dtype=np.uint8)])
         self.known: dict[Path, Metric] = {}
         self.step, self.best = 0, None  # of the last evaluation, and what the best one said
@@ -161,13 +165,12 @@ class Evaluator:
             states = collect_all(
                 self._pictures(model),
                 self.reference,
-                self.metrics,
-                net=self.net,
+                self.fed,
                 on_progress=lambda what, done, total: None,
                 breaks=Breaks(stop),
                 kept=self.known,
             )
-            return verdicts(states, self.metrics) if runtime.ranks().is_main else []
+            return verdicts(states, self.fed) if runtime.ranks().is_main else []
         except Interrupted:
             return None
         except OutOfMemory as error:

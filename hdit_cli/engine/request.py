@@ -42,7 +42,7 @@ class Request:
         source: checkpoint file, run folder, folder of pictures, or prepared data set.
         n: number of pictures; None is the recipe's `eval.n`, or all pictures of a folder.
         metrics: names; None is the recipe's `eval.metrics`, or fid and kid.
-        features: feature net, as `feature_net.parse` reads it; the Inception net looks in the cache and downloads. None is
+        features: feature nets, as `feature_net.split` reads them; the Inception net looks in the cache and downloads. None is
             the recipe's `eval.features`, or inception.
         reference: data set, folder or file of moments; None is the data that the checkpoint names.
         allow_small: score even where there are too few pictures for it to mean much.
@@ -205,6 +205,18 @@ def open_net(named: str, *, on_download: Callable[[int, int], None] = lambda don
     device = runtime.device()
     # TorchScript on MPS lacks operators of Inception; the CPU takes all nets there
     return catalog.get("features", kind)(path, device=device if device.type == "cuda" else torch.device("cpu"))
+
+
+def open_nets(
+    request: Request, model: Model | None, session: Session, *, on_download: Callable[[int, int], None]
+) -> list[FeatureNet]:
+    """The nets asked for, else the recipe's, else Inception."""
+    named = request.features or (model.recipe["eval"].get("features") if model else None) or "inception"
+    wanted = feature_net.split(named)
+    for each in wanted:
+        if each not in session.nets:
+            session.nets[each] = open_net(each, on_download=on_download)
+    return [session.nets[each] for each in wanted]
 
 
 def held_out_of(reference: Stored | StatisticsFile) -> tuple[Stored | None, list[str]]:

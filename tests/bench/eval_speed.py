@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hdit_cli.engine.one_pass import collect
+from hdit_cli.engine.one_pass import Fed, collect
 from hdit_cli.engine.picture_sets import open_stored
 from hdit_cli.metrics import inception
 from hdit_cli.metrics.fid_inception import InceptionV3
@@ -89,7 +89,7 @@ def fill(work, n):
 
 def ours(folder, net):
     """Moments of a folder."""
-    states = collect(open_stored(folder), (FID,), net=net, on_progress=lambda *_: None)
+    (states,) = collect(open_stored(folder), [Fed((FID,), net)], on_progress=lambda *_: None)
     return states["fid"].moments
 
 

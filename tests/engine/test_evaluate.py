@@ -22,7 +22,7 @@ from hdit_cli.engine.checkpoint import save_inference
 from hdit_cli.engine.evaluate import Evaluation, evaluate
 from hdit_cli.engine.generate import Sampling
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.one_pass import collect
+from hdit_cli.engine.one_pass import Fed, collect
 from hdit_cli.engine.picture_sets import Generated, Stored, open_stored, some_of
 from hdit_cli.engine.references import collect_reference
 from hdit_cli.engine.request import Request
@@ -101,13 +101,13 @@ def values(evaluation: Evaluation) -> dict[str, float]:
 def test_every_picture_is_counted_once_on_any_number_of_processes(place, n, world, monkeypatch):
     net, model = Inception(place / "net.pt"), model_of(place)
     labels = torch.arange(n) % 2
-    alone = collect(Generated(model, n, labels, FEW), METRICS, net=net, on_progress=silent)
+    alone = collect(Generated(model, n, labels, FEW), [Fed(METRICS, net)], on_progress=silent)[0]
     seen: list[int] = []
     parts: list[dict] = []
     for rank in range(world):
         monkeypatch.setattr(runtime, "ranks", lambda rank=rank: runtime.Ranks(rank, world))
         pictures = Generated(model, n, labels, FEW, keep=lambda numbers, batch: seen.extend(numbers))
-        parts.append(collect(pictures, METRICS, net=net, on_progress=silent))
+        parts.append(collect(pictures, [Fed(METRICS, net)], on_progress=silent)[0])
     assert sorted(seen) == list(range(n))
     for kind in METRICS:
         whole = kind.merged([part[kind.name].arrays() for part in parts])
@@ -172,21 +172,21 @@ def test_sampling_options_reach_the_sampler(place):
 
 def test_reference_features_come_from_the_cache_the_second_time(place, own_cache, monkeypatch):
     net, reference = Inception(place / "net.pt"), open_stored(place / "set")
-    first = collect_reference(reference, METRICS, net=net, on_progress=silent)
+    first = collect_reference(reference, [Fed(METRICS, net)], on_progress=silent)[0]
     assert sorted(path.name[:4] for path in (own_cache / "reference").iterdir()) == ["mome", "rows", "swd-"]
     read: list[tuple[str, ...]] = []
 
-    def watched(pictures, metrics, **options):
-        read.append(tuple(kind.name for kind in metrics))
-        return collect(pictures, metrics, **options)
+    def watched(pictures, fed, **options):
+        read.append(tuple(kind.name for kind in fed[0].metrics))
+        return collect(pictures, fed, **options)
 
     monkeypatch.setattr(references, "collect", watched)
-    second = collect_reference(reference, METRICS, net=net, on_progress=silent)
+    second = collect_reference(reference, [Fed(METRICS, net)], on_progress=silent)[0]
     assert not read
     (own_cache / "reference" / next(p.name for p in (own_cache / "reference").glob("swd-*"))).unlink()
     monkeypatch.setattr(references, "_LARGEST", 0)
     for _ in range(2):
-        second = collect_reference(reference, METRICS, net=net, on_progress=silent)
+        second = collect_reference(reference, [Fed(METRICS, net)], on_progress=silent)[0]
     assert read == [("swd",), ("swd",)]  # patches too large to keep are made again
     for kind in METRICS:
         for name, array in first[kind.name].arrays().items():
@@ -195,20 +195,20 @@ def test_reference_features_come_from_the_cache_the_second_time(place, own_cache
 
 def test_a_damaged_or_foreign_cache_is_made_again(place, own_cache):
     net, reference = Inception(place / "net.pt"), open_stored(place / "set")
-    collect_reference(reference, (FID,), net=net, on_progress=silent)
+    collect_reference(reference, [Fed((FID,), net)], on_progress=silent)
     (path,) = (own_cache / "reference").iterdir()
     good = path.read_bytes()
     path.write_bytes(good[: len(good) // 2])
-    assert collect_reference(reference, (FID,), net=net, on_progress=silent)["fid"].count == 10
+    assert collect_reference(reference, [Fed((FID,), net)], on_progress=silent)[0]["fid"].count == 10
     assert path.read_bytes() == good
     fewer = Stored(reference.reader, name="set", n=4)
-    assert collect_reference(fewer, (FID,), net=net, on_progress=silent)["fid"].count == 4
+    assert collect_reference(fewer, [Fed((FID,), net)], on_progress=silent)[0]["fid"].count == 4
     assert len(list((own_cache / "reference").iterdir())) == 2
 
 
 def test_of_too_many_pictures_some_are_chosen_once_for_all(place, monkeypatch):
     monkeypatch.setattr(SWD, "limit", 4)
-    states = collect(open_stored(place / "set"), (SWD,), net=None, on_progress=silent)
+    states = collect(open_stored(place / "set"), [Fed((SWD,))], on_progress=silent)[0]
     assert sorted(states["swd"].arrays()["index"]) == some_of(10, 4).tolist()
 
 
