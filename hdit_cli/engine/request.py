@@ -211,8 +211,8 @@ def open_nets(
     request: Request, model: Model | None, session: Session, *, on_download: Callable[[int, int], None]
 ) -> list[FeatureNet]:
     """The nets asked for, else the recipe's, else Inception."""
-    named = request.features or (model.recipe["eval"].get("features") if model else None) or "inception"
-    wanted = feature_net.split(named)
+    default = (model.recipe["eval"].get("features") if model else None) or "inception"
+    wanted = feature_net.split(request.features) if request.features else [default]
     for each in wanted:
         if each not in session.nets:
             session.nets[each] = open_net(each, on_download=on_download)

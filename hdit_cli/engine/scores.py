@@ -9,6 +9,7 @@ from hdit_cli.engine.one_pass import Breaks, Fed, OnProgress, collect
 from hdit_cli.engine.picture_sets import PictureSet, StatisticsFile, Stored
 from hdit_cli.engine.references import collect_reference
 from hdit_cli.errors import DataError, UsageError
+from hdit_cli.metrics import inception
 from hdit_cli.metrics.feature_net import FeatureNet, facts, is_inception
 from hdit_cli.metrics.frechet import FID
 from hdit_cli.metrics.memorisation import Memorisation
@@ -36,6 +37,12 @@ class Score:
     details: dict[str, Any] = field(default_factory=dict)
     better: str | None = "lower"
     features: dict[str, Any] | None = None
+
+
+def net_words(features: Any) -> str:
+    """What tells the scores of a feature net apart, from a line of a log; "" of the published Inception, or where it says none."""
+    digest = features.get("sha256") if isinstance(features, dict) else None
+    return "" if digest in (None, inception.SHA256) else f"{features.get('net')} {str(digest)[:8]}"
 
 
 def check_net(metrics: Sequence[type[Metric]], net: FeatureNet) -> None:

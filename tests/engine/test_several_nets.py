@@ -11,11 +11,15 @@ from test_unfinished import facts, kept, signal_at
 from hdit_cli import files
 from hdit_cli.cli import main
 from hdit_cli.engine import generate, picture_sets, references
+from hdit_cli.engine.card import read_scores
 from hdit_cli.engine.evaluate import evaluate
 from hdit_cli.engine.one_pass import collect
+from hdit_cli.engine.report.gather import gather
 from hdit_cli.engine.request import Request, Session
+from hdit_cli.engine.scores import net_words
 from hdit_cli.engine.sweep import Axis, Sweep, sweep
 from hdit_cli.errors import DataError, Interrupted, UsageError
+from hdit_cli.metrics import inception
 from hdit_cli.metrics.feature_net import split
 
 METRICS = ("fid", "kd", "is", "fd", "memorisation", "swd")
@@ -89,6 +93,15 @@ def test_the_runs_log_has_a_line_for_each_net_and_each_has_its_picture(place, ne
     drawn = [f"memorisation-inception-{sha[0][:8]}.png", f"memorisation-exported-{sha[1][:8]}.png"]
     assert sorted(path.name for path in run.glob("*.png")) == sorted(drawn)
     assert all(name in page for name in drawn)
+    (shown,) = gather([run])["runs"]  # the report joins only scores of one net
+    assert [score["sampling"].split(", ")[-1] for score in shown["scores"]] == [
+        f"inception {sha[0][:8]}",
+        f"exported {sha[1][:8]}",
+    ]
+    assert [scored.sampling.split(", ")[-1] for scored in read_scores(run)] == [
+        f"inception {sha[0][:8]}",
+        f"exported {sha[1][:8]}",
+    ]
 
 
 @pytest.mark.parametrize("what", ["generated", pytest.param("set", marks=pytest.mark.slow)])
@@ -153,6 +166,11 @@ def test_moments_of_one_net_are_no_reference_for_two(place, nets, tmp_path):
     np.savez(tmp_path / "moments.npz", mu=np.zeros(12), sigma=np.eye(12))
     with pytest.raises(UsageError, match="moments of one net's features, and --features names 2"):
         evaluate(request(place, nets, metrics=("fd",), reference=tmp_path / "moments.npz"), on_progress=silent)
+
+
+def test_the_published_net_goes_without_saying():
+    assert net_words({"net": "inception", "sha256": inception.SHA256}) == net_words(None) == net_words({}) == ""
+    assert net_words({"net": "clip", "sha256": "0123456789"}) == "clip 01234567"
 
 
 def test_a_list_of_nets(tmp_path):
