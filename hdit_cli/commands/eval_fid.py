@@ -45,8 +45,9 @@ def eval_fid(
     features: Annotated[
         str | None,
         typer.Option(
-            help="Feature net: inception, pytorch-fid, dinov2:FOLDER, clip:FOLDER, or a .pt2 file of torch.export.",
-            show_default="inception",
+            help="Feature net: inception, pytorch-fid, dinov2:FOLDER, clip:FOLDER, or a .pt2 file of torch.export; several "
+            "with commas, of the same pictures.",
+            show_default="the recipe's: inception",
         ),
     ] = None,
     reference: Annotated[
@@ -207,21 +208,22 @@ def _names(metrics: str | None) -> tuple[str, ...] | None:
     return names
 
 
-def _features(named: str | None, inception: "Path | None") -> str:
-    """The feature net of two options that say the same.
+def _features(named: str | None, inception: "Path | None") -> str | None:
+    """The feature nets of two options that say the same; None where neither is given.
 
     Raises:
         UsageError: both are given, or no such net.
     """
     from hdit_cli.errors import UsageError
-    from hdit_cli.metrics.feature_net import parse
+    from hdit_cli.metrics.feature_net import split
 
     if inception is not None:
         if named is not None:
             raise UsageError("--inception and --features both name a net", hint=f"--features inception:{inception}")
         return f"inception:{inception}"
-    parse(named or "inception")
-    return named or "inception"
+    if named is not None:
+        split(named)
+    return named
 
 
 class Bars:
@@ -270,12 +272,20 @@ def _page(evaluation: "Evaluation") -> str:
     fingerprint = reference["fingerprint"][:12]
     pixels = "moments" if reference["size"] is None else f"{reference['size'][0]}x{reference['size'][1]}"
     lines.append(f"reference  {reference['path']}, {pixels}, {fingerprint}")
-    if features:
-        mark = "" if features["published"] else ", not the published file"
-        lines.append(f"features   {features['net']}, {features['resize']}, sha256 {features['sha256'][:12]}{mark}")
-    if "nearest" in facts:
-        lines.append(f"closest    {facts['nearest']}")
+    for net in _listed(features):
+        mark = "" if net["published"] else ", not the published file"
+        lines.append(f"features   {_net(net)}{mark}")
+    lines += [f"closest    {place}" for place in _listed(facts.get("nearest"))]
     return "\n".join(lines + [f"note: {note}" for note in evaluation.notes])
+
+
+def _listed(told: Any) -> list[Any]:
+    """What is told once, or of each of several nets."""
+    return told if isinstance(told, list) else [told] if told else []
+
+
+def _net(told: dict[str, Any]) -> str:
+    return f"{told['net']}, {told['resize']}, sha256 {told['sha256'][:12]}"
 
 
 def _line(score: "Score") -> str:
@@ -287,7 +297,8 @@ def _line(score: "Score") -> str:
     extra += [f"{name.replace('_', ' ')} {_number(v)}" for name, v in details.items() if isinstance(v, int | float)]
     told = f"   ({', '.join(extra)})" if extra else ""
     against = "" if score.n_reference is None else f" against {score.n_reference:,}"
-    return f"{score.metric.upper():<4} {value}   n = {score.n:,}{against}{told}"
+    of = "" if score.features is None else f"   of {_net(score.features)}"
+    return f"{score.metric.upper():<4} {value}   n = {score.n:,}{against}{told}{of}"
 
 
 def _number(value: float) -> str:
@@ -298,12 +309,13 @@ def _tables(evaluation: "Evaluation") -> list[str]:
     """What does not fit a line: a class each, or a quantile of distances each."""
     lines, names = [], evaluation.facts.get("classes", [])
     for score in evaluation.scores:
+        of = "" if score.features is None else f"   of {_net(score.features)}"
         for k, row in score.details.get("classes", {}).items():
-            lines.append(f"  {names[k]:<20} {row['fid']:.4g}   n = {row['n']:,} against {row['n_reference']:,}")
+            lines.append(f"  {names[k]:<20} {row['fid']:.4g}   n = {row['n']:,} against {row['n_reference']:,}{of}")
         held_out = score.details.get("held_out", {})
         for q, distance in score.details.get("quantiles", {}).items():
             beside = f", held-out pictures {held_out['quantiles'][q]:.4g}" if held_out else ""
-            lines.append(f"  {float(q):.0%} of samples are within {distance:.4g} of a training picture{beside}")
+            lines.append(f"  {float(q):.0%} of samples are within {distance:.4g} of a training picture{beside}{of}")
     return lines
 
 

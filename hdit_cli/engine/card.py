@@ -21,6 +21,7 @@ from hdit_cli.engine.grid import grid_png
 from hdit_cli.engine.init import class_names
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.run import run_of
+from hdit_cli.engine.scores import net_words
 from hdit_cli.errors import UsageError
 from hdit_cli.recipe import Recipe
 
@@ -70,6 +71,7 @@ def _conditions(values: dict[str, Any]) -> dict[str, Any]:
     words = [str(how["sampler"]) if "sampler" in how else "", f"{how['steps']} steps" if "steps" in how else ""]
     words += [f"cfg {how['cfg']:g}"] if how.get("cfg", 1) != 1 else []
     words += [f"class {how['label']}"] if (part := how.get("label") not in (None, "all")) else []
+    words.append(net_words(values.get("features")))
     path = reference.get("path") if isinstance(reference, dict) else reference
     return {"sampling": ", ".join(filter(None, words)), "reference": _tail(str(path or "")), "part": part}
 

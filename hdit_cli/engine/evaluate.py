@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from hdit_cli import files, runtime
 from hdit_cli.engine.collect import label_name
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.nearest import draw_nearest
-from hdit_cli.engine.one_pass import Breaks, OnProgress, needs_net
+from hdit_cli.engine.one_pass import Breaks, Fed, OnProgress, needs_net
 from hdit_cli.engine.picture_sets import Generated, StatisticsFile, Stored, open_stored
 from hdit_cli.engine.references import told_of
 from hdit_cli.engine.request import (
@@ -26,20 +26,19 @@ from hdit_cli.engine.request import (
     held_out_of,
     metrics_of,
     model_of,
-    open_net,
+    open_nets,
     pictures_of,
     prepare_folder,
     reference_of,
 )
 from hdit_cli.engine.run import run_of
-from hdit_cli.engine.scores import Score, States, check_counts, check_net, check_reference, collect_all, verdicts
+from hdit_cli.engine.scores import Score, States, check_counts, check_reference, collect_all, share_out, verdicts
 from hdit_cli.engine.stop import StopRequest
 from hdit_cli.engine.unfinished import Unfinished
-from hdit_cli.errors import StorageError
+from hdit_cli.errors import StorageError, UsageError
 from hdit_cli.metrics import feature_net
 from hdit_cli.metrics.feature_net import FeatureNet
 from hdit_cli.metrics.memorisation import Memorisation
-from hdit_cli.metrics.metric import Metric
 
 FORMAT = "hdit-scores/1"
 SCORES = "scores.jsonl"  # in a run folder: a line for each evaluation of its checkpoints
@@ -63,10 +62,15 @@ class Evaluation:
         """All of it as JSON values."""
         return {
             "format": FORMAT,
-            "scores": [asdict(score) for score in self.scores],
+            "scores": [_told(score) for score in self.scores],
             "notes": self.notes,
             **self.facts,
         }
+
+
+def _told(score: Score) -> dict[str, Any]:
+    told = asdict(score)
+    return {name: value for name, value in told.items() if name != "features" or value}
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,16 @@ class Job:
 
     request: Request
     model: Model | None
-    metrics: list[type[Metric]]
+    fed: list[Fed]
     pictures: Generated | Stored
     reference: Stored | StatisticsFile
-    net: FeatureNet | None
     held_out: Stored | None
     notes: list[str]
+
+    @property
+    def nets(self) -> list[FeatureNet]:
+        """The feature nets; none where no metric needs one."""
+        return [each.net for each in self.fed if each.net is not None]
 
     @cached_property
     def weights(self) -> str:
@@ -96,7 +104,7 @@ class Job:
             "reference": self.reference.fingerprint,
             "cut": self.reference.cut if isinstance(self.reference, Stored) else None,
             "held_out": self.held_out and self.held_out.fingerprint,
-            "metrics": [told_of(kind, self.net) for kind in self.metrics],
+            "metrics": [told_of(kind, each.net) for each in self.fed for kind in each.metrics],
             "save": None if self.request.save is None else str(self.request.save.resolve()),
             "versions": versions,
         }
@@ -131,18 +139,15 @@ def plan(
         counts["reference"] = reference.count
     notes += check_counts(metrics, counts=counts, allow_small=request.allow_small)
     check_reference(metrics, pictures, reference)
-    net = None
-    if needs_net(metrics):
-        if request.features not in session.nets:
-            session.nets[request.features] = open_net(request.features, on_download=on_download)
-        net = session.nets[request.features]
-        check_net(metrics, net)
-        notes += _notes_on(net, reference)
+    fed = [Fed(metrics)]
+    if needs_net(metrics) or (request.features and len(feature_net.split(request.features)) > 1):
+        fed = share_out(metrics, open_nets(request, model, session, on_download=on_download))
+        notes += _notes_on([each.net for each in fed if each.net is not None], reference)
     held_out = None
     if Memorisation in metrics:
         held_out, more = held_out_of(reference)
         notes += more
-    return Job(request, model, metrics, pictures, reference, net, held_out, notes)
+    return Job(request, model, fed, pictures, reference, held_out, notes)
 
 
 def evaluate(
@@ -195,36 +200,45 @@ def run(job: Job, session: Session, *, on_progress: OnProgress) -> Evaluation | 
         states = collect_all(
             job.pictures,
             job.reference,
-            job.metrics,
-            net=job.net,
+            job.fed,
             on_progress=on_progress,
             held_out=job.held_out,
             breaks=breaks,
             kept=session.references,
         )
-        scores = verdicts(states, job.metrics) if runtime.ranks().is_main else []
+        scores = verdicts(states, job.fed) if runtime.ranks().is_main else []
         if unfinished is not None:
             unfinished.remove()
     if not runtime.ranks().is_main:
         return None
     evaluation = Evaluation(scores, _facts(job), job.notes + _notes_on_bias(scores))
-    if Memorisation in job.metrics:
-        _draw_nearest(job, evaluation, states)
+    _draw_nearest(job, evaluation, states)
     if job.model is not None:
         evaluation.notes.extend(_keep(evaluation, job.request.source))
     return evaluation
 
 
-def _draw_nearest(job: Job, evaluation: Evaluation, states: States) -> None:
-    """Draws the closest samples and their nearest training pictures, where there is a place for that."""
+def _draw_nearest(job: Job, evaluation: Evaluation, states: Sequence[States]) -> None:
+    """Draws the closest samples and their nearest training pictures, where there is a place for that.
+
+    Of several nets, each has a picture with its name and the beginning of its SHA-256.
+    """
+    drawn = [(each.net, of) for each, of in zip(job.fed, states, strict=True) if Memorisation in each.metrics]
+    if not drawn:
+        return
     run = run_of(job.request.source) if job.model is not None else None
     path = job.request.grid or (run and run / NEAREST)
     if path is None:
         evaluation.notes.append("--grid FILE draws the closest samples beside their nearest training pictures")
         return
     files.make_folder(path.parent)
-    files.write_bytes(path, draw_nearest(job.pictures, job.reference, states))
-    evaluation.facts["nearest"] = str(path)
+    places = []
+    for net, of in drawn:
+        assert net is not None
+        place = path if len(job.fed) == 1 else path.with_stem(f"{path.stem}-{net.kind}-{net.sha256[:8]}")
+        files.write_bytes(place, draw_nearest(job.pictures, job.reference, of))
+        places.append(str(place))
+    evaluation.facts["nearest"] = places[0] if len(job.fed) == 1 else places
 
 
 def digest(model: Model) -> str:
@@ -239,39 +253,57 @@ def digest(model: Model) -> str:
 def _keep(evaluation: Evaluation, source: Path) -> list[str]:
     """Adds the scores to the log of the run that the checkpoint lies in; a note where that cannot be done.
 
-    A line: step, weights, n, scores (metric => value), details (the numbers of pictures and the rest), sampling, reference,
-    features, environment (versions, hardware), date (UTC).
+    A line for each feature net: step, weights, n, scores (metric => value), details (the numbers of pictures and the rest),
+    sampling, reference, features, environment (versions, hardware), date (UTC).
     """
     run = run_of(source)
     if run is None:
         return []
     facts = evaluation.facts
-    line = {
-        "step": facts["model"]["step"],
-        "weights": facts["model"]["weights"],
-        "n": max(score.n for score in evaluation.scores),
-        "scores": {score.metric: score.value for score in evaluation.scores},
-        "details": {s.metric: {"n": s.n, "n_reference": s.n_reference, **s.details} for s in evaluation.scores},
-        "sampling": facts["sampling"],
-        "reference": facts["reference"],
-        "features": facts["features"],
-        "environment": facts["environment"],
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    nets = facts["features"] if isinstance(facts["features"], list) else [facts["features"]]
+    lines = []
+    for net in nets:
+        scores = [s for s in evaluation.scores if s.features == net or (s.features is None and net is nets[0])]
+        line = {
+            "step": facts["model"]["step"],
+            "weights": facts["model"]["weights"],
+            "n": max(score.n for score in scores),
+            "scores": {score.metric: score.value for score in scores},
+            "details": {s.metric: {"n": s.n, "n_reference": s.n_reference, **s.details} for s in scores},
+            "sampling": facts["sampling"],
+            "reference": facts["reference"],
+            "features": net,
+            "environment": facts["environment"],
+            "date": date,
+        }
+        lines.append(json.dumps(line))
     try:
-        files.append_line(run / SCORES, json.dumps(line))
+        for line in lines:
+            files.append_line(run / SCORES, line)
     except StorageError as error:  # the scores took long to make: they are printed, whatever becomes of the log
         return [f"the scores were not added to {run / SCORES}: {error.message}"]
     return []
 
 
-def _notes_on(net: FeatureNet, reference: Stored | StatisticsFile) -> list[str]:
-    notes = []
-    if not net.published:
-        notes.append(
-            f"{net.path} is not the published Inception file: compare only with scores made with the same file"
-        )
+def _notes_on(nets: Sequence[FeatureNet], reference: Stored | StatisticsFile) -> list[str]:
+    """What to know of the nets.
+
+    Raises:
+        UsageError: moments of a single net for several.
+    """
+    notes = [
+        f"{net.path} is not the published Inception file: compare only with scores made with the same file"
+        for net in nets
+        if not net.published
+    ]
     if isinstance(reference, StatisticsFile):
+        if len(nets) > 1:
+            raise UsageError(
+                f"{reference.name} holds the moments of one net's features, and --features names {len(nets)}",
+                hint="--reference a data set or folder, or one net",
+            )
+        net = nets[0]
         notes.append(
             f"{reference.name} does not say which net and resize made it: a score against it means something only if they "
             f"are {net.kind} and {net.resize}, as here"
@@ -281,16 +313,19 @@ def _notes_on(net: FeatureNet, reference: Stored | StatisticsFile) -> list[str]:
 
 def _notes_on_bias(scores: list[Score]) -> list[str]:
     """What is owed to the number of pictures alone."""
-    return [
-        f"{score.metric.upper()} at n = {score.n:,}: {score.details['of_a_perfect_model']:.3g} of it is what a perfect model "
-        "would get too, were features Gaussian: the bias of so many pictures"
-        for score in scores
-        if "of_a_perfect_model" in score.details
-    ]
+    notes = []
+    for score in (each for each in scores if "of_a_perfect_model" in each.details):
+        of = "" if score.features is None else f" of {score.features['file']}"
+        notes.append(
+            f"{score.metric.upper()}{of} at n = {score.n:,}: {score.details['of_a_perfect_model']:.3g} of it is what a perfect "
+            "model would get too, were features Gaussian: the bias of so many pictures"
+        )
+    return notes
 
 
 def _facts(job: Job) -> dict[str, Any]:
     request, pictures, reference = job.request, job.pictures, job.reference
+    nets = [feature_net.facts(net) for net in job.nets]
     stored = reference if isinstance(reference, Stored) else None
     facts: dict[str, Any] = {
         "source": str(request.source),
@@ -301,7 +336,7 @@ def _facts(job: Job) -> dict[str, Any]:
             "count": stored.count if stored else None,
             "size": list(stored.size) if stored else None,
         },
-        "features": None if job.net is None else feature_net.facts(job.net),
+        "features": nets if len(nets) > 1 else nets[0] if nets else None,
     }
     if pictures.classes:
         facts["classes"] = list(pictures.classes)

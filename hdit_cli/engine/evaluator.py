@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hdit_cli import catalog, runtime
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine import weights as names
@@ -19,7 +21,7 @@ from hdit_cli.engine.best import BEST, read_score, write_best
 from hdit_cli.engine.events import Evaluated
 from hdit_cli.engine.generate import Sampling, choose_labels
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.one_pass import Breaks, needs_net
+from hdit_cli.engine.one_pass import Breaks, Fed, needs_net
 from hdit_cli.engine.out_of_memory import in_evaluation
 from hdit_cli.engine.picture_sets import Generated, Stored
 from hdit_cli.engine.request import open_net
@@ -43,7 +45,7 @@ class Evaluator:
 
     Raises:
         UsageError: `eval.during_weights` names an average that the run does not track.
-        DataError: Inception weights are missing, or too few pictures.
+        DataError: weights of the feature net are missing, it does not take pictures of these sizes, or too few pictures.
     """
 
     def __init__(self, recipe: Recipe, *, model: Model, reader: ShardReader, folder: Path) -> None:
@@ -66,9 +68,15 @@ class Evaluator:
         counts = {"pictures": section.during_n, "reference": self.reference.count}
         self.notes = check_counts(self.metrics, counts=counts, allow_small=True)
         check_reference(self.metrics, self._pictures(model), self.reference)
-        self.net = open_net("inception") if needs_net(self.metrics) else None
+        self.net = open_net(section.features) if needs_net(self.metrics) else None
+        self.fed = [Fed(self.metrics, self.net)]
         if self.net is not None:
             check_net(self.metrics, self.net)
+            for height, width in {
+                self._pictures(model).size,
+                *reader.sizes,
+            }:  # what it cannot take is told now, not in an hour
+                self.net([np.zeros((height, width, 3), dtype=np.uint8)])
         self.known: dict[Path, Metric] = {}
         self.step, self.best = 0, None  # of the last evaluation, and what the best one said
 
@@ -118,13 +126,26 @@ class Evaluator:
                 self.best = None
         else:
             self.step, self.best = told["step"], told["best"] if path.is_file() else None
-        if self.best is not None and any(self.best[name] != value for name, value in self._basis().items()):
-            self.best = None  # scores of other metrics, pictures or weights compare with nothing here
+        if self.best is not None and not self._compares(self.best):
+            self.best = None  # scores of other metrics, pictures, feature nets or weights compare with nothing here
+
+    def _compares(self, best: dict[str, Any]) -> bool:
+        basis = self._basis()
+        if basis.get("features", {}).get("net") == "inception":  # all there was when runs did not write down which net
+            best = {"features": basis["features"], **best}
+        return all(best.get(name) == value for name, value in basis.items())
 
     def _basis(self) -> dict[str, Any]:
         """What two scores must share to be compared."""
         how = {name: getattr(self.sampling, name) for name in ("steps", "sampler", "cfg")}
+        if self.metrics[0].needs:
+            how["features"] = self._features()
         return {"metric": self.metrics[0].name, "n": self.recipe.eval.during_n, "weights": self.weights[0], **how}
+
+    def _features(self) -> dict[str, Any] | None:
+        """The feature net, as a line of the log names it; None where no metric needs one."""
+        told = None if self.net is None else feature_net.facts(self.net)
+        return told and {key: told[key] for key in ("net", "sha256", "resize")}
 
     @staticmethod
     def _is_better(score: Score, best: dict[str, Any] | None) -> bool:
@@ -144,13 +165,12 @@ class Evaluator:
             states = collect_all(
                 self._pictures(model),
                 self.reference,
-                self.metrics,
-                net=self.net,
+                self.fed,
                 on_progress=lambda what, done, total: None,
                 breaks=Breaks(stop),
                 kept=self.known,
             )
-            return verdicts(states, self.metrics) if runtime.ranks().is_main else []
+            return verdicts(states, self.fed) if runtime.ranks().is_main else []
         except Interrupted:
             return None
         except OutOfMemory as error:
@@ -159,13 +179,12 @@ class Evaluator:
             model.denoiser.train(training)
 
     def _line(self, scores: list[Score], *, weights: str, step: int) -> dict[str, Any]:
-        features = None if self.net is None else feature_net.facts(self.net)
         told = {
             "weights": weights,
             "scores": {score.metric: score.value for score in scores},
             "n": scores[0].n,
             "n_reference": scores[0].n_reference,
-            "features": None if features is None else {key: features[key] for key in ("net", "sha256", "resize")},
+            "features": self._features(),
             "reference": self.reference.fingerprint,
             "sampling": {name: getattr(self.sampling, name) for name in ("seed", "steps", "sampler", "cfg")},
             "best": False,

@@ -28,6 +28,14 @@ _AHEAD = 2  # batches made while the features of an earlier one are taken
 _PATIENCE = timedelta(hours=12)  # one process may have much slower work than another
 
 
+@dataclass(frozen=True)
+class Fed:
+    """Metrics, and the feature net that feeds those that need one."""
+
+    metrics: Sequence[type[Metric]]
+    net: FeatureNet | None = None
+
+
 def needs_net(metrics: Sequence[type[Metric]]) -> bool:
     return any(kind.needs for kind in metrics)
 
@@ -35,6 +43,11 @@ def needs_net(metrics: Sequence[type[Metric]]) -> bool:
 def by_state(metrics: Sequence[type[Metric]]) -> dict[str, type[Metric]]:
     """A metric for each kind of state: those that remember the same share it."""
     return {kind.state: kind for kind in metrics}
+
+
+def _slot(state: str, number: int) -> str:
+    """What a kind of state of the net of this number is called among those of one pass."""
+    return f"{state}.{number}" if number else state
 
 
 def seen_as(kind: type[Metric], state: Metric) -> Metric:
@@ -79,21 +92,20 @@ class _Pass:
     def __init__(
         self,
         pictures: PictureSet,
-        metrics: Sequence[type[Metric]],
+        fed: Sequence[Fed],
         *,
-        net: FeatureNet | None,
         part: str,
         breaks: Breaks,
     ) -> None:
-        self.pictures, self.net, self.part, self.unfinished = pictures, net, part, breaks.unfinished
-        self.labels, self.featured = pictures.labels, needs_net(metrics)
-        kinds = by_state(metrics)
+        self.pictures, self.fed, self.part, self.unfinished = pictures, fed, part, breaks.unfinished
+        self.labels = pictures.labels
+        kinds = {_slot(s, i): kind for i, each in enumerate(fed) for s, kind in by_state(each.metrics).items()}
         self.chosen = {
             name: set(some_of(pictures.count, min(pictures.count, kind.limit or pictures.count)).tolist())
             for name, kind in kinds.items()
         }
         if self.unfinished is not None:
-            self.progress = self.unfinished.resume(part, list(kinds.values()), count=pictures.count)
+            self.progress = self.unfinished.resume(part, kinds, count=pictures.count)
         else:
             place = runtime.ranks()
             left = range(place.rank, pictures.count, place.world)
@@ -101,9 +113,17 @@ class _Pass:
         self.todo = list(self.progress.left)
 
     def take(self, numbers: list[int], batch: list[np.ndarray]) -> None:
-        """Features of one batch, and each metric's share of it."""
-        features = self.net(batch) if self.net is not None and self.featured else None
-        for name, metric in self.progress.states.items():
+        """Features of one batch, of each net, and each metric's share of it."""
+        for number, fed in enumerate(self.fed):
+            self._feed(number, fed, numbers, batch)
+        self.progress.done += numbers
+        self.progress.left = self.progress.left[len(numbers) :]
+        if self.unfinished is not None and self.unfinished.due():
+            self.unfinished.save(self.part, self.progress)
+
+    def _feed(self, number: int, fed: Fed, numbers: list[int], batch: list[np.ndarray]) -> None:
+        features = fed.net(batch) if fed.net is not None and needs_net(fed.metrics) else None
+        for name, metric in ((n, self.progress.states[n]) for n in (_slot(s, number) for s in by_state(fed.metrics))):
             rows = [row for row, number in enumerate(numbers) if number in self.chosen[name]]
             taken = [numbers[row] for row in rows]
             if not taken:
@@ -111,14 +131,10 @@ class _Pass:
             if metric.needs is None:
                 _feed(metric, taken, [batch[row] for row in rows])
                 continue
-            assert self.net is not None and features is not None
-            x = self.net.logits(features[rows]) if metric.needs == "logits" else features[rows]
+            assert fed.net is not None and features is not None
+            x = fed.net.logits(features[rows]) if metric.needs == "logits" else features[rows]
             assert x is not None
             metric.update(taken, x, label=None if self.labels is None else self.labels[taken])
-        self.progress.done += numbers
-        self.progress.left = self.progress.left[len(numbers) :]
-        if self.unfinished is not None and self.unfinished.due():
-            self.unfinished.save(self.part, self.progress)
 
 
 def _overlapped(batches: Iterator[Batch], take: Take) -> Generator[Batch]:
@@ -142,14 +158,14 @@ def _in_turn(batches: Iterator[Batch], take: Take) -> Generator[Batch]:
 
 def collect(
     pictures: PictureSet,
-    metrics: Sequence[type[Metric]],
+    fed: Sequence[Fed],
     *,
-    net: FeatureNet | None,
     on_progress: OnProgress,
     part: str = "pictures",
     breaks: Breaks | None = None,
-) -> dict[str, Metric]:
-    """Every metric's state of a set. With several processes, the states of the whole set on the first, nothing elsewhere.
+) -> list[dict[str, Metric]]:
+    """Every metric's state of a set, by name, for each of `fed`. With several processes, the states of the whole set on the
+    first, nothing elsewhere. Each picture is read, or made, once for all nets.
 
     On a GPU the features of a batch are taken in a thread while the next one is made; on a CPU they take turns: both use all cores.
 
@@ -161,9 +177,9 @@ def collect(
         Interrupted: `breaks.stop` was asked to stop, on any process; what was done is kept.
     """
     breaks, world = breaks or Breaks(), runtime.ranks().world
-    mine = _Pass(pictures, metrics, net=net, part=part, breaks=breaks)
+    mine = _Pass(pictures, fed, part=part, breaks=breaks)
     progress, before = mine.progress, mine.progress.found
-    run = _overlapped if needs_net(metrics) and runtime.device().type == "cuda" else _in_turn
+    run = _overlapped if any(needs_net(each.metrics) for each in fed) and runtime.device().type == "cuda" else _in_turn
     done = 0
     with closing(run(pictures.batches(mine.todo), mine.take)) as batches:
         for numbers, _ in batches:
@@ -173,8 +189,13 @@ def collect(
                 break
     if breaks.stop is not None:
         _stop_together(breaks, part, progress, count=pictures.count)
-    merged = {name: _merged_over_processes(kind, progress.states[name]) for name, kind in by_state(metrics).items()}
-    return {kind.name: seen_as(kind, state) for kind in metrics if (state := merged[kind.state]) is not None}
+    found: list[dict[str, Metric]] = []
+    for number, metrics in enumerate(each.metrics for each in fed):
+        merged = {
+            s: _merged_over_processes(kind, progress.states[_slot(s, number)]) for s, kind in by_state(metrics).items()
+        }
+        found.append({kind.name: seen_as(kind, state) for kind in metrics if (state := merged[kind.state]) is not None})
+    return found
 
 
 def _stop_together(breaks: Breaks, part: str, progress: Progress, *, count: int) -> None:

@@ -1,6 +1,7 @@
 """States of reference sets, kept in the cache folder by the contents of the pictures and all that a state depends on."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from hdit_cli import files, runtime
-from hdit_cli.engine.one_pass import Breaks, OnProgress, by_state, collect, seen_as
+from hdit_cli.engine.one_pass import Breaks, Fed, OnProgress, by_state, collect, seen_as
 from hdit_cli.engine.picture_sets import StatisticsFile, Stored
 from hdit_cli.engine.unfinished import key_of
 from hdit_cli.metrics.feature_net import FeatureNet
@@ -49,14 +50,13 @@ def _to_cache(state: Metric, path: Path) -> None:
 
 def collect_reference(
     reference: Stored | StatisticsFile,
-    metrics: Sequence[type[Metric]],
+    fed: Sequence[Fed],
     *,
-    net: FeatureNet | None,
     on_progress: OnProgress,
     part: str = "reference",
     breaks: Breaks | None = None,
     kept: dict[Path, Metric] | None = None,
-) -> dict[str, Metric]:
+) -> list[dict[str, Metric]]:
     """As `collect`; states of a reference seen before come from the cache folder, and new ones go there.
 
     Metrics that need no reference are passed over.
@@ -64,23 +64,34 @@ def collect_reference(
     Args:
         kept: states that this process has in memory, by their place in the cache; new ones are added.
     """
-    metrics = [kind for kind in metrics if not kind.alone]
+    fed = [replace(each, metrics=[kind for kind in each.metrics if not kind.alone]) for each in fed]
     if isinstance(reference, StatisticsFile):
-        return {kind.name: kind.of(reference.gaussian) for kind in metrics if issubclass(kind, FID)}
-    kinds, main = by_state(metrics), runtime.ranks().is_main
-    places = {name: _cache_file(kind, reference, net) for name, kind in kinds.items()}
-    found: dict[str, Metric] = {}
-    for name, kind in kinds.items() if main else ():
-        known = (kept or {}).get(places[name]) or _from_cache(kind, places[name], count=reference.count)
+        given = reference.gaussian
+        return [{kind.name: kind.of(given) for kind in each.metrics if issubclass(kind, FID)} for each in fed]
+    main = runtime.ranks().is_main
+    states: dict[Path, Metric] = {}
+    for place, kind in _places(reference, fed).items() if main else ():
+        known = (kept or {}).get(place) or _from_cache(kind, place, count=reference.count)
         if known:
-            found[name] = known
-    known_names = runtime.gather(list(found))[0]  # the first process decides for all
-    missing = [kind for name, kind in kinds.items() if name not in known_names]
-    if missing:
-        collected = collect(reference, missing, net=net, on_progress=on_progress, part=part, breaks=breaks)
-        found |= {kind.state: collected[kind.name] for kind in missing if main}
-    for kind in missing if main else ():
-        _to_cache(found[kind.state], places[kind.state])
+            states[place] = known
+    there = set(runtime.gather([place.name for place in states])[0])  # the first process decides for all
+    missing = [
+        replace(each, metrics=[k for p, k in _places(reference, [each]).items() if p.name not in there]) for each in fed
+    ]
+    if any(each.metrics for each in missing):
+        collected = collect(reference, missing, on_progress=on_progress, part=part, breaks=breaks)
+        for each, found in zip(missing, collected, strict=True) if main else ():
+            for place, kind in _places(reference, [each]).items():
+                states[place] = found[kind.name]
+                _to_cache(found[kind.name], place)
     if kept is not None:
-        kept |= {places[name]: state for name, state in found.items()}
-    return {kind.name: seen_as(kind, found[kind.state]) for kind in metrics if main}
+        kept |= states
+    return [
+        {kind.name: seen_as(kind, states[_cache_file(kind, reference, each.net)]) for kind in each.metrics if main}
+        for each in fed
+    ]
+
+
+def _places(reference: Stored, fed: Sequence[Fed]) -> dict[Path, type[Metric]]:
+    """A metric for each state, by the state's place in the cache."""
+    return {_cache_file(kind, reference, each.net): kind for each in fed for kind in by_state(each.metrics).values()}

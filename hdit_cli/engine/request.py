@@ -42,7 +42,8 @@ class Request:
         source: checkpoint file, run folder, folder of pictures, or prepared data set.
         n: number of pictures; None is the recipe's `eval.n`, or all pictures of a folder.
         metrics: names; None is the recipe's `eval.metrics`, or fid and kid.
-        features: feature net, as `feature_net.parse` reads it; the Inception net looks in the cache and downloads.
+        features: feature nets, as `feature_net.split` reads them; the Inception net looks in the cache and downloads. None is
+            the recipe's `eval.features`, or inception.
         reference: data set, folder or file of moments; None is the data that the checkpoint names.
         allow_small: score even where there are too few pictures for it to mean much.
         label: class name, number, "all", or None for the proportions of the data.
@@ -55,7 +56,7 @@ class Request:
     source: Path
     n: int | None = None
     metrics: tuple[str, ...] | None = None
-    features: str = "inception"
+    features: str | None = None
     reference: Path | None = None
     allow_small: bool = False
     label: str | None = None
@@ -204,6 +205,18 @@ def open_net(named: str, *, on_download: Callable[[int, int], None] = lambda don
     device = runtime.device()
     # TorchScript on MPS lacks operators of Inception; the CPU takes all nets there
     return catalog.get("features", kind)(path, device=device if device.type == "cuda" else torch.device("cpu"))
+
+
+def open_nets(
+    request: Request, model: Model | None, session: Session, *, on_download: Callable[[int, int], None]
+) -> list[FeatureNet]:
+    """The nets asked for, else the recipe's, else Inception."""
+    default = (model.recipe["eval"].get("features") if model else None) or "inception"
+    wanted = feature_net.split(request.features) if request.features else [default]
+    for each in wanted:
+        if each not in session.nets:
+            session.nets[each] = open_net(each, on_download=on_download)
+    return [session.nets[each] for each in wanted]
 
 
 def held_out_of(reference: Stored | StatisticsFile) -> tuple[Stored | None, list[str]]:

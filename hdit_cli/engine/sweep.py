@@ -23,6 +23,7 @@ from hdit_cli.engine.request import Request, Session, holds_pictures, model_of
 from hdit_cli.engine.run import run_of
 from hdit_cli.engine.unfinished import key_of
 from hdit_cli.errors import UsageError
+from hdit_cli.metrics.feature_net import split
 
 FORMAT = "hdit-sweep/1"
 TABLE, PLOT = "sweep.json", "sweep.png"
@@ -139,8 +140,10 @@ def _check(wanted: Sweep, session: Session) -> Model:
     """The model of the first point, if all points can be.
 
     Raises:
-        UsageError, CheckpointError: one cannot.
+        UsageError, CheckpointError: one cannot, or there are several feature nets.
     """
+    if wanted.base.features and len(split(wanted.base.features)) > 1:
+        raise UsageError("a sweep is of one feature net, and --features names several", hint="a sweep for each net")
     points = wanted.points()
     first = wanted.request(points[0])
     if holds_pictures(first.source):

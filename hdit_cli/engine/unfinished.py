@@ -43,7 +43,7 @@ class Progress:
     """One process's part of one set.
 
     Attributes:
-        states: by kind of state.
+        states: by kind of state, and by feature net where there are several.
         done: numbers of the pictures in them.
         left: numbers still to be read, in order.
         found: how many pictures were done when this process started, on all processes together.
@@ -98,12 +98,12 @@ class Unfinished:
         """Whether there is something to go on from."""
         return self.folder.is_dir() and any(_NAME.fullmatch(file.name) for file in self.folder.iterdir())
 
-    def resume(self, part: str, metrics: Sequence[type[Metric]], *, count: int) -> Progress:
+    def resume(self, part: str, kinds: Mapping[str, type[Metric]], *, count: int) -> Progress:
         """Where this process goes on: with its own file where every process has one, else with a new share of what is left.
 
         Args:
             part: name of the set among those of the evaluation.
-            metrics: one for each kind of state.
+            kinds: a metric for each kind of state, by what it is called here.
             count: of pictures in the whole set.
         """
         place = runtime.ranks()
@@ -121,11 +121,11 @@ class Unfinished:
         names, known, complete, generation = runtime.gather((names, known, complete, generation))[0]
         self._generation = generation
         mine = [names[place.rank]] if complete else names if place.is_main else []
-        loaded = [self._read(name, metrics) for name in mine]
+        loaded = [self._read(name, kinds) for name in mine]
         if not names or not all(runtime.gather(None not in loaded)):
             self._generation += 1  # what lies there is not read again
-            return Progress({kind.state: kind() for kind in metrics}, [], range(place.rank, count, place.world))
-        progress = _union([one for one in loaded if one is not None], metrics)
+            return Progress({name: kind() for name, kind in kinds.items()}, [], range(place.rank, count, place.world))
+        progress = _union([one for one in loaded if one is not None], kinds)
         progress.found = len(known)
         if not complete:
             progress.left = [number for number in range(count) if number not in known][place.rank :: place.world]
@@ -173,26 +173,26 @@ class Unfinished:
                 if _NAME.fullmatch(file.name):
                     files.remove_file(file)
 
-    def _read(self, name: str, metrics: Sequence[type[Metric]]) -> Progress | None:
+    def _read(self, file: str, kinds: Mapping[str, type[Metric]]) -> Progress | None:
         """One file; None where it does not read back."""
         try:
-            arrays = safetensors.numpy.load_file(self.folder / name)
-            states = {kind.state: kind.merged([_of(kind.state, arrays)]) for kind in metrics}
+            arrays = safetensors.numpy.load_file(self.folder / file)
+            states = {name: kind.merged([_of(name, arrays)]) for name, kind in kinds.items()}
             return Progress(states, arrays["done"].tolist(), arrays["left"].tolist())
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 
 
-def _of(metric: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    prefix = f"{metric}/"
+def _of(state: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    prefix = f"{state}/"
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def _union(parts: Sequence[Progress], metrics: Sequence[type[Metric]]) -> Progress:
+def _union(parts: Sequence[Progress], kinds: Mapping[str, type[Metric]]) -> Progress:
     """One part made of several, or of none."""
     if len(parts) == 1:
         return parts[0]
-    states = {kind.state: kind.merged([part.states[kind.state].arrays() for part in parts]) for kind in metrics}
+    states = {name: kind.merged([part.states[name].arrays() for part in parts]) for name, kind in kinds.items()}
     return Progress(states, [number for part in parts for number in part.done], [])
 
 

@@ -23,7 +23,8 @@ class ExportedNet:
             DataError: missing, or no exported program of one picture tensor.
         """
         if path is None or not path.is_file():
-            raise DataError(f"no file {path}", hint="check the path; docs/features.md says how to make one")
+            place = "" if path is None else f"put it at {path.absolute()}; "
+            raise DataError(f"no file {path}", hint=f"{place}docs/features.md says how to make one")
         self.kind, self.resize, self.published = "exported", "by the net", False
         self.classifier = False
         self.path, self.sha256 = path, files.sha256(path)

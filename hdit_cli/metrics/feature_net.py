@@ -65,6 +65,29 @@ def parse(named: str) -> tuple[str, Path | None]:
     raise UsageError(f"--features {named!r} names no feature net", hint=f"one of {known} (NAME:PATH), or a .pt2 file")
 
 
+def split(named: str) -> list[str]:
+    """The nets of a list with commas, each as `parse` takes it. A path that is there may have commas of its own.
+
+    Raises:
+        UsageError: no such net.
+    """
+    if "," in named and not _is_there(named):
+        parts = [part.strip() for part in named.split(",")]
+        for part in parts:
+            parse(part)
+        return parts
+    parse(named)
+    return [named]
+
+
+def _is_there(named: str) -> bool:
+    try:
+        path = parse(named)[1]
+    except UsageError:
+        return False
+    return path is not None and path.exists()
+
+
 def is_inception(net: FeatureNet) -> bool:
     """Whether FID and KID of its features are called so."""
     return net.kind in ("inception", "pytorch-fid")

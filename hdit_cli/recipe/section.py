@@ -56,6 +56,15 @@ def no_control_characters(value: str) -> str:
     return value
 
 
+def a_feature_net(value: str) -> str:
+    """A validator: the value names a feature net as `--features` does, NAME, NAME:PATH, or a .pt2 file."""
+    known = [name for name in catalog.names("features") if name != "exported"]
+    if value.partition(":")[0] not in known and not value.endswith(".pt2"):
+        text = f"{value!r} names no feature net: one of {', '.join(known)} (NAME:PATH), or a .pt2 file"
+        raise PydanticCustomError("sentence", "{text}", {"text": text})
+    return value
+
+
 # TOML knows lists only; they become tuples, whose entries stay strict
 Listed = Strict(False)
 
@@ -65,6 +74,7 @@ ScheduleName = Annotated[str, AfterValidator(one_of("schedule"))]
 WeightingName = Annotated[str, AfterValidator(one_of("weighting"))]
 LearningRateName = Annotated[str, AfterValidator(one_of("learning-rate"))]
 MetricName = Annotated[str, AfterValidator(one_of("metric"))]
+FeaturesName = Annotated[PathText, AfterValidator(a_feature_net)]
 Sigma = Annotated[float, Field(gt=0.0, le=1e6)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from hdit_cli.recipe.section import (
+    FeaturesName,
     LearningRateName,
     Listed,
     MetricName,
@@ -177,6 +178,9 @@ class Eval(Section):
     ] = (
         "fid",
         "kid",
+    )
+    features: FeaturesName = (
+        "inception"  # the feature net, as --features names it; paths are relative to the working folder
     )
     every: Annotated[int, Field(ge=0, le=1_000_000_000_000)] = 0  # images between evaluations inside a run; 0 = none
     during_n: Annotated[int, Field(ge=2, le=1_000_000)] = 1_000  # pictures of each

@@ -22,7 +22,7 @@ from hdit_cli.engine.checkpoint import save_inference
 from hdit_cli.engine.evaluate import Evaluation, evaluate
 from hdit_cli.engine.generate import Sampling
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.one_pass import collect
+from hdit_cli.engine.one_pass import Fed, collect
 from hdit_cli.engine.picture_sets import Generated, Stored, open_stored, some_of
 from hdit_cli.engine.references import collect_reference
 from hdit_cli.engine.request import Request
@@ -43,10 +43,11 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 class Net(nn.Module):
-    """The outer shape of the published Inception file, with twelve features."""
+    """The outer shape of the published Inception file, with twelve features and five classes."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.output = nn.Linear(12, 5, bias=False)
         self.layers = nn.Sequential(nn.Conv2d(3, 12, 9, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -100,13 +101,13 @@ def values(evaluation: Evaluation) -> dict[str, float]:
 def test_every_picture_is_counted_once_on_any_number_of_processes(place, n, world, monkeypatch):
     net, model = Inception(place / "net.pt"), model_of(place)
     labels = torch.arange(n) % 2
-    alone = collect(Generated(model, n, labels, FEW), METRICS, net=net, on_progress=silent)
+    alone = collect(Generated(model, n, labels, FEW), [Fed(METRICS, net)], on_progress=silent)[0]
     seen: list[int] = []
     parts: list[dict] = []
     for rank in range(world):
         monkeypatch.setattr(runtime, "ranks", lambda rank=rank: runtime.Ranks(rank, world))
         pictures = Generated(model, n, labels, FEW, keep=lambda numbers, batch: seen.extend(numbers))
-        parts.append(collect(pictures, METRICS, net=net, on_progress=silent))
+        parts.append(collect(pictures, [Fed(METRICS, net)], on_progress=silent)[0])
     assert sorted(seen) == list(range(n))
     for kind in METRICS:
         whole = kind.merged([part[kind.name].arrays() for part in parts])
@@ -171,21 +172,21 @@ def test_sampling_options_reach_the_sampler(place):
 
 def test_reference_features_come_from_the_cache_the_second_time(place, own_cache, monkeypatch):
     net, reference = Inception(place / "net.pt"), open_stored(place / "set")
-    first = collect_reference(reference, METRICS, net=net, on_progress=silent)
+    first = collect_reference(reference, [Fed(METRICS, net)], on_progress=silent)[0]
     assert sorted(path.name[:4] for path in (own_cache / "reference").iterdir()) == ["mome", "rows", "swd-"]
     read: list[tuple[str, ...]] = []
 
-    def watched(pictures, metrics, **options):
-        read.append(tuple(kind.name for kind in metrics))
-        return collect(pictures, metrics, **options)
+    def watched(pictures, fed, **options):
+        read.append(tuple(kind.name for kind in fed[0].metrics))
+        return collect(pictures, fed, **options)
 
     monkeypatch.setattr(references, "collect", watched)
-    second = collect_reference(reference, METRICS, net=net, on_progress=silent)
+    second = collect_reference(reference, [Fed(METRICS, net)], on_progress=silent)[0]
     assert not read
     (own_cache / "reference" / next(p.name for p in (own_cache / "reference").glob("swd-*"))).unlink()
     monkeypatch.setattr(references, "_LARGEST", 0)
     for _ in range(2):
-        second = collect_reference(reference, METRICS, net=net, on_progress=silent)
+        second = collect_reference(reference, [Fed(METRICS, net)], on_progress=silent)[0]
     assert read == [("swd",), ("swd",)]  # patches too large to keep are made again
     for kind in METRICS:
         for name, array in first[kind.name].arrays().items():
@@ -194,20 +195,20 @@ def test_reference_features_come_from_the_cache_the_second_time(place, own_cache
 
 def test_a_damaged_or_foreign_cache_is_made_again(place, own_cache):
     net, reference = Inception(place / "net.pt"), open_stored(place / "set")
-    collect_reference(reference, (FID,), net=net, on_progress=silent)
+    collect_reference(reference, [Fed((FID,), net)], on_progress=silent)
     (path,) = (own_cache / "reference").iterdir()
     good = path.read_bytes()
     path.write_bytes(good[: len(good) // 2])
-    assert collect_reference(reference, (FID,), net=net, on_progress=silent)["fid"].count == 10
+    assert collect_reference(reference, [Fed((FID,), net)], on_progress=silent)[0]["fid"].count == 10
     assert path.read_bytes() == good
     fewer = Stored(reference.reader, name="set", n=4)
-    assert collect_reference(fewer, (FID,), net=net, on_progress=silent)["fid"].count == 4
+    assert collect_reference(fewer, [Fed((FID,), net)], on_progress=silent)[0]["fid"].count == 4
     assert len(list((own_cache / "reference").iterdir())) == 2
 
 
 def test_of_too_many_pictures_some_are_chosen_once_for_all(place, monkeypatch):
     monkeypatch.setattr(SWD, "limit", 4)
-    states = collect(open_stored(place / "set"), (SWD,), net=None, on_progress=silent)
+    states = collect(open_stored(place / "set"), [Fed((SWD,))], on_progress=silent)[0]
     assert sorted(states["swd"].arrays()["index"]) == some_of(10, 4).tolist()
 
 
@@ -371,18 +372,29 @@ def run_hdit(*words: str, cache: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(place, tmp_path):
+def test_three_processes_score_as_one(place, tmp_path):
+    """Every metric, every number of it; pictures are made one by one, so that they are the same to the last bit."""
     words = (
-        "eval-fid", str(place / "model.safetensors"), "-n", "7", "--metrics", "fid,kid,swd", "--allow-small", "--json",
-        "--inception", str(place / "net.pt"), "--batch-size", "1",
+        "eval-fid", str(place / "model.safetensors"), "-n", "11", "--allow-small", "--json", "--inception", str(place / "net.pt"),
+        "--batch-size", "1", "--metrics", "fid,kid,is,precision-recall,fid-per-class,fd,kd,memorisation,swd",
     )  # fmt: skip
-    one, two = (run_hdit(*words, "--processes", count, cache=tmp_path / count) for count in ("1", "2"))
-    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
-    found, expected = json.loads(two.stdout), json.loads(one.stdout)
-    assert (found["processes"], expected["processes"]) == (2, 1)
-    for ours, theirs in zip(found["scores"], expected["scores"], strict=True):
-        assert (ours["n"], ours["n_reference"]) == (theirs["n"], theirs["n_reference"]) == (7, 10)
-        assert ours["value"] == pytest.approx(theirs["value"], rel=1e-9)
+    found = {count: run_hdit(*words, "--processes", str(count), cache=tmp_path / str(count)) for count in (1, 3)}
+    assert all(done.returncode == 0 for done in found.values()), [done.stderr for done in found.values()]
+    told = {count: json.loads(done.stdout) for count, done in found.items()}
+    assert [told[count]["processes"] for count in found] == [1, 3]
+    assert [score["n"] for score in told[1]["scores"]] == [11] * 12
+    same(told[3]["scores"], told[1]["scores"])
+
+
+def same(found, expected) -> None:
+    """Every number at any depth, to 1e-9 relative; all else equal."""
+    if isinstance(expected, dict | list):
+        keys = list(expected) if isinstance(expected, dict) else range(len(expected))
+        assert len(found) == len(expected)
+        for key in keys:
+            same(found[key], expected[key])
+    else:
+        assert found == (pytest.approx(expected, rel=1e-9) if isinstance(expected, float) else expected)
 
 
 def test_the_command_prints_n_beside_every_score(place, tmp_path, capsys):

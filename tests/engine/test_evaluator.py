@@ -8,8 +8,10 @@ import signal
 import pytest
 import torch
 from tiny_run import tiny_recipe
+from torch import nn
 
 import hdit_cli
+from hdit_cli import files
 from hdit_cli.cli import main
 from hdit_cli.engine import checkpoint, events
 from hdit_cli.engine.best import BEST, SCORE, best_problem
@@ -19,7 +21,7 @@ from hdit_cli.engine.report.gather import gather
 from hdit_cli.engine.request import Request
 from hdit_cli.engine.train import train
 from hdit_cli.engine.verify import verify_run
-from hdit_cli.errors import UsageError
+from hdit_cli.errors import DataError, UsageError
 from hdit_cli.recipe import Recipe
 
 EVAL = {"every": 24, "during_n": 6, "during_metrics": ["swd"], "during_weights": ["ema", "0.1"], "batch_size": 3}
@@ -207,6 +209,79 @@ def test_what_a_user_can_get_wrong(tiny_data, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match="neither"):
         scored(eval={"during_weights": ["avg"]})
+
+
+class Pooled(nn.Module):
+    """uint8 (N, 3, H, W) => (N, 12)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(x.float(), 2).flatten(1)
+
+
+def exported(path, *, side=16):
+    program = torch.export.export(Pooled(), (torch.zeros(1, 3, side, side, dtype=torch.uint8),))
+    torch.export.save(program, path)
+    return {"features": str(path), "during_metrics": ["kd", "fd"], "during_weights": ["ema"]}
+
+
+def test_another_net_stands_in_the_log_and_in_what_the_best_compares(tiny_data, tmp_path):
+    folder, section = tmp_path / "run", exported(tmp_path / "net.pt2")
+    recipe = scored(eval=section, train__steps=3)
+    run(folder, recipe, tiny_data)
+    (told,) = (line["eval"] for line in lines(folder) if "eval" in line)
+    assert list(told["scores"]) == ["kd", "fd"]
+    net = {"net": "exported", "sha256": files.sha256(tmp_path / "net.pt2"), "resize": "by the net"}
+    assert told["features"] == net
+    best = json.loads(checkpoint.read_header(folder / BEST)[SCORE])
+    assert best["features"] == net
+    model, reader = hdit_cli.load(folder, device="cpu"), _reader(tiny_data)
+    kept = {"step": 3, "best": best}
+    evaluator = Evaluator(recipe, model=model, reader=reader, folder=folder)
+    evaluator.restore(kept, step=3)
+    assert evaluator.best == best
+    alone = evaluate(
+        Request(folder, n=6, metrics=("kd",), allow_small=True, sampling={"batch_size": 3}), on_progress=lambda *_: None
+    )
+    assert alone is not None and alone.facts["features"]["sha256"] == net["sha256"]  # the recipe's net, not named again
+    assert alone.scores[0].value == pytest.approx(told["scores"]["kd"], rel=1e-9)
+    with (tmp_path / "net.pt2").open("ab") as file:  # the same program in other bytes
+        file.write(b" ")
+    evaluator.net.sha256 = files.sha256(tmp_path / "net.pt2")
+    evaluator.restore(kept, step=3)
+    assert evaluator.best is None  # another file is another net: the best starts anew
+
+
+def test_a_net_that_is_missing_or_does_not_fit_is_told_before_the_first_step(tiny_data, tmp_path):
+    with pytest.raises(DataError, match=r"gone\.pt2") as caught:
+        run(
+            tmp_path / "run",
+            scored(eval={**exported(tmp_path / "net.pt2"), "features": str(tmp_path / "gone.pt2")}),
+            tiny_data,
+        )
+    assert f"put it at {tmp_path / 'gone.pt2'}" in caught.value.hint
+    with pytest.raises(DataError, match="takes pictures of 32x32, not 16x16"):
+        run(tmp_path / "run", scored(eval=exported(tmp_path / "large.pt2", side=32)), tiny_data)
+    with pytest.raises(UsageError, match="kid: of Inception features"):
+        run(tmp_path / "run", scored(eval={**exported(tmp_path / "net.pt2"), "during_metrics": ["kid"]}), tiny_data)
+    with pytest.raises(DataError, match=r"dinov2 are missing.*config\.json"):
+        run(tmp_path / "run", scored(eval={"features": "dinov2:none", "during_metrics": ["fd"]}), tiny_data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_best_from_before_nets_were_written_down_was_of_inception(tiny_data, tmp_path):
+    from test_evaluate import Net
+
+    torch.jit.save(torch.jit.script(Net()), str(tmp_path / "net.pt"))
+    recipe = scored(eval={"during_metrics": ["kid"], "features": f"inception:{tmp_path / 'net.pt'}"}, train__steps=3)
+    run(tmp_path / "run", recipe, tiny_data)
+    best = json.loads(checkpoint.read_header(tmp_path / "run" / BEST)[SCORE])
+    old = {name: value for name, value in best.items() if name != "features"}
+    model = hdit_cli.load(tmp_path / "run", device="cpu")
+    evaluator = Evaluator(recipe, model=model, reader=_reader(tiny_data), folder=tmp_path / "run")
+    evaluator.restore({"step": 3, "best": old}, step=3)
+    assert evaluator.best == old
+    evaluator.restore({"step": 3, "best": {**best, "features": {**best["features"], "sha256": "0" * 64}}}, step=3)
+    assert evaluator.best is None
 
 
 def test_info_and_the_report_know_them(whole, capsys):

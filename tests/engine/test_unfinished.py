@@ -14,7 +14,7 @@ from test_evaluate import FEW, METRICS, model_of, own_cache, place, scored, sile
 
 from hdit_cli import files, runtime
 from hdit_cli.engine.evaluate import evaluate
-from hdit_cli.engine.one_pass import Breaks, collect
+from hdit_cli.engine.one_pass import Breaks, Fed, collect
 from hdit_cli.engine.picture_sets import Generated
 from hdit_cli.engine.request import Request
 from hdit_cli.engine.unfinished import Unfinished
@@ -118,9 +118,8 @@ def shares(place, monkeypatch, world, until, unfinished):
         )
         breaks = Breaks(_After(until[rank], seen), unfinished)
         try:
-            found.append(
-                (seen, collect(pictures, METRICS, net=Inception(place / "net.pt"), on_progress=silent, breaks=breaks))
-            )
+            fed = [Fed(METRICS, Inception(place / "net.pt"))]
+            found.append((seen, collect(pictures, fed, on_progress=silent, breaks=breaks)[0]))
         except Interrupted:
             found.append((seen, None))
     return found
@@ -138,9 +137,8 @@ class _After:
 @pytest.mark.parametrize(("before", "until"), [(2, (4, 4)), (3, (2, 4, 2)), (1, (8,))])
 def test_another_number_of_processes_goes_on(place, own_cache, monkeypatch, before, until):
     """Each picture is still counted once."""
-    alone = collect(
-        Generated(model_of(place), 11, None, FEW), METRICS, net=Inception(place / "net.pt"), on_progress=silent
-    )
+    fed = [Fed(METRICS, Inception(place / "net.pt"))]
+    (alone,) = collect(Generated(model_of(place), 11, None, FEW), fed, on_progress=silent)
     unfinished = Unfinished("told")
     files.make_folder(unfinished.folder)
     first = shares(place, monkeypatch, before, until, unfinished)

@@ -61,23 +61,6 @@ def test_best_on_itself_and_worse_with_a_growing_shift(kind):
 
 
 @pytest.mark.parametrize("kind", [*OF_FEATURES, InceptionScore], ids=lambda kind: kind.name)
-def test_order_batches_and_processes_do_not_matter(kind):
-    x, reference = features(3), fed(kind, features(4))
-    expected = values(kind, x, reference)
-    order = np.random.default_rng(5).permutation(N)
-    parts = []
-    for rank in range(3):
-        part = kind()
-        for index in np.array_split(order[rank::3], 5):
-            part.update(index.tolist(), x[index], label=index % 2)
-        parts.append(part.arrays())
-    whole = kind.merged([*parts, kind().arrays()])
-    assert whole.count == N
-    found = whole.score(reference)
-    assert (found.get("values") or {kind.name: found["value"]}) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-
-
-@pytest.mark.parametrize("kind", [*OF_FEATURES, InceptionScore], ids=lambda kind: kind.name)
 def test_a_number_that_is_none_is_refused(kind):
     x = features(0)
     x[3, 2] = np.inf

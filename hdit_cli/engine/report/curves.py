@@ -5,6 +5,7 @@ from typing import Any
 
 from hdit_cli.engine.report.logs import Axes, exact, newest_of_each_step, number, numbers, thinned
 from hdit_cli.engine.report.pictures import evenly
+from hdit_cli.engine.scores import net_words
 
 SIGMAS = 16  # noise levels with a curve of their own
 _NAMES = ("raw", "ema")  # of weights, in the order of the page; others come after
@@ -133,6 +134,7 @@ def _conditions(line: dict[str, Any]) -> dict[str, Any]:
     words.append(f"cfg within {how['cfg_interval']}" if how.get("cfg_interval") else "")
     words.append(f"class {how['label']}" if how.get("label") is not None else "")
     words.append(f"size {how['size']}" if how.get("size") else "")
+    words.append(net_words(line.get("features")))  # a curve of two nets would be of nothing
     told = reference if isinstance(reference, dict) else {"path": reference}
     return {
         "weights": str(line.get("weights", "?")),
