@@ -6,6 +6,7 @@ from tiny_run import tiny_recipe
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hdit_cli.engine.bench.subject import Subject
+from hdit_cli.models.attention import dispatch, strips
 
 
 class Asked(TorchDispatchMode):
@@ -22,12 +23,20 @@ class Asked(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("changes", [{}, {"train__accumulate": 2}, {"ema__stds": [0.05]}], ids=str)
-def test_a_step_asks_for_no_number(changes):
+def test_a_step_asks_for_no_number(changes, monkeypatch):
+    monkeypatch.setattr(strips, "refuse", lambda request: "made for a CPU, where nobody waits for a number")
+    dispatch.choose.cache_clear()
     subject = Subject(tiny_recipe(**changes), data=None)
     subject.step()  # states are made
     with Asked() as asked:
         subject.step()
     assert asked.count == 0
+
+
+@pytest.fixture(autouse=True)
+def choose_anew():
+    yield
+    dispatch.choose.cache_clear()
 
 
 def test_what_it_would_notice():
