@@ -57,8 +57,9 @@ def failed(error: BaseException, *, switch: str) -> UsageError:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    inner = getattr(error, "inner_exception", error)  # of the backend, where dynamo passes it on
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return f"{type(inner).__name__}: {lines[0][:200]}" if lines else type(inner).__name__
 
 
 # Training
