@@ -215,9 +215,7 @@ def _sampled(order: "Order", model: "Model", wanted: dict[str, Any]) -> "Order":
     if order.init_image and wanted["strength"] is None:
         wanted = {**wanted, "strength": STRENGTH}
     fast = {name: wanted[name] for name in ("batch_size", "compile")}
-    return replace(
-        order, sampling=paced(model, sampling_of(model, **wanted), images=image_count(model, order), **fast)
-    )
+    return replace(order, sampling=paced(model, sampling_of(model, **wanted), images=image_count(model, order), **fast))
 
 
 def _sentence(record: dict[str, Any], folder: Path) -> str:

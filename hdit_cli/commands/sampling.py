@@ -27,12 +27,15 @@ Weights = Annotated[str, typer.Option(help="ema, raw, or the width of a power-fu
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        help="Images denoised together.", show_default="the recipe's, fewer where memory is short, more of small ones on CUDA"
+        help="Images denoised together.",
+        show_default="the recipe's, fewer where memory is short, more of small ones on CUDA",
     ),
 ]
 Compile = Annotated[
     bool | None,
-    typer.Option("--compile/--no-compile", help="Compile the network first.", show_default="on CUDA from 1,000 images on"),
+    typer.Option(
+        "--compile/--no-compile", help="Compile the network first.", show_default="on CUDA from 1,000 images on"
+    ),
 ]
 Processes = Annotated[int, typer.Option(help="Processes on this machine: one for each GPU.")]
 

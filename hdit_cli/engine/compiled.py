@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from hdit_cli import runtime
 from hdit_cli.errors import UsageError, is_out_of_memory
@@ -27,13 +28,17 @@ class Compiled:
         options: of `torch.compile`.
     """
 
-    def __init__(self, plain: Callable[..., Any], *, graphs: int, switch: str, fall_back: bool = False, **options: Any):
+    def __init__(
+        self, plain: Callable[..., Any], *, graphs: int, switch: str, fall_back: bool = False, **options: Any
+    ) -> None:
         runtime.allow_graphs(graphs + _OTHERS)
         self.plain, self.switch, self.fall_back = plain, switch, fall_back
         self.run = torch.compile(plain, fullgraph=True, dynamic=False, **options)
         self.note = ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _get_current_dispatch_mode() is not None:  # it asks to see every operation, so there must be operations
+            return self.plain(*args, **kwargs)
         try:
             return self.run(*args, **kwargs)
         except Exception as error:
@@ -53,7 +58,9 @@ def is_compiler_error(error: BaseException) -> bool:
 
 def failed(error: BaseException, *, switch: str) -> UsageError:
     """For code that could not be compiled."""
-    return UsageError(f"torch.compile failed: {_first_line(error)}", hint=f"{switch} runs without it; --debug shows all")
+    return UsageError(
+        f"torch.compile failed: {_first_line(error)}", hint=f"{switch} runs without it; --debug shows all"
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -79,7 +86,8 @@ def wants_compiled(setting: bool | str, *, device: torch.device, deterministic: 
     reason = runtime.why_not_compiled(device)
     if reason and setting != "auto":
         raise UsageError(
-            f"train.compile is true, and {reason}", hint="install it, or --set train.compile=false: slower, the same maths"
+            f"train.compile is true, and {reason}",
+            hint="install it, or --set train.compile=false: slower, the same maths",
         )
     return not reason, f"the training step is not compiled: {reason}" if reason else ""
 
@@ -99,7 +107,7 @@ class CompiledDenoiser:
 
     def __init__(self, denoiser: nn.Module, *, images: int, device: torch.device, **options: Any) -> None:
         self.denoiser, self.images, self.replays = denoiser, images, device.type == "cuda"
-        usual = {"mode": "reduce-overhead"} if self.replays else {}
+        usual: dict[str, Any] = {"mode": "reduce-overhead"} if self.replays else {}
         self.graph = Compiled(denoiser.forward, graphs=2, switch="--no-compile", **(options or usual))
 
     def __call__(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:

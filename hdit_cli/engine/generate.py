@@ -256,7 +256,8 @@ def generate(
         steps: of the sampler.
         label: a class name, a number as text, or "all"; None draws in the proportions of the data.
         init_image: a picture that every image starts from; `strength` says how far it is left behind.
-        options: the other fields of `Sampling`: sampler, schedule, eta, rho, cfg, cfg_interval, size, batch_size, strength, compile.
+        options: the other fields of `Sampling`: sampler, schedule, eta, rho, cfg, cfg_interval, size, batch_size, strength,
+            compile.
 
     Returns:
         uint8 (n, H, W, C) on the CPU.

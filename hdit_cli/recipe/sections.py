@@ -66,7 +66,7 @@ class Train(Section):
     grad_clip: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0  # 0 = off
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     deterministic: bool = False
-    compile: Annotated[bool | Literal["auto"], PlainValidator(_switch)] = "auto"  # the step; auto: on CUDA, unless deterministic
+    compile: Annotated[bool | Literal["auto"], PlainValidator(_switch)] = "auto"  # on CUDA, unless deterministic
     save_every: Interval = 5_000
     sample_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 5_000  # 0 = never
     log_every: Interval = 50
