@@ -4,7 +4,8 @@ A graph computes what eager mode does but for rounding: other kernels add in ano
 as they are, so checkpoints know nothing of it; what is not called through a `Compiled` runs as before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +49,17 @@ class Compiled:
                 raise failed(error, switch=self.switch) from error
             self.run, self.note = self.plain, f"not compiled, eager mode goes on: {_first_line(error)}"
             return self.plain(*args, **kwargs)
+
+
+@contextmanager
+def told(switch: str) -> Iterator[None]:
+    """Turns what a compiler refuses inside the block, such as a backward pass, into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if not is_compiler_error(error):
+            raise
+        raise failed(error, switch=switch) from error
 
 
 def is_compiler_error(error: BaseException) -> bool:

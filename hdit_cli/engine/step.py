@@ -18,7 +18,7 @@ from hdit_cli.data.loader import Batch, flip, to_x0
 from hdit_cli.diffusion.bins import sums_by_sigma
 from hdit_cli.diffusion.denoiser import LossOf
 from hdit_cli.diffusion.densities import noise_density
-from hdit_cli.engine.compiled import Compiled, wants_compiled
+from hdit_cli.engine.compiled import Compiled, told, wants_compiled
 from hdit_cli.engine.ema import EMA, PowerAverages, ema_decay
 from hdit_cli.engine.guard import FiniteGuard
 from hdit_cli.engine.learning_rate import learning_rate
@@ -28,6 +28,8 @@ from hdit_cli.engine.setup import DTYPES
 from hdit_cli.engine.state import TrainState, Window, build_optimizer
 from hdit_cli.models.layers import seed_dropout
 from hdit_cli.recipe import Recipe
+
+SWITCH = "--set train.compile=false"
 
 
 class Stepper:
@@ -93,7 +95,7 @@ class Stepper:
             runtime.whole_graphs()
         graphs = 2 * sizes  # with and without the exchange of gradients
         self.compiled = Compiled(
-            self._inner.denoiser.loss, graphs=graphs, switch="--set train.compile=false", fall_back=fall_back, **options
+            self._inner.denoiser.loss, graphs=graphs, switch=SWITCH, fall_back=fall_back, **options
         )
         self._inner.loss = self.compiled
 
@@ -139,7 +141,7 @@ class Stepper:
         total, by_sigma = torch.zeros_like(state.window.loss), torch.zeros_like(state.window.by_sigma)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.loss_of):
+            with told(SWITCH), nullcontext() if last else self.accelerator.no_sync(self.loss_of):
                 drawn = self.draw(batch, first=first)
                 each = self.loss_of(*drawn)
                 loss = each.mean() / len(batches)

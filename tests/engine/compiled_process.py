@@ -11,7 +11,7 @@ from hdit_cli.recipe import load_recipe
 
 def main(recipe, data, folder):
     def compile_step(stepper, *, sizes):
-        stepper.compile(sizes=sizes, fall_back=False, backend="aot_eager")
+        stepper.compile(sizes=sizes, fall_back=False, backend="eager")
         return []
 
     training.compile_step = compile_step

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from tiny_run import tiny_recipe
 
 from hdit_cli import runtime
 from hdit_cli.engine import checkpoint, events, generate
+from hdit_cli.engine import compiled as compiled_steps
 from hdit_cli.engine import train as training
 from hdit_cli.engine.bench.subject import Subject
-from hdit_cli.engine.compiled import Compiled, CompiledDenoiser, wants_compiled
+from hdit_cli.engine.compiled import Compiled, CompiledDenoiser, told, wants_compiled
 from hdit_cli.engine.generate import Sampling, stream
 from hdit_cli.engine.model import Model, build_network, precondition
 from hdit_cli.engine.peak import Peak
@@ -76,6 +78,21 @@ def test_a_step_is_one_graph_and_comes_to_the_same_weights():
     torch.testing.assert_close(found, weights(eager.stepper), rtol=1e-4, atol=1e-5)
     assert (found - before).abs().max() > 5e-3
     assert list(compiled.model.network.state_dict()) == names
+
+
+@pytest.mark.slow
+def test_one_graph_for_each_size_of_pictures(monkeypatch):
+    """Buckets come in turns; more sizes than torch keeps graphs for by itself."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(compiled_steps, "_OTHERS", 0)
+    subject, graphs = Subject(tiny_recipe(**SMALL), data=None), Graphs()
+    subject.stepper.compile(sizes=3, fall_back=False, backend=graphs)
+    square = subject.batches
+    for _ in range(2):
+        for size in ((16, 16), (12, 20), (20, 12)):
+            subject.batches = [replace(batch, pixels=batch.pixels.new_zeros(8, 3, *size)) for batch in square]
+            subject.step()
+    assert graphs.count == 3
 
 
 # Runs
@@ -189,6 +206,15 @@ def test_code_that_cannot_be_made():
     falls = Compiled(lambda x: x + 1, graphs=1, switch=switch, fall_back=True, backend=broken)
     assert falls(torch.ones(2)).tolist() == [2, 2]
     assert "assembler" in falls.note
+
+
+def test_a_backward_pass_that_cannot_be_compiled():
+    """It is compiled when it first runs, outside the call."""
+
+    with pytest.raises(UsageError, match="no registers left"), told("--set train.compile=false"):
+        raise torch._dynamo.exc.InternalTorchDynamoError("no registers left")
+    with pytest.raises(ZeroDivisionError), told(""):
+        1 / 0  # noqa: B018
 
 
 def test_errors_of_what_is_compiled_stay_what_they_are():
