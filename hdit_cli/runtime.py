@@ -6,10 +6,12 @@ No generator is carried along a run, so there is no random state to save, and no
 import hashlib
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,35 @@ def set_deterministic(on: bool) -> None:
 def fast_matmul() -> None:
     """TF32 for float32 matrix products on CUDA, as HDiT was trained with; no effect elsewhere."""
     torch.set_float32_matmul_precision("high")
+
+
+def why_not_compiled(device: torch.device) -> str:
+    """Why `torch.compile` cannot make code for a device here, one sentence, or ""."""
+    if device.type not in ("cpu", "cuda"):
+        return f"code for {device.type} is not compiled here"
+    if device.type == "cuda" and find_spec("triton") is None:
+        return "the package `triton`, which makes code for GPUs, is not installed"
+    usual = ("gcc", "clang", "cc") if device.type == "cuda" else ("clang++",) if sys.platform == "darwin" else ("g++",)
+    named = os.environ.get("CC" if device.type == "cuda" else "CXX")
+    names = (named,) if named else usual
+    if not any(shutil.which(name) for name in names):
+        return f"no compiler is installed ({' or '.join(names)})"
+    return ""
+
+
+def allow_graphs(count: int) -> None:
+    """Lets one compiled function keep so many graphs, one for each shape that it meets."""
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, count)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, count)
+
+
+def whole_graphs() -> None:
+    """Keeps DistributedDataParallel from cutting compiled graphs into pieces, which it cannot where layers are computed again."""
+    from torch._dynamo import config
+
+    config.optimize_ddp = False
 
 
 # Random numbers

@@ -200,7 +200,7 @@ def _writes(call: ast.Call) -> str:
         opens = any(set(value) <= set("rwaxbt+:|") and set(value) & set("wax+") for value in modes)
         read_only = name == "os.open" and "O_RDONLY" in ast.dump(call)
         return f"{name} for writing" if opens or (name == "os.open" and not read_only) else ""
-    if name in _WRITING_CALLS or name.startswith(("shutil.", "tempfile.")):
+    if name in _WRITING_CALLS or (name.startswith(("shutil.", "tempfile.")) and name != "shutil.which"):
         return name
     method = name.rpartition(".")[2]
     if method not in _WRITING_METHODS or name in ("replace", "dataclasses.replace") or name.startswith("files."):

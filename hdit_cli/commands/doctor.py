@@ -35,6 +35,7 @@ def _facts() -> dict[str, Any]:
         "hardware": environment["hardware"],
         "devices": _devices(),
         "attention": attention,
+        "why_not_compiled": runtime.why_not_compiled(chosen),
         "inception": inception,
         "mend": _remedies(chosen.type, attention, inception),
     }
@@ -105,6 +106,7 @@ def _page(facts: dict[str, Any]) -> str:
         ("devices", "; ".join(facts["devices"])),
         ("attention", f"{attention['used']} will run"),
         *((f"  {name}", f"not used: {reason}") for name, reason in attention["not_used"].items()),
+        ("compiled steps", f"not here: {facts['why_not_compiled']}" if facts["why_not_compiled"] else "possible"),
         ("Inception", f"weights {weights}: {inception['path']}"),
         *(("to mend", remedy) for remedy in facts["mend"] or ["nothing"]),
     ]

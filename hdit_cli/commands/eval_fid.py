@@ -72,6 +72,7 @@ def eval_fid(
     size: shared.Size = None,
     weights: shared.Weights = "ema",
     batch_size: shared.BatchSize = None,
+    compile_: shared.Compile = None,
     processes: shared.Processes = 1,
     save: Annotated[
         Path | None, typer.Option(help="Keep the generated pictures in this folder, as PNG.", show_default=False)
@@ -123,7 +124,8 @@ def eval_fid(
             cfg_interval=cfg_interval,
             size=size,
             batch_size=batch_size,
-        ),
+        )
+        | ({} if compile_ is None else {"compile": compile_}),
         save,
         shared.parse_size(patch, option="--patch"),
         grid,

@@ -31,6 +31,7 @@ def sample(
     size: shared.Size = None,
     weights: shared.Weights = "ema",
     batch_size: shared.BatchSize = None,
+    compile_: shared.Compile = None,
     init_image: Annotated[
         Path | None, typer.Option(help="A picture that every image starts from.", show_default=False)
     ] = None,
@@ -69,7 +70,7 @@ def sample(
     options = shared.wanted(
         seed=seed, steps=steps, sampler=sampler, cfg=cfg, cfg_interval=cfg_interval, size=size, batch_size=batch_size
     )
-    wanted = {**options, "strength": strength}
+    wanted = {**options, "strength": strength, "compile": compile_}
     ends = {"seeds": _seeds(interpolate_seeds), "classes": _classes(interpolate_classes)}
     named = {"n": n, "label": class_, "weights": weights, "init_image": init_image and str(init_image), **ends}
     _check_together({**wanted, **named}, redo=from_ is not None)
@@ -83,7 +84,7 @@ def sample(
 
     asked = _recorded(checkpoint, from_, named)
     model, sha256 = load_for(asked.order, sha256=asked.sha256)
-    order = asked.order if from_ is not None else _sampled(asked.order, model, wanted)
+    order = _again(asked.order, model) if from_ is not None else _sampled(asked.order, model, wanted)
     content = prepare(model, order, init_sha256=asked.init_sha256)
     main = runtime.ranks().is_main
     if main:
@@ -191,15 +192,30 @@ def _recorded(checkpoint: str | None, from_: Path | None, named: dict[str, Any])
     return replace(recorded, order=replace(order, **moved))
 
 
+def _again(order: "Order", model: "Model") -> "Order":
+    """A recorded order as this machine can run it."""
+    from dataclasses import replace
+
+    from hdit_cli import runtime
+    from hdit_cli.engine.pace import as_recorded
+
+    sampling, note = as_recorded(model, order.sampling)
+    if note and runtime.ranks().is_main:
+        typer.echo(f"warning: {note}", err=True)
+    return replace(order, sampling=sampling)
+
+
 def _sampled(order: "Order", model: "Model", wanted: dict[str, Any]) -> "Order":
     """The order with its sampling: what was asked for, over the recipe's defaults."""
     from dataclasses import replace
 
-    from hdit_cli.engine.collect import sampling_of
+    from hdit_cli.engine.collect import image_count, sampling_of
+    from hdit_cli.engine.pace import paced
 
     if order.init_image and wanted["strength"] is None:
         wanted = {**wanted, "strength": STRENGTH}
-    return replace(order, sampling=sampling_of(model, **wanted))
+    fast = {name: wanted[name] for name in ("batch_size", "compile")}
+    return replace(order, sampling=paced(model, sampling_of(model, **wanted), images=image_count(model, order), **fast))
 
 
 def _sentence(record: dict[str, Any], folder: Path) -> str:

@@ -24,7 +24,19 @@ CfgInterval = Annotated[
 ]
 Size = Annotated[str | None, typer.Option(help="HxW or one number, in pixels.", show_default="as trained")]
 Weights = Annotated[str, typer.Option(help="ema, raw, or the width of a power-function average, as 0.05.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images denoised together.", show_default="the recipe's")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Images denoised together.",
+        show_default="the recipe's, fewer where memory is short, more of small ones on CUDA",
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile", help="Compile the network first.", show_default="on CUDA from 1,000 images on"
+    ),
+]
 Processes = Annotated[int, typer.Option(help="Processes on this machine: one for each GPU.")]
 
 

@@ -132,13 +132,15 @@ def warp(x: Tensor, matrix: Tensor) -> Tensor:
     axes_of = {(False, False): [], (True, False): [3], (False, True): [2], (True, True): [2, 3]}
     for (right, down), axes in axes_of.items():
         for here in _pieces(copied & (flip_x == right) & (flip_y == down), like=x):
-            out.index_copy_(0, here.to(x.device), x.index_select(0, here.to(x.device)).flip(axes))
+            rows = here.to(x.device, non_blocking=True)
+            out.index_copy_(0, rows, x.index_select(0, rows).flip(axes))
     wide = torch.promote_types(x.dtype, torch.float32)  # places in bfloat16 would be off by whole pixels
     straight = is_straight(matrix)
     for kind in (~copied & straight, ~copied & ~straight):
         for here in _pieces(kind, like=x):
-            moved = resample(x.index_select(0, here.to(x.device)).to(wide), torch.linalg.inv(matrix[here]))
-            out.index_copy_(0, here.to(x.device), moved.to(x.dtype))
+            rows = here.to(x.device, non_blocking=True)
+            moved = resample(x.index_select(0, rows).to(wide), torch.linalg.inv(matrix[here]))
+            out.index_copy_(0, rows, moved.to(x.dtype))
     return out
 
 
@@ -180,4 +182,4 @@ def augment(x0: Tensor, *, index: np.ndarray, seed: int, probability: float) -> 
         return x0, x0.new_zeros(len(x0), 9)
     a = draw(index, seed=seed, probability=probability)
     height, width = x0.shape[2:]
-    return warp(x0, matrices(a, height=height, width=width)), condition(a).to(x0.dtype).to(x0.device)
+    return warp(x0, matrices(a, height=height, width=width)), condition(a).to(x0.dtype).to(x0.device, non_blocking=True)

@@ -130,7 +130,7 @@ def _by_grid(x: Tensor, inverse: Tensor) -> Tensor:
     """
     _, channels, height, width = x.shape
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
-    m = inverse.to(x.device, exact)
+    m = inverse.to(x.device, exact, non_blocking=True)
     row, column = (torch.arange(side, device=x.device, dtype=exact) for side in (height, width))
     grid, bend = [], []
     for i, side in enumerate((width, height)):

@@ -155,5 +155,5 @@ def flip(x0: Tensor, *, index: np.ndarray, seed: int) -> Tensor:
         x0: (N, C, H, W).
         index: int64 (N,), numbers of the images in the run.
     """
-    turned = (runtime.uniform(seed, "flip", index)[:, 0] < 0.5).to(x0.device)
+    turned = (runtime.uniform(seed, "flip", index)[:, 0] < 0.5).to(x0.device, non_blocking=True)
     return torch.where(turned[:, None, None, None], x0.flip(3), x0)

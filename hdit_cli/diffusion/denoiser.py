@@ -89,8 +89,9 @@ class LossOf(nn.Module):
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self.loss = denoiser.loss  # may be replaced by a compiled one, which then serves training alone
 
     def forward(
         self, x0: Tensor, noise: Tensor, sigma: Tensor, label: Tensor | None, augment: Tensor | None
     ) -> Tensor:  # => (N,)
-        return self.denoiser.loss(x0, noise, sigma, label=label, augment=augment)
+        return self.loss(x0, noise, sigma, label=label, augment=augment)

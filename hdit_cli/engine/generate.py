@@ -14,6 +14,7 @@ from hdit_cli import runtime
 from hdit_cli.diffusion.guidance import classifier_free, conditioned
 from hdit_cli.diffusion.samplers import sampler as find_sampler
 from hdit_cli.diffusion.schedules import schedule as find_schedule
+from hdit_cli.engine.compiled import CompiledDenoiser
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.out_of_memory import in_sampling, told
 from hdit_cli.engine.picture import read_picture_for
@@ -32,6 +33,7 @@ class Sampling:
         size: (height, width) in pixels; None is the size the model was trained at.
         batch_size: images denoised together.
         strength: share of the steps that are run, 0 ... 1, where images start from a picture; 1 without one.
+        compile: whole batches run as one compiled graph.
     """
 
     seed: int = 0
@@ -45,6 +47,7 @@ class Sampling:
     size: tuple[int, int] | None = None
     batch_size: int = 16
     strength: float = 1.0
+    compile: bool = False
 
 
 class Draw(Protocol):
@@ -143,6 +146,7 @@ def denoise_batch(
     draw: Draw,
     x0: Tensor | None,
     on_step: Callable[[int], None] | None,
+    denoiser: Callable[..., Tensor],
 ) -> Tensor:  # => (n, C, H, W) in [-1, 1] and a little beyond
     """Runs the sampler for the images of these numbers; from a picture x0 (1, C, H, W) as SDEdit does (Meng et al. 2021)."""
     height, width = sampling.size or model.image_size
@@ -157,7 +161,7 @@ def denoise_batch(
 
     def precise(x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
         """The denoiser in the weights' own dtype, the sampler in float32."""
-        return model.denoiser(x.to(model.dtype), sigma.to(model.dtype), label=label).float()
+        return denoiser(x.to(model.dtype), sigma.to(model.dtype), label=label).float()
 
     if label is not None and sampling.cfg != 1:
         denoise = classifier_free(
@@ -208,11 +212,17 @@ def stream(
         NonFiniteError: the model returned NaN or infinity.
     """
     draw = draw or partial(runtime.normal, sampling.seed)
+    denoiser: Callable[..., Tensor] = model.denoiser
+    if sampling.compile and len(indices):
+        images = min(sampling.batch_size, len(indices))
+        denoiser = CompiledDenoiser(model.denoiser, images=images, device=model.device)
     for start in range(0, len(indices), sampling.batch_size):
         batch = [int(i) for i in indices[start : start + sampling.batch_size]]
         label = None if labels is None else labels[torch.tensor(batch)]
         with torch.inference_mode(), told(partial(_too_much, model, sampling, count=len(batch))):
-            x = denoise_batch(model, batch, label=label, sampling=sampling, draw=draw, x0=x0, on_step=on_step)
+            x = denoise_batch(
+                model, batch, label=label, sampling=sampling, draw=draw, x0=x0, on_step=on_step, denoiser=denoiser
+            )
         if not torch.isfinite(x).all():
             raise NonFiniteError(
                 f"the model returned NaN or infinity for image {batch[0]} or one after it",
@@ -246,7 +256,8 @@ def generate(
         steps: of the sampler.
         label: a class name, a number as text, or "all"; None draws in the proportions of the data.
         init_image: a picture that every image starts from; `strength` says how far it is left behind.
-        options: the other fields of `Sampling`: sampler, schedule, eta, rho, cfg, cfg_interval, size, batch_size, strength.
+        options: the other fields of `Sampling`: sampler, schedule, eta, rho, cfg, cfg_interval, size, batch_size, strength,
+            compile.
 
     Returns:
         uint8 (n, H, W, C) on the CPU.

@@ -12,10 +12,11 @@ from hdit_cli import catalog, files, runtime
 from hdit_cli.data.shards import HELD_OUT
 from hdit_cli.engine.checkpoint import list_steps
 from hdit_cli.engine.collect import sampling_of
-from hdit_cli.engine.generate import check, choose_labels
+from hdit_cli.engine.generate import choose_labels
 from hdit_cli.engine.grid import picture_png
 from hdit_cli.engine.load import is_checkpoint_folder, load
 from hdit_cli.engine.model import Model
+from hdit_cli.engine.pace import paced
 from hdit_cli.engine.picture_sets import (
     Generated,
     StatisticsFile,
@@ -168,11 +169,12 @@ def _opened(path: Path, session: Session, *, cut: Size | None = None) -> Stored 
 def pictures_of(request: Request, model: Model) -> Generated:
     """The pictures that the model will make."""
     section = model.recipe["eval"]
-    sampling = sampling_of(model, **{"batch_size": section["batch_size"], **request.sampling})
-    check(model, sampling)
+    asked = {name: request.sampling.get(name) for name in ("batch_size", "compile")}
+    wanted = {**request.sampling, "batch_size": asked["batch_size"] or section["batch_size"]}
+    n = request.n or section["n"]
+    sampling = paced(model, sampling_of(model, **wanted), images=n, **asked)
     if model.channels not in (1, 3):
         raise UsageError(f"the model makes pictures of {model.channels} channels", hint="scores need 1 or 3")
-    n = request.n or section["n"]
     labels = choose_labels(model, n=n, wanted=request.label, seed=sampling.seed)
     keep = None if request.save is None else _writer(request.save)
     return Generated(model, n, labels, sampling, keep=keep)

@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "data.workers",
     "train.steps",  # unless the learning rate follows a curve that ends there
     "train.accumulate",  # like the number of processes: the same losses but for rounding and dropout
+    "train.compile",  # the same losses but for rounding
     "train.save_every",
     "train.sample_every",
     "train.log_every",

@@ -5,6 +5,7 @@ that goes on, or is shared by more processes, draws what an unbroken one would h
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from hdit_cli.data.loader import Batch, flip, to_x0
 from hdit_cli.diffusion.bins import sums_by_sigma
 from hdit_cli.diffusion.denoiser import LossOf
 from hdit_cli.diffusion.densities import noise_density
+from hdit_cli.engine.compiled import Compiled, told, wants_compiled
 from hdit_cli.engine.ema import EMA, PowerAverages, ema_decay
 from hdit_cli.engine.guard import FiniteGuard
 from hdit_cli.engine.learning_rate import learning_rate
@@ -26,6 +28,8 @@ from hdit_cli.engine.setup import DTYPES
 from hdit_cli.engine.state import TrainState, Window, build_optimizer
 from hdit_cli.models.layers import seed_dropout
 from hdit_cli.recipe import Recipe
+
+SWITCH = "--set train.compile=false"
 
 
 class Stepper:
@@ -49,7 +53,9 @@ class Stepper:
         self.state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), window, averages)
         self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
         self.lr_factor = learning_rate(recipe)
-        self.loss_of = accelerator.prepare_model(LossOf(model.denoiser).train())
+        self._inner = LossOf(model.denoiser).train()
+        self.loss_of = accelerator.prepare_model(self._inner)
+        self.compiled: Compiled | None = None
         self.noise_scale = NoiseScale(
             self.loss_of,
             batch=recipe.train.batch_size,
@@ -75,6 +81,31 @@ class Stepper:
         self.loss_of(image, image, ones, label, condition).mean().backward()
         self.state.optimizer.zero_grad(set_to_none=True)
 
+    def compile(self, *, sizes: int, fall_back: bool, **options: Any) -> None:
+        """From now on forward and backward run as one graph for each size of pictures.
+
+        Validation and sampling call the model and not this graph, so they neither use it nor change it.
+
+        Args:
+            sizes: of pictures that will come.
+            fall_back: go on in eager mode where compiling fails.
+            options: of `torch.compile`.
+        """
+        if self.world > 1 and any(level.checkpoint for level in self.recipe.model.levels):
+            runtime.whole_graphs()
+        graphs = 2 * sizes  # with and without the exchange of gradients
+        self.compiled = Compiled(
+            self._inner.denoiser.loss, graphs=graphs, switch=SWITCH, fall_back=fall_back, **options
+        )
+        self._inner.loss = self.compiled
+
+    def notes(self) -> list[str]:
+        """What compiling has to say that was not said yet."""
+        found = [self.compiled.note] if self.compiled and self.compiled.note else []
+        if self.compiled:
+            self.compiled.note = ""
+        return found
+
     def draw(self, batch: Batch, *, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """x0, noise, sigma, label and augmentation condition of one micro-batch, on the device; dropout made ready for it.
 
@@ -93,7 +124,7 @@ class Stepper:
         u = (
             torch.from_numpy(index - first) + runtime.uniform(seed, "sigma", index)[:, 0]
         ) / self.recipe.train.batch_size
-        sigma = self.density(u).to(x0.dtype).to(x0.device)  # dtype first: MPS has no float64
+        sigma = self.density(u).to(x0.dtype).to(x0.device, non_blocking=True)  # dtype first: MPS has no float64
         label = None
         if classes := self.state.model.network.classes:
             dropped = runtime.uniform(seed, "class-dropout", index)[:, 0] < self.recipe.diffusion.class_dropout
@@ -110,7 +141,7 @@ class Stepper:
         total, by_sigma = torch.zeros_like(state.window.loss), torch.zeros_like(state.window.by_sigma)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.loss_of):
+            with told(SWITCH), nullcontext() if last else self.accelerator.no_sync(self.loss_of):
                 drawn = self.draw(batch, first=first)
                 each = self.loss_of(*drawn)
                 loss = each.mean() / len(batches)
@@ -139,3 +170,22 @@ class Stepper:
         keep = (1 - refused).to(self.dtype)
         state.ema.update(state.parameters, decay=decay, keep=keep)
         state.averages.update(state.parameters, keep=keep)
+
+
+def compile_step(stepper: Stepper, *, sizes: int) -> list[str]:
+    """Compiles the step where `train.compile` says so.
+
+    Args:
+        sizes: of the pictures of the data set.
+
+    Returns:
+        what the user should know of it.
+
+    Raises:
+        UsageError: it is asked for and cannot be.
+    """
+    section = stepper.recipe.train
+    wanted, note = wants_compiled(section.compile, device=stepper.device, deterministic=section.deterministic)
+    if wanted:
+        stepper.compile(sizes=sizes, fall_back=section.compile == "auto")
+    return [note] if note else []

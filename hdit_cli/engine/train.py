@@ -34,7 +34,7 @@ from hdit_cli.engine.run import RunFolder
 from hdit_cli.engine.saver import Proceed, Saver
 from hdit_cli.engine.setup import at_largest, centred, new_accelerator, new_model, open_data, random_cut
 from hdit_cli.engine.state import Window
-from hdit_cli.engine.step import Stepper
+from hdit_cli.engine.step import Stepper, compile_step
 from hdit_cli.engine.stop import StopRequest
 from hdit_cli.engine.trackers import Trackers, check_trackers
 from hdit_cli.engine.validate import Validator, open_held_out
@@ -68,6 +68,7 @@ class Trainer:
         self.beginning = begin(model, folder.path, init)
         self.stepper = Stepper(recipe, model=model, accelerator=self.accelerator)
         self.state, self.guard = self.stepper.state, self.stepper.guard
+        self.compiling = compile_step(self.stepper, sizes=len(self.reader.sizes))
         self.saver = Saver()
         held_out = open_held_out(recipe, self.reader)
         self.validator: Validator | None = None
@@ -288,6 +289,7 @@ class Trainer:
         section = self.recipe.train
         yield from self.resume()
         yield self.started()
+        yield from map(Warned, self.compiling)
         if self.beginning and self.beginning.lines:
             yield Begun(self.beginning.lines)
         if self.evaluator and not self.state.step:
@@ -326,7 +328,7 @@ class Trainer:
             with clock:
                 self.stepper.step(next(batches))
             yield Stepped(state.step, clock.rate)
-            yield from self.saver.finished()
+            yield from (*self.saver.finished(), *map(Warned, self.stepper.notes()))
             due = partial(_due, state.step, last=section.steps)
             if due(section.log_every):
                 self.check_finite()

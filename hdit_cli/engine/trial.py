@@ -15,7 +15,7 @@ from hdit_cli.engine.estimate import estimate
 from hdit_cli.engine.out_of_memory import ROOM, changed, check_room, in_training, told
 from hdit_cli.engine.peak import Peak
 from hdit_cli.engine.setup import at_largest, new_accelerator, new_model, open_data, random_cut
-from hdit_cli.engine.step import Stepper
+from hdit_cli.engine.step import Stepper, compile_step
 from hdit_cli.errors import is_out_of_memory
 from hdit_cli.recipe import Recipe
 
@@ -108,6 +108,7 @@ def try_steps(recipe: Recipe, *, data: Path, processes: int = 1) -> dict[str, An
     """
     with told(lambda: in_training(recipe)):
         bench = Bench(recipe, data=data)
+        compile_step(bench.stepper, sizes=len(bench.reader.sizes))
         check_room(at_largest(recipe, bench.reader), classes=len(bench.reader.classes), processes=processes)
         with bench.loader(recipe, processes=processes, steps=2 + _TIMED, workers=recipe.data.workers) as loader:
             batches = iter(loader)

@@ -36,6 +36,7 @@ class Setting:
         autocast: whether the forward pass runs in bfloat16 (the weights then are copied in it too).
         device: "cpu", "cuda", "mps".
         accumulating: whether gradients of an earlier micro-batch are there.
+        inference: no backward pass follows.
     """
 
     images: int
@@ -44,6 +45,7 @@ class Setting:
     autocast: bool = False
     device: str = "cpu"
     accumulating: bool = False
+    inference: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -115,6 +117,23 @@ def peak(network: HDiT, setting: Setting) -> Peak:
     return Peak(int(activations), int(there))
 
 
+def inference_peak(network: HDiT, setting: Setting) -> int:
+    """The fullest moment of a forward pass alone, in bytes, without weights: the skips, and all that one piece makes.
+
+    A piece is counted with everything that it would keep for a backward pass, part of which is freed before its end: 0.8 to 1.5
+    times what tensors really take.
+
+    Args:
+        network: may be on the meta device: its values are not looked at.
+        setting: of inference.
+    """
+    pixels = setting.images * 3 * setting.size[0] * setting.size[1] * setting.weights.itemsize
+    return int(max(piece.carried + piece.kept for piece in _pieces(network, setting)) + _PICTURES_SAMPLED * pixels)
+
+
+# pictures of a batch that a denoiser holds: noisy, scaled, cut into tokens, output, and the result
+_PICTURES_SAMPLED = 5
+
 # pictures of the batch that the loss holds: clean, noise, noisy, scaled, cut, output, target, difference; then what is saved
 _PICTURES_FORWARD, _PICTURES_KEPT = 8, 2
 
@@ -153,7 +172,7 @@ def _stack(stack: Stack, height: int, width: int, setting: Setting, *, carried: 
     for layer in layers:
         again, kept = 0.0, x
         for block in _layer(layer, height, width, setting):
-            if stack.level.checkpoint:
+            if stack.level.checkpoint and not setting.inference:
                 again += block.kept
                 yield replace(block, kept=kept, again=again - x, carried=carried)
                 kept = 0.0

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from hdit_cli.recipe.section import (
@@ -51,6 +51,12 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0, le=64)] = 2
 
 
+def _switch(value: Any) -> Any:
+    if isinstance(value, bool) or value == "auto":
+        return value
+    raise PydanticCustomError("sentence", "{text}", {"text": 'must be true, false or "auto"'})
+
+
 class Train(Section):
     """The loop. `batch_size` is the number of images of one step, over all processes and accumulated pieces."""
 
@@ -61,6 +67,7 @@ class Train(Section):
     grad_clip: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0  # 0 = off
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     deterministic: bool = False
+    compile: Annotated[bool | Literal["auto"], PlainValidator(_switch)] = "auto"  # on CUDA, unless deterministic
     save_every: Interval = 5_000
     sample_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 5_000  # 0 = never
     log_every: Interval = 50

@@ -120,3 +120,20 @@ def test_the_peak_of_a_block_of_code():
         c = b[10:] * 2  # noqa: F841 - held
         b.add_(1)  # nothing new
     assert peak.bytes == 4 * (1000 + 1000)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("kind", [*KINDS, "hourglass", "hourglass that computes again"])
+def test_a_forward_pass_alone(kind, dtype):
+    levels = [KINDS[kind]] if kind in KINDS else hourglass(*(("again" in kind,) * 3))
+    network = HDiT(levels, patch=(2, 2), mapping_width=64, mapping_depth=1, mapping_d_ff=192).to(dtype)
+    denoiser = Denoiser(network, sigma_data=0.5, weighting=soft_min_snr).eval()
+    x, sigma = torch.randn(3, 3, 40, 80, dtype=dtype), torch.ones(3, dtype=dtype)
+    if kind not in KINDS:
+        x = x[:, :, :32, :32].contiguous()
+    with torch.inference_mode():
+        denoiser(x, sigma)  # makes masks that are kept
+        with Peak(torch.device("cpu")) as real:
+            denoiser(x, sigma)
+    setting = memory.Setting(3, (x.shape[2], x.shape[3]), weights=dtype, inference=True)
+    assert 0.75 < memory.inference_peak(network, setting) / real.bytes < 1.6

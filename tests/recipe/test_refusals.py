@@ -282,6 +282,11 @@ def test_every_field_refuses_what_its_type_does_not_allow(name):
                 assert error.exit_code == 2
                 continue
             found = dict(leaves(recipe.to_dict())).get(key, odd)
-            same_kind = isinstance(found, type(value)) or key in ("model.patch", "model.classes", "train.seed")
+            same_kind = isinstance(found, type(value)) or key in (
+                "model.patch",
+                "model.classes",
+                "train.seed",
+                "train.compile",
+            )
             assert same_kind, f"{key} = {odd} was taken for {found!r}"
             assert odd not in ("nan", "inf") and "000000" not in odd, f"{key} has no bound"
