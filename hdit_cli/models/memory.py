@@ -48,6 +48,16 @@ class Setting:
     inference: bool = False
 
     @property
+    def by_hand(self) -> bool:
+        """Whether norms, rotations and gates are those of `fused`."""
+        return self.device == "cpu" and not self.autocast
+
+    @property
+    def in_place(self) -> bool:
+        """Whether they use the memory of what they read."""
+        return self.inference and self.by_hand and self.weights.itemsize >= 4
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of maps inside the network."""
         return torch.bfloat16 if self.autocast else self.weights
@@ -120,7 +130,7 @@ def peak(network: HDiT, setting: Setting) -> Peak:
 def inference_peak(network: HDiT, setting: Setting) -> int:
     """The fullest moment of a forward pass alone, in bytes, without weights: the skips, and all that one piece makes.
 
-    A piece is counted with everything that it would keep for a backward pass, part of which is freed before its end: 0.8 to 1.5
+    A piece is counted with everything that it would keep for a backward pass, part of which is freed before its end: 0.8 to 1.2
     times what tensors really take.
 
     Args:
@@ -187,28 +197,29 @@ def _layer(layer: Layer, height: int, width: int, setting: Setting) -> Iterator[
     if layer.has_attention:
         level, heads = layer.self_attn.level, layer.self_attn.heads
         held = _attention(level, heads, height, width, setting)
-        # q, k and v in one; the squares of q and k; their lengths and scales
-        projected = level.width * (3 * item + 2 * setting.wide) + 6 * heads * (item + setting.wide) / 2
+        # q, k and v in one; q and k normalised, or in their place; their lengths and scales
+        normalised = 0 if setting.in_place else 2 * setting.wide
+        projected = level.width * (3 * item + normalised) + 6 * heads * (item + setting.wide) / 2
         dropped = level.width * setting.mask if level.dropout else 0
         kept = _norm(level.width, setting) + projected + held.kept * item + dropped
         work = max(held.work * item, 4 * level.width * (item + setting.wide))  # one after the other
         yield _with_parameters(layer.self_attn, setting, kept=tokens * kept, work=tokens * work)
     C, F = layer.ff.down_proj.out_features, layer.ff.down_proj.in_features
     dropped = F * setting.mask if layer.ff.dropout.p else 0
-    kept = _norm(C, setting) + 4 * F * item + dropped  # value and gate, GELU of the gate, their product
+    gated = (2 if setting.in_place else 4) * F * item  # value and gate, GELU of the gate, their product
+    kept = _norm(C, setting) + gated + dropped
     yield _with_parameters(layer.ff, setting, kept=tokens * kept, work=tokens * (2 * F + 2 * C) * item)
 
 
 def _norm(width: int, setting: Setting) -> float:
     """RMS norm of one token and what reads it: the map, the scaled map; by formula also its square's argument."""
-    by_hand = setting.device == "cpu" and not setting.autocast
-    return width * ((2 if by_hand else 3) * setting.item + setting.wide)
+    return width * ((2 if setting.by_hand else 3) * setting.item + setting.wide)
 
 
 def _attention(level: Level, heads: int, height: int, width: int, setting: Setting) -> Held:
     """What attention itself holds for one token, in numbers."""
     if level.attention == "neighborhood":
-        request = Request(setting.device, setting.dtype, level.head_dim, level.kernel)
+        request = Request(setting.device, setting.dtype, level.head_dim, level.kernel, gradient=not setting.inference)
         held = catalog.get("attention", choose(request)).held(request, height=height, width=width)
         return Held(held.kept * heads, held.work * heads)
     copies = 2 if level.attention == "shifted-window" else 0  # v and the result, cut into windows and put together

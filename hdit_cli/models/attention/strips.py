@@ -39,15 +39,18 @@ def refuse(request: Request) -> str:
 
 
 def held(request: Request, *, height: int, width: int) -> Held:
-    """Tiles of queries, strips of keys and values, and the result; float32 at least. Backward, their gradients, and of one
-    turn of the loop twice the scores and a block of keys.
+    """Tiles of queries, strips of keys and values, and the result; float32 at least; forward alone the scores of a turn of the
+    loop too. Backward, their gradients, and of one turn twice the scores and a block of keys.
     """
     y, x = (plan_axis(length, request.kernel, tile_of(request.kernel)) for length in (height, width))
     wider = 2 if request.dtype.itemsize < 4 else 1  # computed in float32
     d, tokens = request.head_dim, height * width
     queries, keys = len(y.starts) * y.tile * len(x.starts) * x.tile, height * len(x.starts) * x.halo
     seen = len(x.starts) * y.halo * x.halo
-    work = wider * (2 * d * (queries + keys) + 2 * y.tile * x.tile * seen + d * seen) / tokens
+    scores = wider * y.tile * x.tile * seen / tokens  # of one turn
+    if not request.gradient:
+        return Held(d * (1 + wider * (queries + 2 * keys) / tokens) + scores, 0)
+    work = wider * (2 * d * (queries + keys) + d * seen) / tokens + 2 * scores
     return Held(d * (1 + wider * (queries + 2 * keys) / tokens), work)
 
 
