@@ -3,6 +3,8 @@
 No generator is carried along a run, so there is no random state to save, and none that a worker or a process could share.
 """
 
+import contextlib
+import ctypes
 import hashlib
 import os
 import platform
@@ -68,6 +70,25 @@ def set_deterministic(on: bool) -> None:
 def fast_matmul() -> None:
     """TF32 for float32 matrix products on CUDA, as HDiT was trained with; no effect elsewhere."""
     torch.set_float32_matmul_precision("high")
+
+
+def keep_freed_memory() -> None:
+    """Freed memory of tensors on a CPU stays with the process; glibc hands much of it back, and each page comes back cleared.
+
+    No effect without glibc, or where the environment sets it up (MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES and the like).
+    """
+    chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if chosen or not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        if not mallopt(_M_MMAP_THRESHOLD, _KEPT):
+            mallopt(_M_MMAP_THRESHOLD, _KEPT_BEFORE)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+_KEPT, _KEPT_BEFORE = 2**31 - 1, 32 << 20  # bytes; the second is the most that glibc before 2.35 takes
 
 
 def why_not_compiled(device: torch.device) -> str:

@@ -137,6 +137,7 @@ def eval_fid(
     if code is not None:
         raise typer.Exit(code)
     runtime.join_processes()
+    runtime.keep_freed_memory()
     if axes:
         _sweep(request, axes, out=out, as_json=json_)
     else:

@@ -79,6 +79,7 @@ def sample(
     if code is not None:
         raise typer.Exit(code)
     runtime.join_processes()
+    runtime.keep_freed_memory()
 
     from hdit_cli.engine.collect import collect, load_for, prepare
 

@@ -374,6 +374,7 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch, init: Path 
         StorageError: a checkpoint could not be written; the newest one before is untouched.
     """
     here = runtime.join_processes()
+    runtime.keep_freed_memory()
     run = RunFolder(folder)
     run.check_recipe(recipe)
     check_trackers(recipe)

@@ -157,6 +157,7 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    runtime.keep_freed_memory()  # as our commands do; it serves both sides
     x0, noise = torch.rand(arguments.batch, 3, 256, 256) * 2 - 1, torch.randn(arguments.batch, 3, 256, 256)
     density = noise_density(
         "cosine-interpolated",

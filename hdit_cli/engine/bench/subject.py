@@ -34,6 +34,7 @@ class Subject:
         self.reader = ShardReader(data) if data else None
         runtime.set_deterministic(recipe.train.deterministic)
         runtime.fast_matmul()
+        runtime.keep_freed_memory()
         if self.reader:
             check_fit(recipe, self.reader)
             model = new_model(recipe, self.reader, path=str(data))
