@@ -34,6 +34,6 @@ def faults(how, **environment):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_what_is_freed_is_used_again():
-    assert faults("as it is") > 10_000
-    assert faults("kept") < 1_000
-    assert faults("kept", MALLOC_TRIM_THRESHOLD_="131072") > 10_000  # the user's own choice stands
+    before = faults("as it is")
+    assert faults("kept") < before / 5
+    assert faults("kept", MALLOC_TRIM_THRESHOLD_="131072") > before / 2  # the user's own choice stands

@@ -3,7 +3,6 @@
 import itertools
 import json
 from dataclasses import fields, replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -178,7 +177,7 @@ def test_what_does_not_go_together(model):
 
 def test_every_kind_of_record_makes_the_same_images_again(saved, picture, tmp_path, monkeypatch):
     """Every field of `Sampling` and of `Order` differs from its default in one of them."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # a real compiler takes a minute
+    monkeypatch.setattr(torch, "compile", lambda plain, **_: plain)  # a record is the same whatever a compiler makes
     plain = Sampling(
         seed=4, steps=4, sampler="euler-ancestral", schedule="exponential", eta=0.5, cfg=2.0, cfg_interval=(0.1, 9.0)
     )

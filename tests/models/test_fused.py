@@ -90,6 +90,7 @@ def test_where_it_is_used():
         assert not by_hand(x)
 
 
+@pytest.mark.slow  # most of a minute; a whole step is traced in the quick tests of training
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 def test_compiles_without_a_graph_break(training):
     """The whole network is one graph, whatever the batch; a change of batch compiles once more, not every time."""
