@@ -95,7 +95,8 @@ def print_pending(pending: "Pending", *, as_json: bool) -> None:
         return
     print(f"{pending.out}: this share is {pending.own} of {pending.tasks} shards")
     if pending.missing:
-        print(f"  still missing: {len(pending.missing)} shards, number {_ranges(pending.missing)}")
+        some = "1 shard" if len(pending.missing) == 1 else f"{len(pending.missing)} shards"
+        print(f"  still missing: {some}, number {_ranges(pending.missing)}")
     if pending.others:
         print("  another process is at work there; the last one finishes")
     else:

@@ -42,6 +42,7 @@ def test_damaged_checkpoints_are_found_and_set_aside(tmp_path, count):
     assert min(done.values()) >= count // 9
 
 
+@pytest.mark.slow
 def test_no_false_alarm_on_whole_checkpoints(tmp_path):
     for n in range(200):
         run = tmp_path / str(n % 4)
@@ -266,6 +267,7 @@ SETTINGS = settings(
 )
 
 
+@pytest.mark.slow
 class TestRotation(Rotation.TestCase):
     settings = SETTINGS
 

@@ -31,7 +31,8 @@ FACTS = {
 }
 
 
-@pytest.fixture(autouse=True, params=["compiled", "torch"])
+# numba takes seconds to compile; the quick set looks at it in test_compiled_warp.py
+@pytest.fixture(autouse=True, params=["torch", pytest.param("compiled", marks=pytest.mark.slow)])
 def way(request, monkeypatch):
     """Both ways to warp on a CPU."""
     if request.param == "compiled" and not module.has_compiler():

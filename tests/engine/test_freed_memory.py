@@ -19,7 +19,8 @@ def work():
         torch.ones(12_000_000)
         torch.ones(3_000_000)
 
-work()
+for _ in range(3):
+    work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -32,8 +33,9 @@ def faults(how, **environment):
     return int(subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_what_is_freed_is_used_again():
     before = faults("as it is")
-    assert faults("kept") < before / 5
+    assert faults("kept") < before / 3
     assert faults("kept", MALLOC_TRIM_THRESHOLD_="131072") > before / 2  # the user's own choice stands
