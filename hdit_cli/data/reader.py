@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hdit_cli.data import shards
+from hdit_cli.data import shard_index, shards
 from hdit_cli.data.pixels import Pixels
 from hdit_cli.errors import DataError, UsageError
 
@@ -51,7 +51,7 @@ class ShardReader:
         for shard in self.manifest.shards:
             _check_size(os.path.join(self.folder, shard.name), shard.bytes)
         self.buckets = self.manifest.buckets
-        index = shards.read_indices(self.folder, self.manifest)
+        index = shard_index.read_indices(self.folder, self.manifest)
         self._index: np.ndarray | None = index
         self._indices: dict[int, np.ndarray] = {}  # shard => its part of the index, where the whole was left behind
         # number of the first picture of each shard, and the end
@@ -74,7 +74,7 @@ class ShardReader:
     def _bucket_numbers(self, index: np.ndarray) -> np.ndarray:
         if not self.buckets:
             return np.zeros(len(index), dtype=np.uint16)
-        numbers = shards.bucket_numbers(index, self.buckets)
+        numbers = shard_index.bucket_numbers(index, self.buckets)
         found = np.bincount(numbers, minlength=len(self.buckets)).tolist()
         if found != [bucket.count for bucket in self.buckets]:
             raise DataError(
@@ -194,7 +194,9 @@ class ShardReader:
         if self._index is not None:
             return self._index[index]
         if shard not in self._indices:
-            self._indices[shard] = shards.read_index(self.folder, self.manifest.shards[shard], buckets=self.buckets)
+            self._indices[shard] = shard_index.read_index(
+                self.folder, self.manifest.shards[shard], buckets=self.buckets
+            )
         return self._indices[shard][index - self._first[shard]]
 
     def _announce(self, index: int) -> None:

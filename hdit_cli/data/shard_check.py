@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from hdit_cli import files
-from hdit_cli.data import shards
+from hdit_cli.data import shard_index, shards
 from hdit_cli.data.shards import Manifest, ShardInfo
 from hdit_cli.errors import DataError
 
@@ -50,7 +50,7 @@ def shard_problem(folder: Path, shard: ShardInfo, manifest: Manifest, *, after: 
     path = folder / shard.name
     reached = [after]
     try:
-        index = shards.read_index(folder, shard, buckets=manifest.buckets)
+        index = shard_index.read_index(folder, shard, buckets=manifest.buckets)
         size = path.stat().st_size
         if size != shard.bytes:
             raise _Wrong(f"has {size} bytes, not {shard.bytes} as its manifest tells")

@@ -14,16 +14,15 @@ import json
 import os
 import re
 import stat
+import struct
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from reprlib import repr as short  # also of a name of 100 MB
 from typing import Any, BinaryIO
-
-import numpy as np
 
 from hdit_cli import files
 from hdit_cli.errors import DataError
@@ -34,9 +33,9 @@ HELD_OUT = "held-out"  # folder inside a data set: a data set of the pictures th
 NO_LABEL = -1
 
 # offset and size of the picture's bytes inside the tar, their CRC-32, and the class index (-1 = none)
-INDEX_DTYPE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("label", "<i4")])
-# of a data set with buckets: the size of the picture in pixels too
-SIZED_INDEX_DTYPE = np.dtype([*INDEX_DTYPE.descr, ("height", "<u2"), ("width", "<u2")])
+_RECORD = struct.Struct("<QIIi")
+# of a data set with buckets: height and width of the picture too
+_SIZED_RECORD = struct.Struct("<QIIiHH")
 
 PICTURE_SUFFIXES = (".jpg", ".webp", ".png")
 
@@ -46,7 +45,7 @@ _LARGEST_SIDE = 1 << 16  # pixels
 _SHARD_NAME = re.compile(r"[0-9]{5,9}\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can hold it, no file or terminal can
-_MADE_BY = "make the data set again with `hdit prepare`"
+MADE_BY = "make the data set again with `hdit prepare`"
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        raw = _regular_bytes(path, most=_LARGEST_MANIFEST)
+        raw = regular_bytes(path, most=_LARGEST_MANIFEST)
     except FileNotFoundError as error:
         what = f"no {MANIFEST} in {folder}" if folder.is_dir() else f"no data set at {folder}"
         raise DataError(what, hint=f"hdit prepare YOUR_PICTURES --out {folder}") from error
@@ -125,12 +124,12 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         return _validated(json.loads(raw))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON", hint=_MADE_BY) from error
+        raise DataError(f"{path} is not JSON", hint=MADE_BY) from error
     except _Invalid as error:
-        raise DataError(f"{path}: {error}", hint=_MADE_BY) from error
+        raise DataError(f"{path}: {error}", hint=MADE_BY) from error
 
 
-def _regular_bytes(path: Path, *, most: int) -> bytes:
+def regular_bytes(path: Path, *, most: int) -> bytes:
     """The content of a regular file of up to `most` bytes; a pipe or a device is an OSError, and not waited for."""
 
     def unblocked(name: str, _: int) -> int:
@@ -210,88 +209,6 @@ def _validated_shard(value: Any) -> ShardInfo:
     return ShardInfo(name=name, count=count, bytes=size, sha256=digest, index_crc32=index_crc32)
 
 
-def read_index(folder: Path, shard: ShardInfo, *, buckets: Sequence[Bucket] = ()) -> np.ndarray:
-    """The index of one shard.
-
-    Args:
-        buckets: of the manifest; every record tells the size of one of them.
-
-    Returns:
-        INDEX_DTYPE (count,), with buckets SIZED_INDEX_DTYPE (count,), in the order of the keys.
-
-    Raises:
-        DataError: missing, or not the index of this shard.
-    """
-    path, dtype = index_path(folder, shard), SIZED_INDEX_DTYPE if buckets else INDEX_DTYPE
-    index = np.frombuffer(_index_bytes(folder, shard, dtype), dtype=dtype)
-    inside = _inside(index, shard.bytes)
-    if not inside.all():
-        raise DataError(f"{path} is damaged: record {int(np.argmin(inside))} points outside its shard", hint=_MADE_BY)
-    known = _of_buckets(index, buckets) if buckets else inside
-    if not known.all():
-        raise DataError(f"{path} is damaged: record {int(np.argmin(known))} has the size of no bucket", hint=_MADE_BY)
-    return index
-
-
-def read_indices(folder: Path, manifest: Manifest) -> np.ndarray:
-    """The indices of all shards, one after the other: as `read_index` of each, and checked in one go.
-
-    Returns:
-        INDEX_DTYPE (N,), with buckets SIZED_INDEX_DTYPE (N,).
-
-    Raises:
-        DataError: as `read_index`.
-    """
-    dtype = SIZED_INDEX_DTYPE if manifest.buckets else INDEX_DTYPE
-    raw = b"".join(_index_bytes(folder, shard, dtype) for shard in manifest.shards)
-    index = np.frombuffer(raw, dtype=dtype)
-    ends = np.repeat([shard.bytes for shard in manifest.shards], [shard.count for shard in manifest.shards])
-    if not _inside(index, ends).all() or (manifest.buckets and not _of_buckets(index, manifest.buckets).all()):
-        for shard in manifest.shards:
-            read_index(folder, shard, buckets=manifest.buckets)  # tells where
-    return index
-
-
-def _index_bytes(folder: Path, shard: ShardInfo, dtype: np.dtype) -> bytes:
-    path = index_path(folder, shard)
-    size = shard.count * dtype.itemsize
-    try:
-        raw = _regular_bytes(path, most=size)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", hint=_MADE_BY) from error
-    if len(raw) < size:
-        raise DataError(f"{path} is damaged: {len(raw)} bytes for {shard.count} pictures", hint=_MADE_BY)
-    if shard.index_crc32 is not None and zlib.crc32(raw) != shard.index_crc32:
-        raise DataError(f"{path} is damaged: its checksum is not the one in {MANIFEST}", hint=_MADE_BY)
-    return raw
-
-
-def _inside(index: np.ndarray, end: np.ndarray | int) -> np.ndarray:
-    """Which records lie inside a shard of so many bytes, and have a label."""
-    ends = index["offset"] + index["size"]
-    return (ends >= index["offset"]) & (ends <= end) & (index["label"] >= NO_LABEL)
-
-
-def _of_buckets(index: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray:
-    return np.isin(size_codes(index), [_size_code(*bucket.size) for bucket in buckets])
-
-
-def size_codes(index: np.ndarray) -> np.ndarray:
-    """One number for each record of an index with sizes, the same where the sizes are: int64 (N,)."""
-    return _size_code(index["height"].astype(np.int64), index["width"].astype(np.int64))
-
-
-def _size_code(height: Any, width: Any) -> Any:
-    return height << 16 | width
-
-
-def bucket_numbers(index: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray:
-    """Which bucket each record of an index with sizes belongs to: uint16 (N,), numbers in `buckets`."""
-    codes = np.array([_size_code(*bucket.size) for bucket in buckets])
-    order = np.argsort(codes)
-    return order[np.searchsorted(codes, size_codes(index), sorter=order)].astype(np.uint16)
-
-
 def fingerprint(manifest: Manifest) -> str:
     """SHA-256 over the shards' hashes and the classes: the same where pictures, order and labels are the same."""
     told = {"shards": [shard.sha256 for shard in manifest.shards], "classes": manifest.classes}
@@ -321,14 +238,14 @@ class ShardWriter:
 
     def __init__(self, handle: BinaryIO, *, sized: bool = False) -> None:
         self._handle = handle
-        self._dtype = SIZED_INDEX_DTYPE if sized else INDEX_DTYPE
+        self._record = _SIZED_RECORD if sized else _RECORD
         self._hash = hashlib.sha256()
         self._position = 0
-        self._records: list[tuple[int, ...]] = []
+        self._index = bytearray()
 
     @property
     def count(self) -> int:
-        return len(self._records)
+        return len(self._index) // self._record.size
 
     def add(
         self, key: int, members: dict[str, bytes], *, label: int = NO_LABEL, size: tuple[int, int] = (0, 0)
@@ -345,7 +262,7 @@ class ShardWriter:
             self._write(header(f"{key:09d}{suffix}", len(data)))
             if number == 0:
                 record = (self._position, len(data), zlib.crc32(data), label, *size)
-                self._records.append(record if self._dtype == SIZED_INDEX_DTYPE else record[:4])
+                self._index += self._record.pack(*(record if self._record is _SIZED_RECORD else record[:4]))
             self._write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
 
     def close(self) -> None:
@@ -363,7 +280,7 @@ class ShardWriter:
         )
 
     def index(self) -> bytes:
-        return np.array(self._records, dtype=self._dtype).tobytes()
+        return bytes(self._index)
 
     def _write(self, data: bytes) -> None:
         self._handle.write(data)

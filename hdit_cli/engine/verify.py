@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hdit_cli import files
-from hdit_cli.data import shards
+from hdit_cli.data import shard_index, shards
 from hdit_cli.data.prepare.report import REPORT, read_report
 from hdit_cli.data.shard_check import shard_problem
 from hdit_cli.engine import checkpoint, snapshots
@@ -133,7 +133,7 @@ def _report_problem(data: Path, manifest: shards.Manifest) -> str:
         return error.message
     try:
         labels = np.concatenate(
-            [shards.read_index(data, shard, buckets=manifest.buckets)["label"] for shard in manifest.shards]
+            [shard_index.read_index(data, shard, buckets=manifest.buckets)["label"] for shard in manifest.shards]
         )
     except DataError:  # told of its shard already
         return ""

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from written_sets import CLASSES, COUNT, PER_SHARD, SHARDS, make, pixels_of
 
-from hdit_cli.data import shards
+from hdit_cli.data import shard_index, shards
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine.verify import verify_data
 from hdit_cli.errors import DataError
@@ -91,7 +91,7 @@ def copy(whole, tmp_path):
 
 def spans(folder, number=0):
     """(start, stop) of the pictures in a shard."""
-    index = shards.read_index(folder, shards.load_manifest(folder).shards[number])
+    index = shard_index.read_index(folder, shards.load_manifest(folder).shards[number])
     return [(int(record["offset"]), int(record["offset"] + record["size"])) for record in index]
 
 
@@ -167,7 +167,7 @@ def test_zeroed_blocks_and_swaps(whole, copy, drawn):
     assert copy(both).opening
     for tail in (b"x", bytes(512), tar[:2048]):
         assert copy({"00000.tar": tar + tail}).opening
-    index = np.frombuffer((whole / "00000.idx").read_bytes(), shards.INDEX_DTYPE)
+    index = np.frombuffer((whole / "00000.idx").read_bytes(), shard_index.INDEX_DTYPE)
     swaps = 0
     for one in range(PER_SHARD):
         for two in range(one):
@@ -212,7 +212,7 @@ def rewritten(folder, members, *, more=b""):
                 records[labels[info.name[:9]]] = (*record[:3], int(data))
     raw = (folder / "00000.tar").read_bytes() + more
     (folder / "00000.tar").write_bytes(raw)
-    index = np.array(records, dtype=shards.INDEX_DTYPE).tobytes()
+    index = np.array(records, dtype=shard_index.INDEX_DTYPE).tobytes()
     (folder / "00000.idx").write_bytes(index)
     manifest = json.loads((folder / "manifest.json").read_text())
     sha256, crc32 = hashlib.sha256(raw).hexdigest(), zlib.crc32(index)
@@ -311,7 +311,7 @@ def test_edited_with_the_label_inside(whole, copy, tmp_path):
         if name.endswith(".cls"):
             at = tar.index(data, tar.index(name.encode()) + 512)
             assert copy({"00000.tar": flipped(tar, at)}) == Found(False, set(), True), number
-    index = np.frombuffer((whole / "00000.idx").read_bytes(), shards.INDEX_DTYPE)
+    index = np.frombuffer((whole / "00000.idx").read_bytes(), shard_index.INDEX_DTYPE)
     manifest = json.loads((whole / "manifest.json").read_text())
     for number in range(PER_SHARD):
         changed = index.copy()

@@ -21,7 +21,7 @@ import numpy as np
 from alternate import alternate, machine, ratios, show, spread
 from PIL import Image
 
-from hdit_cli.data import shards
+from hdit_cli.data import shard_index, shards
 from hdit_cli.data.decoders import decode
 from hdit_cli.data.reader import ShardReader
 
@@ -103,7 +103,7 @@ def make_million(folder, *, number=1_000, size=1_000):
     folder.mkdir()
     data = encoded(Image.effect_noise((64, 64), 40).convert("RGB"), 64)
     stride = 512 * (1 + -(-len(data) // 512))
-    index = np.zeros(size, shards.INDEX_DTYPE)
+    index = np.zeros(size, shard_index.INDEX_DTYPE)
     index["offset"], index["size"], index["crc32"] = np.arange(size) * stride + 512, len(data), zlib.crc32(data)
     block = b"".join(bytes(512) + data.ljust(stride - 512, b"\0") for _ in range(size))
     (folder / "block").write_bytes(block)

@@ -85,6 +85,7 @@ def main():
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    runtime.keep_freed_memory()  # as the commands do
     hourglass = {int(size): family(int(size)) for size in arguments.sizes.split(",")}
     flat = {int(size): one_level(int(size)) for size in arguments.global_sizes.split(",") if size}
     found = {"hourglass": curve(hourglass, runs=arguments.runs)}

@@ -46,7 +46,8 @@ def test_an_error_in_one_child_alone_is_told(made, tmp_path):
     import shutil
 
     from hdit_cli.data.order import sample_at, split
-    from hdit_cli.data.shards import load_manifest, read_index
+    from hdit_cli.data.shard_index import read_index
+    from hdit_cli.data.shards import load_manifest
 
     data = tmp_path / "data"
     shutil.copytree(made / "data", data)

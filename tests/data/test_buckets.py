@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hdit_cli.cli import main
-from hdit_cli.data import shards
+from hdit_cli.data import shard_index, shards
 from hdit_cli.data.prepare import Buckets, PrepareOptions, prepare
 from hdit_cli.data.prepare.buckets import bucket_sizes, cut_away, default_step, nearest
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.data.shards import Bucket, buckets_of, load_manifest, read_index, writing_shard
+from hdit_cli.data.shard_index import read_index
+from hdit_cli.data.shards import Bucket, buckets_of, load_manifest, writing_shard
 from hdit_cli.engine.verify import verify_data
 from hdit_cli.errors import DataError, UsageError
 
@@ -263,13 +264,13 @@ def test_without_buckets_the_index_is_as_before(tmp_path):
     )  # the tar does not change
     records = read_index(tmp_path / "plain", plain)
     assert (tmp_path / "plain" / "00000.idx").stat().st_size == 3 * 20
-    assert records.dtype == shards.INDEX_DTYPE
+    assert records.dtype == shard_index.INDEX_DTYPE
     buckets = buckets_of({(8, 4): 2, (4, 8): 1})
     with_sizes = read_index(tmp_path / "sized", sized, buckets=buckets)
     assert (tmp_path / "sized" / "00000.idx").stat().st_size == 3 * 24
     assert all(np.array_equal(records[name], with_sizes[name]) for name in records.dtype.names)
     assert with_sizes["height"].tolist() == [8, 4, 8]
-    assert shards.bucket_numbers(with_sizes, buckets).tolist() == [0, 1, 0]
+    assert shard_index.bucket_numbers(with_sizes, buckets).tolist() == [0, 1, 0]
     assert with_sizes.dtype["height"].str == with_sizes.dtype["width"].str == "<u2"
 
 
@@ -316,7 +317,7 @@ def without_checksums(folder):
 
 def test_an_index_of_unknown_sizes_is_refused(made, tmp_path):
     folder = without_checksums(copied(made, tmp_path))
-    index = np.frombuffer((folder / "00000.idx").read_bytes(), shards.SIZED_INDEX_DTYPE).copy()
+    index = np.frombuffer((folder / "00000.idx").read_bytes(), shard_index.SIZED_INDEX_DTYPE).copy()
     index["height"][2] = 33
     (folder / "00000.idx").write_bytes(index.tobytes())
     with pytest.raises(DataError, match="record 2 has the size of no bucket"):
@@ -326,7 +327,7 @@ def test_an_index_of_unknown_sizes_is_refused(made, tmp_path):
 def test_sizes_that_changed_places_are_found(made, tmp_path):
     """Counted at the opening; where the counts agree, by the picture itself."""
     folder = without_checksums(copied(made, tmp_path))
-    index = np.frombuffer((folder / "00000.idx").read_bytes(), shards.SIZED_INDEX_DTYPE).copy()
+    index = np.frombuffer((folder / "00000.idx").read_bytes(), shard_index.SIZED_INDEX_DTYPE).copy()
     first, other = 0, int(np.flatnonzero(index["height"] != index["height"][0])[0])
     for name in ("height", "width"):
         index[name][[first, other]] = index[name][[other, first]]
@@ -342,8 +343,10 @@ def test_sizes_that_changed_places_are_found(made, tmp_path):
 
 def test_an_index_without_sizes_is_refused(made, tmp_path):
     folder = copied(made, tmp_path)
-    index = np.frombuffer((folder / "00000.idx").read_bytes(), shards.SIZED_INDEX_DTYPE)
-    (folder / "00000.idx").write_bytes(index[["offset", "size", "crc32", "label"]].astype(shards.INDEX_DTYPE).tobytes())
+    index = np.frombuffer((folder / "00000.idx").read_bytes(), shard_index.SIZED_INDEX_DTYPE)
+    (folder / "00000.idx").write_bytes(
+        index[["offset", "size", "crc32", "label"]].astype(shard_index.INDEX_DTYPE).tobytes()
+    )
     with pytest.raises(DataError, match="80 bytes for 4 pictures"):
         ShardReader(folder)
 

@@ -23,7 +23,8 @@ from hdit_cli import files
 from hdit_cli.data.prepare import PrepareOptions, prepare
 from hdit_cli.data.prepare.listing import Entry
 from hdit_cli.data.prepare.workers import Workers
-from hdit_cli.data.shards import load_manifest, read_index
+from hdit_cli.data.shard_index import read_index
+from hdit_cli.data.shards import load_manifest
 from hdit_cli.errors import DataError, Interrupted, StorageError, UsageError
 
 OPTIONS = PrepareOptions(size=(16, 16), shard_size=5)

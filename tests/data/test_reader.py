@@ -9,7 +9,7 @@ import pytest
 from tiny_set import damage, make_set, pixels_of
 
 from hdit_cli.data import reader as module
-from hdit_cli.data import shards
+from hdit_cli.data import shard_index, shards
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.errors import DataError
 
@@ -96,7 +96,7 @@ def test_a_flipped_bit_is_noticed_and_named(folder):
 
 def _rewrite_index(folder, change):
     path = folder / "00000.idx"
-    index = np.frombuffer(path.read_bytes(), shards.INDEX_DTYPE).copy()
+    index = np.frombuffer(path.read_bytes(), shard_index.INDEX_DTYPE).copy()
     change(index)
     path.write_bytes(index.tobytes())
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -128,7 +128,7 @@ def test_a_picture_of_another_size(folder):
 def test_an_index_of_which_records_were_swapped(folder, swapped):
     """Every record is one that was written, and every picture fits the checksum beside it."""
     path = folder / "00000.idx"
-    index = np.frombuffer(path.read_bytes(), shards.INDEX_DTYPE).copy()
+    index = np.frombuffer(path.read_bytes(), shard_index.INDEX_DTYPE).copy()
     if swapped == "all":
         index[[1, 2]] = index[[2, 1]]
     else:

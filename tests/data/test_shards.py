@@ -7,7 +7,7 @@ import zlib
 import pytest
 import webdataset
 
-from hdit_cli.data import shards
+from hdit_cli.data import shard_index, shards
 from hdit_cli.data.shards import Manifest, ShardInfo, ShardWriter, writing_shard
 from hdit_cli.errors import DataError
 
@@ -29,8 +29,8 @@ def made(folder, samples=SAMPLES):
 
 
 def test_record_is_20_bytes_little_endian():
-    assert shards.INDEX_DTYPE.itemsize == 20
-    assert [shards.INDEX_DTYPE[name].str for name in ("offset", "size", "crc32", "label")] == [
+    assert shard_index.INDEX_DTYPE.itemsize == 20
+    assert [shard_index.INDEX_DTYPE[name].str for name in ("offset", "size", "crc32", "label")] == [
         "<u8",
         "<u4",
         "<u4",
@@ -41,7 +41,7 @@ def test_record_is_20_bytes_little_endian():
 def test_index_points_at_the_pictures_and_tarfile_agrees(tmp_path):
     manifest = made(tmp_path)
     raw = (tmp_path / "00000.tar").read_bytes()
-    index = shards.read_index(tmp_path, manifest.shards[0])
+    index = shard_index.read_index(tmp_path, manifest.shards[0])
     with tarfile.open(tmp_path / "00000.tar") as archive:
         members = {member.name: (member, archive.extractfile(member).read()) for member in archive}
     assert len(members) == sum(len(sample[1]) for sample in SAMPLES)
@@ -153,10 +153,10 @@ def test_damaged_index_is_a_data_error(tmp_path):
     for damaged in (raw[:-1], raw + raw[:20], b"", bytes(outside), wrapping):
         path.write_bytes(damaged)
         with pytest.raises(DataError):
-            shards.read_index(tmp_path, shard)
+            shard_index.read_index(tmp_path, shard)
     path.unlink()
     with pytest.raises(DataError):
-        shards.read_index(tmp_path, shard)
+        shard_index.read_index(tmp_path, shard)
 
 
 def test_writer_tells_what_it_wrote(tmp_path):

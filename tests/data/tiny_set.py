@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hdit_cli.data import shards
+from hdit_cli.data import shard_index, shards
 
 
 def pixels_of(number: int, *, height: int = 8, width: int = 12) -> np.ndarray:
@@ -36,7 +36,7 @@ def make_set(folder: Path, *, count: int, shard_size: int = 10, classes: int = 3
 def damage(folder: Path, number: int, *, shard_size: int = 10) -> Path:
     """Changes one byte of a picture, the size of the file unchanged; returns the shard."""
     path = folder / shards.shard_name(number // shard_size)
-    record = np.frombuffer(path.with_suffix(".idx").read_bytes(), shards.INDEX_DTYPE)[number % shard_size]
+    record = np.frombuffer(path.with_suffix(".idx").read_bytes(), shard_index.INDEX_DTYPE)[number % shard_size]
     data = bytearray(path.read_bytes())
     data[int(record["offset"]) + int(record["size"]) // 2] ^= 1
     path.write_bytes(data)

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from hdit_cli import files
-from hdit_cli.data.shards import Manifest, read_index
+from hdit_cli.data.shard_index import read_index
+from hdit_cli.data.shards import Manifest
 
 PREVIEW = "preview.png"
 

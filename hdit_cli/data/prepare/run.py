@@ -9,13 +9,14 @@ the last one that lets go of it finds all tasks done, and finishes, with the loc
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from hdit_cli import files
 from hdit_cli.data.prepare.cluster import make_on_ray
-from hdit_cli.data.prepare.finish import check_strict, finish
 from hdit_cli.data.prepare.listing import Listing
 from hdit_cli.data.prepare.local import Progress, Watch, make_here
 from hdit_cli.data.prepare.options import PrepareOptions
@@ -28,6 +29,8 @@ from hdit_cli.errors import Interrupted, StorageError, UsageError
 
 ENGINES = {"local": make_here, "ray": make_on_ray}
 
+_FINISH = "hdit_cli.data.prepare.finish"
+_SECONDS_AT_WORK = 0.5  # from when on the workers do not wait for this process while it loads something
 _LOCK = "lock"
 _PLAN_LOCK = "plan.lock"
 
@@ -221,6 +224,9 @@ def _make_work(out: Path) -> None:
 
 def _make(wish: _Wish, plan: Plan, numbers: range) -> None:
     watch = Watch(sum(plan.task(number).entries for number in numbers), wish.progress)
+    finish_is_loaded = threading.Timer(_SECONDS_AT_WORK, import_module, [_FINISH])  # numpy comes with it
+    finish_is_loaded.daemon = True
+    finish_is_loaded.start()
     try:
         ENGINES[wish.engine](plan, numbers, workers=wish.workers, watch=watch)
     except KeyboardInterrupt as error:
@@ -229,6 +235,8 @@ def _make(wish: _Wish, plan: Plan, numbers: range) -> None:
 
 
 def _finish(wish: _Wish, plan: Plan) -> Report:
+    from hdit_cli.data.prepare.finish import finish
+
     try:
         return finish(plan, strict=wish.strict)
     except KeyboardInterrupt as error:
@@ -253,6 +261,8 @@ def _complete(wish: _Wish, listing: Listing) -> Report:
 def _told(wish: _Wish) -> Report:
     report = read_report(wish.out)
     if wish.strict:
+        from hdit_cli.data.prepare.finish import check_strict
+
         check_strict(report)
     return report
 
