@@ -83,15 +83,15 @@ def test_a_step_is_one_graph_and_comes_to_the_same_weights():
 @pytest.mark.slow
 def test_one_graph_for_each_size_of_pictures(monkeypatch):
     """Buckets come in turns; more sizes than torch keeps graphs for by itself."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     monkeypatch.setattr(compiled_steps, "_OTHERS", 0)
     subject, graphs = Subject(tiny_recipe(**SMALL), data=None), Graphs()
-    subject.stepper.compile(sizes=3, fall_back=False, backend=graphs)
-    square = subject.batches
-    for _ in range(2):
-        for size in ((16, 16), (12, 20), (20, 12)):
-            subject.batches = [replace(batch, pixels=batch.pixels.new_zeros(8, 3, *size)) for batch in square]
-            subject.step()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        subject.stepper.compile(sizes=3, fall_back=False, backend=graphs)
+        square = subject.batches
+        for _ in range(2):
+            for size in ((16, 16), (12, 20), (20, 12)):
+                subject.batches = [replace(batch, pixels=batch.pixels.new_zeros(8, 3, *size)) for batch in square]
+                subject.step()
     assert graphs.count == 3
 
 
