@@ -122,8 +122,6 @@ def _cores() -> int:
 @contextmanager
 def _shown() -> "Iterator[Callable[[Progress], None]]":
     """Progress on stderr, from the first file that is told of."""
-    from hdit_cli.commands.progress import bar
-
     with ExitStack() as stack:
         shown: list[Bar] = []
         drawn = 0.0
@@ -135,6 +133,8 @@ def _shown() -> "Iterator[Callable[[Progress], None]]":
                 return
             drawn = now
             if not shown:
+                from hdit_cli.commands.progress import bar
+
                 before = progress.done - 1  # found finished: no part of the speed
                 shown.append(stack.enter_context(bar(total=progress.total, initial=before, unit="image")))
             shown[0].set_postfix(kept=progress.kept, refused=progress.refused, refresh=False)

@@ -258,12 +258,13 @@ class ShardWriter:
             label: class index, -1 = none.
             size: (H, W) of the picture; written where the writer is `sized`.
         """
-        for number, (suffix, data) in enumerate(members.items()):
-            self._write(header(f"{key:09d}{suffix}", len(data)))
-            if number == 0:
-                record = (self._position, len(data), zlib.crc32(data), label, *size)
-                self._index += self._record.pack(*(record if self._record is _SIZED_RECORD else record[:4]))
-            self._write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
+        pieces = []
+        for suffix, data in members.items():
+            pieces += [header(f"{key:09d}{suffix}", len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE)]
+        picture = pieces[1]
+        record = (self._position + len(pieces[0]), len(picture), zlib.crc32(picture), label, *size)
+        self._index += self._record.pack(*(record if self._record is _SIZED_RECORD else record[:4]))
+        self._write(b"".join(pieces))
 
     def close(self) -> None:
         """Writes the end of the archive: two empty blocks, filled up to a whole record of 10,240 bytes."""

@@ -13,7 +13,7 @@ from hdit_cli.data.prepare import PrepareOptions, prepare
 from hdit_cli.data.prepare import workers as workers_module
 from hdit_cli.data.prepare.listing import Entry
 from hdit_cli.data.prepare.places import Place, open_place
-from hdit_cli.data.prepare.workers import process
+from hdit_cli.data.prepare.process import process
 
 OPTIONS = PrepareOptions(size=(H, W), format="png")
 GOOD = badimages.VALID["png"]

@@ -59,6 +59,8 @@ def bucket_sizes(size: Size, *, step: int, widest: float) -> tuple[Size, ...]:
 
 def nearest(size: Size, buckets: Sequence[Size]) -> Size:
     """The bucket whose aspect ratio is nearest to that of a picture [H, W], in logarithm: exact, the first of equals."""
+    if len(buckets) == 1:
+        return buckets[0]
 
     def distance(bucket: Size) -> Fraction:  # of the logarithms, exponentiated
         ratio = Fraction(size[1] * bucket[0], size[0] * bucket[1])
@@ -75,5 +77,5 @@ def turned_size(size: Size, orientation: int) -> Size:
 
 def cut_away(size: Size, target: Size) -> float:
     """The share of the area of a picture [H, W] that cropping to the shape of `target` [H, W] cuts away, in [0, 1)."""
-    ratio = Fraction(size[1] * target[0], size[0] * target[1])
-    return float(1 - min(ratio, 1 / ratio))
+    one, other = size[1] * target[0], size[0] * target[1]
+    return abs(one - other) / max(one, other)

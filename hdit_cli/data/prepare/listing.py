@@ -65,8 +65,9 @@ class Entry:
     @classmethod
     def of(cls, told: list[Any], *, moved: Callable[[str], str]) -> "Entry":
         path, place, group, code, detail, caption, mark, text, notes = told
-        places = (Place(moved(each[0]), *each[1:]) if each else None for each in (place, caption))
-        return cls(path, next(places), group, code, detail, next(places), mark, text, tuple(notes))
+        place = Place(moved(place[0]), *place[1:]) if place else None
+        caption = Place(moved(caption[0]), *caption[1:]) if caption else None
+        return cls(path, place, group, code, detail, caption, mark, text, tuple(notes))
 
 
 class Source(Protocol):

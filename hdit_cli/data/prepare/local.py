@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from hdit_cli.data.prepare.listing import Entry
+from hdit_cli.data.prepare.outcome import Outcome
 from hdit_cli.data.prepare.plan import Plan, Task
 from hdit_cli.data.prepare.task import Record, claim, make_shard
-from hdit_cli.data.prepare.workers import Outcome, Workers
+from hdit_cli.data.prepare.workers import Workers
 
 
 @dataclass(frozen=True)

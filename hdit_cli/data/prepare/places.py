@@ -16,7 +16,7 @@ from hdit_cli.data.prepare.refused import Refused
 LARGEST = 1 << 30  # bytes of one picture taken from an archive into memory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Place:
     """One source file.
 

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import zlib
 from pathlib import Path
 
 from PIL import Image
@@ -39,7 +40,8 @@ def write_preview(folder: Path, manifest: Manifest) -> None:
         corner = [_GAP + place * side for place, side in zip((column, row), step, strict=True)]
         grid.paste(picture, (corner[0] + (cell[0] - inner[0]) // 2, corner[1] + (cell[1] - inner[1]) // 2))
     buffer = io.BytesIO()
-    grid.save(buffer, "PNG", compress_level=1)  # seconds faster than the default, and 5 % larger
+    # runs alone: on photographs as small as a search for more, in half the time
+    grid.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     files.write_bytes(folder / PREVIEW, buffer.getvalue())
 
 

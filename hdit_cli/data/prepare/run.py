@@ -9,10 +9,8 @@ the last one that lets go of it finds all tasks done, and finishes, with the loc
 import contextlib
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 from hdit_cli import files
@@ -29,8 +27,6 @@ from hdit_cli.errors import Interrupted, StorageError, UsageError
 
 ENGINES = {"local": make_here, "ray": make_on_ray}
 
-_FINISH = "hdit_cli.data.prepare.finish"
-_SECONDS_AT_WORK = 0.5  # from when on the workers do not wait for this process while it loads something
 _LOCK = "lock"
 _PLAN_LOCK = "plan.lock"
 
@@ -223,10 +219,13 @@ def _make_work(out: Path) -> None:
 
 
 def _make(wish: _Wish, plan: Plan, numbers: range) -> None:
-    watch = Watch(sum(plan.task(number).entries for number in numbers), wish.progress)
-    finish_is_loaded = threading.Timer(_SECONDS_AT_WORK, import_module, [_FINISH])  # numpy comes with it
-    finish_is_loaded.daemon = True
-    finish_is_loaded.start()
+    def tell(progress: Progress) -> None:
+        import hdit_cli.data.prepare.finish  # noqa: F401  # brings numpy, which may come while the processes are at work
+
+        if wish.progress is not None:
+            wish.progress(progress)
+
+    watch = Watch(sum(plan.task(number).entries for number in numbers), tell)
     try:
         ENGINES[wish.engine](plan, numbers, workers=wish.workers, watch=watch)
     except KeyboardInterrupt as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 
-_NEEDED = "hdit_cli.data.prepare.workers"
+_NEEDED = ["hdit_cli.data.prepare.workers", "hdit_cli.data.prepare.process"]
 
 
 def context() -> "ForkServerContext | SpawnContext":
@@ -19,7 +19,7 @@ def context() -> "ForkServerContext | SpawnContext":
     if not sys.platform.startswith("linux"):
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([_NEEDED])
+    server.set_forkserver_preload(_NEEDED)
     return server
 
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from hdit_cli import files
 from hdit_cli.data.prepare.listing import Entry
+from hdit_cli.data.prepare.outcome import Outcome
 from hdit_cli.data.prepare.plan import Plan, Task
-from hdit_cli.data.prepare.workers import Outcome
 from hdit_cli.data.shards import HELD_OUT, NO_LABEL, ShardInfo, ShardWriter, index_path, shard_name, writing_shard
 from hdit_cli.errors import UsageError
 

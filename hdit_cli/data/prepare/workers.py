@@ -5,9 +5,7 @@ process whose parent dies ends itself.
 """
 
 import contextlib
-import hashlib
 import itertools
-import json
 import logging
 import multiprocessing
 import os
@@ -17,18 +15,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hdit_cli.data.prepare.buckets import cut_away, turned_size
-from hdit_cli.data.prepare.fit import encode, fit
-from hdit_cli.data.prepare.hold_out import falls_under
 from hdit_cli.data.prepare.limits import Limits, held_in_time, hold_memory, limits_for, make_alarm_deadly
-from hdit_cli.data.prepare.listing import SIDE_CODES, Entry
-from hdit_cli.data.prepare.options import SUFFIXES, PrepareOptions
-from hdit_cli.data.prepare.pictures import read_picture
-from hdit_cli.data.prepare.places import open_place, read_small
-from hdit_cli.data.prepare.refused import Refused
+from hdit_cli.data.prepare.listing import Entry
+from hdit_cli.data.prepare.options import PrepareOptions
+from hdit_cli.data.prepare.outcome import Outcome, at_sight
 from hdit_cli.data.prepare.start import context
 from hdit_cli.errors import UsageError
 
@@ -37,90 +29,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 8  # pictures sent to a process at once: each message wakes a thread of the parent
 _AHEAD = 2  # chunks in flight per process; with _CHUNK it bounds the memory
-_CAPTION_BYTES = 1 << 16
-_DIGEST_BYTES = 16
 _SECONDS_TO_END = 5.0  # for a process that has nothing more to do
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The verdict on one file.
-
-    Args:
-        verdict: kept, refused, side or held_out.
-        codes: why it was refused, what kind of side file it is, or the notes of a kept or held-out picture (none = plain).
-        detail: in words.
-        members: suffix => bytes of a kept or held-out sample, but for the label.
-        size: (H, W) of the picture as written; (0, 0) where it is not kept.
-        source_size: (H, W) of the picture as stored in the source.
-        digest: BLAKE2b, 128 bits in hex, of the encoded picture: the same for pictures that came to the same pixels.
-        cut: share of the picture's area that was cropped away.
-    """
-
-    verdict: str
-    codes: tuple[str, ...] = ()
-    detail: str = ""
-    members: dict[str, bytes] = field(default_factory=dict)
-    size: tuple[int, int] = (0, 0)
-    source_size: tuple[int, int] = (0, 0)
-    digest: str = ""
-    cut: float = 0.0
-
-
-def at_sight(entry: Entry) -> Outcome | None:
-    """The verdict that the listing has given already, if any."""
-    if entry.code in SIDE_CODES:
-        return Outcome("side", (entry.code,), entry.detail)
-    return Outcome("refused", (entry.code,), entry.detail) if entry.code else None
-
-
-def process(entry: Entry, options: PrepareOptions) -> Outcome:
-    """Reads, checks, resizes and encodes one picture; never raises for what is in it."""
-    try:
-        assert entry.place is not None, "a candidate has a place"
-        with open_place(entry.place) as stream:
-            picture = read_picture(stream, options)
-            if min(picture.size) < options.min_size:
-                raise Refused("too-small", "{}x{}".format(*reversed(picture.size)))
-            held_out = falls_under(stream, options.hold_out)
-        image, notes = fit(picture, options)
-        encoded = encode(image, options.format)
-    except Refused as refused:
-        return Outcome("refused", (refused.code,), refused.detail)
-    except MemoryError:
-        return Outcome("refused", ("too-large",), "not enough memory")
-    caption, bad = _caption(entry)
-    notes = sorted({*notes, *bad, *entry.notes})
-    source_size = picture.size[1], picture.size[0]
-    about = {"path": entry.path, "size": source_size, "notes": notes}
-    about_bytes = (json.dumps(about, ensure_ascii=False) + "\n").encode()
-    members = {SUFFIXES[options.format]: encoded, ".json": about_bytes}
-    if caption is not None:
-        members[".txt"] = caption.encode()
-    written = image.height, image.width
-    turned = turned_size(picture.size, picture.orientation)
-    return Outcome(
-        "held_out" if held_out else "kept",
-        tuple(notes),
-        picture.remarks,
-        members,
-        size=written,
-        source_size=source_size,
-        digest=hashlib.blake2b(encoded, digest_size=_DIGEST_BYTES).hexdigest(),
-        cut=cut_away(turned, written) if options.fit == "crop" else 0.0,
-    )
-
-
-def _caption(entry: Entry) -> tuple[str | None, list[str]]:
-    """The caption as text, and a note where it could not be read as it is."""
-    if entry.text is not None or entry.caption is None:
-        return entry.text, []
-    try:
-        raw = read_small(entry.caption, limit=_CAPTION_BYTES + 1)
-    except Refused:
-        return None, ["bad-caption"]
-    text = raw[:_CAPTION_BYTES].decode("utf-8", "replace")
-    return text.strip(), ["bad-caption"] if len(raw) > _CAPTION_BYTES or "\ufffd" in text else []
 
 
 # Processes
@@ -148,6 +57,8 @@ def _process_chunk(entries: list[Entry], options: PrepareOptions, limits: Limits
 
 
 def _process_in_time(entry: Entry, options: PrepareOptions, limits: Limits) -> Outcome:
+    from hdit_cli.data.prepare.process import process  # the decoders, of which the parent has no need
+
     with held_in_time(limits):
         return process(entry, options)
 
