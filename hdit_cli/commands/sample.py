@@ -211,11 +211,11 @@ def _sampled(order: "Order", model: "Model", wanted: dict[str, Any]) -> "Order":
     from dataclasses import replace
 
     from hdit_cli.engine.collect import image_count, sampling_of
-    from hdit_cli.engine.pace import paced
+    from hdit_cli.engine.pace import PACE, paced
 
     if order.init_image and wanted["strength"] is None:
         wanted = {**wanted, "strength": STRENGTH}
-    fast = {name: wanted[name] for name in ("batch_size", "compile")}
+    fast = {name: wanted[name] for name in PACE}
     return replace(order, sampling=paced(model, sampling_of(model, **wanted), images=image_count(model, order), **fast))
 
 

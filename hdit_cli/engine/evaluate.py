@@ -18,6 +18,7 @@ from hdit_cli.engine.collect import label_name
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.nearest import draw_nearest
 from hdit_cli.engine.one_pass import Breaks, Fed, OnProgress, needs_net
+from hdit_cli.engine.pace import PACE
 from hdit_cli.engine.picture_sets import Generated, StatisticsFile, Stored, open_stored
 from hdit_cli.engine.references import told_of
 from hdit_cli.engine.request import (
@@ -111,10 +112,11 @@ class Job:
         if isinstance(self.pictures, Stored):
             return {**told, "pictures": [self.pictures.fingerprint, self.pictures.count]}
         model, labels = self.pictures.model, self.pictures.labels
+        asked = {name: self.request.sampling.get(name) for name in PACE}  # what was found depends on the free memory
         pictures = {
             "weights": self.weights,
             "recipe": [model.recipe["model"], model.recipe["diffusion"]],
-            "sampling": asdict(self.pictures.sampling),
+            "sampling": {**asdict(self.pictures.sampling), **asked},
             "labels": None if labels is None else files.sha256_of(labels.tobytes()),
             "n": self.pictures.count,
         }

@@ -16,6 +16,7 @@ from hdit_cli.engine.out_of_memory import ROOM
 from hdit_cli.errors import UsageError, is_out_of_memory
 from hdit_cli.models import memory
 
+PACE = ("batch_size", "compile")  # fields of a sampling that the machine decides where nobody does
 FULL = 2**22  # pixels of a batch that keep a GPU busy: 64 images of 256x256
 MANY = 1_000  # images of one process from which compiling, a minute or more, is taken to pay on CUDA
 

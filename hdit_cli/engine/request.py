@@ -16,7 +16,7 @@ from hdit_cli.engine.generate import choose_labels
 from hdit_cli.engine.grid import picture_png
 from hdit_cli.engine.load import is_checkpoint_folder, load
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.pace import paced
+from hdit_cli.engine.pace import PACE, paced
 from hdit_cli.engine.picture_sets import (
     Generated,
     StatisticsFile,
@@ -169,7 +169,7 @@ def _opened(path: Path, session: Session, *, cut: Size | None = None) -> Stored 
 def pictures_of(request: Request, model: Model) -> Generated:
     """The pictures that the model will make."""
     section = model.recipe["eval"]
-    asked = {name: request.sampling.get(name) for name in ("batch_size", "compile")}
+    asked = {name: request.sampling.get(name) for name in PACE}
     wanted = {**request.sampling, "batch_size": asked["batch_size"] or section["batch_size"]}
     n = request.n or section["n"]
     sampling = paced(model, sampling_of(model, **wanted), images=n, **asked)

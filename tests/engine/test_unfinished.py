@@ -13,6 +13,7 @@ import pytest
 from test_evaluate import FEW, METRICS, model_of, own_cache, place, scored, silent  # noqa: F401 - two are fixtures
 
 from hdit_cli import files, runtime
+from hdit_cli.engine import pace
 from hdit_cli.engine.evaluate import evaluate
 from hdit_cli.engine.one_pass import Breaks, Fed, collect
 from hdit_cli.engine.picture_sets import Generated
@@ -65,6 +66,21 @@ def net(place):
     return {"features": f"inception:{place / 'net.pt'}"}
 
 
+def test_it_goes_on_where_the_free_memory_gives_batches_of_another_size(place, own_cache, monkeypatch):
+    request = Request(place / "model.safetensors", **{**HOW, "metrics": ("swd",), "sampling": {}})
+    expected = facts(scored(request))
+    monkeypatch.setattr(pace, "found_batch", lambda *_, **__: 2)
+    with pytest.raises(Interrupted):
+        evaluate(request, on_progress=signal_at("generated", 4))
+    monkeypatch.setattr(pace, "found_batch", lambda *_, **__: 3)
+    seen = []
+    again = evaluate(request, on_progress=lambda what, done, total: seen.append((what, done)))
+    assert again is not None and again.facts["sampling"]["batch_size"] == 3
+    assert [done for what, done in seen if what == "generated"] == [7, 10, 11]
+    assert facts(again)[0][1] == pytest.approx(expected[0][1], rel=1e-2)  # pictures differ by a step in 255
+    assert not kept(own_cache)
+
+
 @pytest.mark.slow
 def test_what_was_made_with_other_options_is_not_used(place, own_cache):
     base = Request(place / "model.safetensors", **HOW, **net(place))
@@ -74,6 +90,7 @@ def test_what_was_made_with_other_options_is_not_used(place, own_cache):
     for changed in (
         {"sampling": {"batch_size": 2, "seed": 1}},
         {"sampling": {"batch_size": 2, "steps": 3}},
+        {"sampling": {"batch_size": 3}},
         {"n": 10},
         {"label": "all"},
         {"metrics": ("fid", "swd")},
@@ -82,7 +99,8 @@ def test_what_was_made_with_other_options_is_not_used(place, own_cache):
         seen = []
         request = Request(**{**base.__dict__, **changed})
         assert evaluate(request, on_progress=lambda what, done, total, seen=seen: seen.append((what, done)))
-        assert min(done for what, done in seen if what == "generated") == 2, changed
+        first = changed.get("sampling", base.sampling)["batch_size"]
+        assert min(done for what, done in seen if what == "generated") == first, changed
     assert kept(own_cache) == [file]
     model = model_of(place)
     next(model.network.parameters()).add_(1e-3)
