@@ -1,4 +1,4 @@
-"""The warp of `augment` for a CPU, as loops that numba compiles: four times as fast as with torch's operations.
+"""The warp of `augment` for a CPU, as loops that numba compiles: three times as fast as with torch's operations.
 
 Imported where numba is installed (the extra `cpu`). Compiled on first use, which takes seconds; nothing is written to the disk.
 Nothing but multiply-and-add may be fused or reordered: the same pixels on every run.

@@ -22,9 +22,7 @@ from hdit_cli.models.attention.request import Held, Request
 from hdit_cli.models.attention.tiled import Axis, plan_axis
 
 
-def tile_of(kernel: int) -> int:
-    """Side of a tile: a small one multiplies less in vain, a large one in larger pieces (docs/performance.md)."""
-    return 8
+TILE = 8  # its side: a small one multiplies less in vain, a large one in larger pieces (docs/performance.md)
 
 
 def refuse(request: Request) -> str:
@@ -42,7 +40,7 @@ def held(request: Request, *, height: int, width: int) -> Held:
     """Tiles of queries, strips of keys and values, and the result; float32 at least; forward alone the scores of a turn of the
     loop too. Backward, their gradients, and of one turn twice the scores and a block of keys.
     """
-    y, x = (plan_axis(length, request.kernel, tile_of(request.kernel)) for length in (height, width))
+    y, x = (plan_axis(length, request.kernel, TILE) for length in (height, width))
     wider = 2 if request.dtype.itemsize < 4 else 1  # computed in float32
     d, tokens = request.head_dim, height * width
     queries, keys = len(y.starts) * y.tile * len(x.starts) * x.tile, height * len(x.starts) * x.halo
@@ -72,7 +70,7 @@ class Plan(NamedTuple):
 @lru_cache(maxsize=64)
 def plan(height: int, width: int, kernel: int, dtype: torch.dtype) -> Plan:
     """How a map is cut. Sampling may be the first to ask, and training must be able to use the masks."""
-    y, x = (plan_axis(length, kernel, tile_of(kernel)) for length in (height, width))
+    y, x = (plan_axis(length, kernel, TILE) for length in (height, width))
     with torch.inference_mode(False):
         distinct, kinds = y.allowed.unique(dim=0, return_inverse=True)
         allowed = rearrange(distinct, "i qy ky -> i 1 qy 1 ky 1") & rearrange(x.allowed, "tx qx kx -> 1 tx 1 qx 1 kx")
