@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from hdit_cli.models.attention.request import Held, Request
 from hdit_cli.models.attention.tiled import Axis, plan_axis
 
-
 TILE = 8  # its side: a small one multiplies less in vain, a large one in larger pieces (docs/performance.md)
 
 
