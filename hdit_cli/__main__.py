@@ -3,6 +3,8 @@
 import gc
 import sys
 
+_OBJECTS = 100_000  # between two looks for garbage: of what `prepare` imports and holds hardly any is
+
 
 def main() -> None:
     """Runs the command. Worker processes import this module too (it is their main module), and no command with it."""
@@ -10,6 +12,7 @@ def main() -> None:
         from hdit_cli.data.prepare.start import start_early
 
         start_early()
+        gc.set_threshold(_OBJECTS)
     from hdit_cli.cli import main as run
 
     try:

@@ -9,8 +9,10 @@ the last one that lets go of it finds all tasks done, and finishes, with the loc
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from hdit_cli import files
@@ -27,6 +29,7 @@ from hdit_cli.errors import Interrupted, StorageError, UsageError
 
 ENGINES = {"local": make_here, "ray": make_on_ray}
 
+_FINISH = "hdit_cli.data.prepare.finish"
 _LOCK = "lock"
 _PLAN_LOCK = "plan.lock"
 
@@ -219,9 +222,11 @@ def _make_work(out: Path) -> None:
 
 
 def _make(wish: _Wish, plan: Plan, numbers: range) -> None:
-    def tell(progress: Progress) -> None:
-        import hdit_cli.data.prepare.finish  # noqa: F401  # brings numpy, which may come while the processes are at work
+    loading = threading.Thread(target=import_module, args=(_FINISH,))
 
+    def tell(progress: Progress) -> None:
+        if loading.ident is None:  # the processes are at work: they need not wait for numpy to be imported here
+            loading.start()
         if wish.progress is not None:
             wish.progress(progress)
 
