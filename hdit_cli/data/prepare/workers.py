@@ -5,6 +5,7 @@ process whose parent dies ends itself.
 """
 
 import contextlib
+import gc
 import itertools
 import logging
 import multiprocessing
@@ -41,6 +42,7 @@ def _start(limits: Limits) -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy is imported for the first picture that needs it
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # else warnings of plugins reach stderr
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.freeze()  # what was imported stays: it is not looked through again and again for garbage
     make_alarm_deadly()
     hold_memory(limits)
 
