@@ -289,6 +289,12 @@ class ShardWriter:
         self._position += len(data)
 
 
+def place_in(index: bytes, number: int, *, sized: bool) -> tuple[int, int]:
+    """Offset and size in bytes of one picture inside its shard, by the index of this shard as it was just written."""
+    record = _SIZED_RECORD if sized else _RECORD
+    return record.unpack_from(index, number * record.size)[:2]
+
+
 @functools.cache
 def _frame() -> tuple[bytes, bytes, int]:
     """What is the same in every header, before the size and behind the checksum, and the sum over both."""

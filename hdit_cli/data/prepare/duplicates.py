@@ -1,26 +1,28 @@
 """Pictures that are equal as prepared, found by the digests of their encoded bytes, and taken out of shards.
 
 Equal pictures are found among a part of all digests at a time, so memory does not grow with their number; what is kept
-of each duplicate is 16 bytes.
+of each duplicate is a string of 17 bytes.
 """
 
+import struct
 import tarfile
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from hdit_cli import files
 from hdit_cli.data.prepare.plan import Plan
 from hdit_cli.data.prepare.task import SIDES, Picture, Record, record_path, write_record
 from hdit_cli.data.shards import index_path, shard_name, writing_shard
 
-_AT_ONCE = 1 << 20  # pictures whose digests are in memory, 32 MB
+_AT_ONCE = 1 << 19  # pictures whose digests are in memory, 40 MB
 
-_SEEN = np.dtype([("high", "<u8"), ("low", "<u8"), ("task", "<u4"), ("row", "<u4"), ("side", "u1")])
-_FOUND = np.dtype([("task", "<u4"), ("row", "<u4"), ("first_task", "<u4"), ("first_row", "<u4"), ("across", "u1")])
+_SEEN = struct.Struct(
+    ">16sIIB"
+)  # digest, task, row, held out: sorted as bytes, equal pictures stand together, in order
+_FOUND = struct.Struct(">IIIIB")  # of a duplicate: task and row, those of the first that is equal, on the other side
 
 
 class Double(NamedTuple):
@@ -34,10 +36,9 @@ class Double(NamedTuple):
 class Duplicates:
     """All pictures that are equal to an earlier one, by task; `groups` counts the sets of equal ones."""
 
-    def __init__(self, found: np.ndarray) -> None:
-        self._found = np.sort(found, order=["task", "row"])
-        firsts = np.sort(found[["first_task", "first_row"]])
-        self.groups = len(firsts[:1]) + int((firsts[1:] != firsts[:-1]).sum())
+    def __init__(self, found: list[bytes]) -> None:
+        self._found = sorted(found)
+        self.groups = len({each[8:16] for each in found})
 
     def __len__(self) -> int:
         return len(self._found)
@@ -45,13 +46,13 @@ class Duplicates:
     @property
     def across(self) -> int:
         """How many are on the other side of the split than the first that is equal."""
-        return int(self._found["across"].sum())
+        return sum(each[-1] for each in self._found)
 
     def of(self, task: int) -> dict[int, Double]:
         """Row => the first picture that is equal, for one task."""
-        start, end = np.searchsorted(self._found["task"], [task, task + 1])
-        rows = self._found[start:end].tolist()
-        return {row: Double(first_task, first_row, bool(across)) for _, row, first_task, first_row, across in rows}
+        start, end = (bisect_left(self._found, number.to_bytes(4, "big")) for number in (task, task + 1))
+        told = (_FOUND.unpack(each) for each in self._found[start:end])
+        return {row: Double(first_task, first_row, bool(across)) for _, row, first_task, first_row, across in told}
 
 
 def find_duplicates(records: Callable[[], Iterable[Record]], *, pictures: int, at_once: int = _AT_ONCE) -> Duplicates:
@@ -63,37 +64,29 @@ def find_duplicates(records: Callable[[], Iterable[Record]], *, pictures: int, a
         at_once: how many of these may be in memory.
     """
     parts = -(-pictures // at_once) or 1
-    return Duplicates(np.concatenate([_among(_seen(records(), part, parts)) for part in range(parts)]))
+    return Duplicates([each for part in range(parts) for each in _among(_seen(records(), part, parts))])
 
 
-def _seen(records: Iterable[Record], part: int, parts: int) -> np.ndarray:
-    """The pictures whose digests fall into one part.
-
-    Returns:
-        _SEEN (n,).
-    """
-    kept = [np.empty(0, _SEEN)]
+def _seen(records: Iterable[Record], part: int, parts: int) -> list[bytes]:
+    """The pictures whose digests fall into one part, as _SEEN."""
+    seen = []
     for record in records:
-        words = np.frombuffer(bytes.fromhex("".join(each.digest for each in record.pictures)), "<u8").reshape(-1, 2)
-        seen = np.empty(len(words), _SEEN)
-        seen["high"], seen["low"], seen["task"] = words[:, 0], words[:, 1], record.task
-        seen["row"] = [each.row for each in record.pictures]
-        seen["side"] = [each.verdict == "held_out" for each in record.pictures]
-        kept.append(seen[seen["high"] % parts == part])
-    return np.concatenate(kept)
+        for picture in record.pictures:
+            digest = bytes.fromhex(picture.digest)
+            if int.from_bytes(digest[:4], "big") % parts == part:
+                seen.append(_SEEN.pack(digest, record.task, picture.row, picture.verdict == "held_out"))
+    return seen
 
 
-def _among(seen: np.ndarray) -> np.ndarray:
-    """The duplicates among _SEEN (n,): _FOUND (m,)."""
-    seen = seen[np.lexsort((seen["row"], seen["task"], seen["low"], seen["high"]))]
-    is_first = np.ones(len(seen), bool)
-    is_first[1:] = (seen["high"][1:] != seen["high"][:-1]) | (seen["low"][1:] != seen["low"][:-1])
-    first = seen[np.maximum.accumulate(np.where(is_first, np.arange(len(seen)), 0))]
-    found = np.empty(len(seen), _FOUND)
-    found["task"], found["row"] = seen["task"], seen["row"]
-    found["first_task"], found["first_row"] = first["task"], first["row"]
-    found["across"] = seen["side"] != first["side"]
-    return found[~is_first]
+def _among(seen: list[bytes]) -> Iterator[bytes]:
+    """The duplicates among what was seen, as _FOUND."""
+    seen.sort()
+    first = b""
+    for each in seen:
+        if each[:16] != first[:16]:
+            first = each
+        else:
+            yield each[16:24] + first[16:24] + bytes([each[24] != first[24]])
 
 
 def drop(plan: Plan, record: Record, rows: list[int]) -> Record:

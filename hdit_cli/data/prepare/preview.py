@@ -2,15 +2,13 @@
 
 import io
 import math
-import os
 import zlib
 from pathlib import Path
 
 from PIL import Image
 
 from hdit_cli import files
-from hdit_cli.data.shard_index import read_index
-from hdit_cli.data.shards import Manifest
+from hdit_cli.data.shards import Manifest, index_path, place_in
 
 PREVIEW = "preview.png"
 
@@ -51,10 +49,11 @@ def _pictures(folder: Path, manifest: Manifest, chosen: list[int]) -> list[bytes
     for shard in manifest.shards:
         wanted = [number - first for number in chosen if first <= number < first + shard.count]
         if wanted:
-            index = read_index(folder, shard, buckets=manifest.buckets)
+            index = index_path(folder, shard).read_bytes()
             with open(folder / shard.name, "rb") as handle:
-                for record in index[wanted]:
-                    handle.seek(int(record["offset"]), os.SEEK_SET)
-                    found.append(handle.read(int(record["size"])))
+                for number in wanted:
+                    offset, size = place_in(index, number, sized=bool(manifest.buckets))
+                    handle.seek(offset)
+                    found.append(handle.read(size))
         first += shard.count
     return found

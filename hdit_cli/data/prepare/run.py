@@ -9,14 +9,13 @@ the last one that lets go of it finds all tasks done, and finishes, with the loc
 import contextlib
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 from hdit_cli import files
 from hdit_cli.data.prepare.cluster import make_on_ray
+from hdit_cli.data.prepare.finish import check_strict, finish
 from hdit_cli.data.prepare.listing import Listing
 from hdit_cli.data.prepare.local import Progress, Watch, make_here
 from hdit_cli.data.prepare.options import PrepareOptions
@@ -29,7 +28,6 @@ from hdit_cli.errors import Interrupted, StorageError, UsageError
 
 ENGINES = {"local": make_here, "ray": make_on_ray}
 
-_FINISH = "hdit_cli.data.prepare.finish"
 _LOCK = "lock"
 _PLAN_LOCK = "plan.lock"
 
@@ -222,15 +220,7 @@ def _make_work(out: Path) -> None:
 
 
 def _make(wish: _Wish, plan: Plan, numbers: range) -> None:
-    loading = threading.Thread(target=import_module, args=(_FINISH,))
-
-    def tell(progress: Progress) -> None:
-        if loading.ident is None:  # the processes are at work: they need not wait for numpy to be imported here
-            loading.start()
-        if wish.progress is not None:
-            wish.progress(progress)
-
-    watch = Watch(sum(plan.task(number).entries for number in numbers), tell)
+    watch = Watch(sum(plan.task(number).entries for number in numbers), wish.progress)
     try:
         ENGINES[wish.engine](plan, numbers, workers=wish.workers, watch=watch)
     except KeyboardInterrupt as error:
@@ -239,8 +229,6 @@ def _make(wish: _Wish, plan: Plan, numbers: range) -> None:
 
 
 def _finish(wish: _Wish, plan: Plan) -> Report:
-    from hdit_cli.data.prepare.finish import finish
-
     try:
         return finish(plan, strict=wish.strict)
     except KeyboardInterrupt as error:
@@ -265,8 +253,6 @@ def _complete(wish: _Wish, listing: Listing) -> Report:
 def _told(wish: _Wish) -> Report:
     report = read_report(wish.out)
     if wish.strict:
-        from hdit_cli.data.prepare.finish import check_strict
-
         check_strict(report)
     return report
 
