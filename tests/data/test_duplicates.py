@@ -116,7 +116,7 @@ def test_parts_of_the_digests_find_the_same():
                 first[digest] = (task, row, verdict)
         all_records.append(Record(task, 40, pictures=pictures))
     for at_once in (1, 7, 100, 1000):
-        found = find_duplicates(lambda: all_records, pictures=300, at_once=at_once)
+        found = find_duplicates(lambda: all_records, most=300, at_once=at_once)
         assert {(task, row): tuple(each) for task in range(20) for row, each in found.of(task).items()} == expected
         assert found.groups == len({each[:2] for each in expected.values()}) and len(found) == len(expected)
 

@@ -55,15 +55,15 @@ class Duplicates:
         return {row: Double(first_task, first_row, bool(across)) for _, row, first_task, first_row, across in told}
 
 
-def find_duplicates(records: Callable[[], Iterable[Record]], *, pictures: int, at_once: int = _AT_ONCE) -> Duplicates:
+def find_duplicates(records: Callable[[], Iterable[Record]], *, most: int, at_once: int = _AT_ONCE) -> Duplicates:
     """Finds equal pictures.
 
     Args:
         records: gives all records, in order, as often as it is called.
-        pictures: that they tell of.
+        most: pictures that they tell of, at most.
         at_once: how many of these may be in memory.
     """
-    parts = -(-pictures // at_once) or 1
+    parts = -(-most // at_once) or 1
     return Duplicates([each for part in range(parts) for each in _among(_seen(records(), part, parts))])
 
 

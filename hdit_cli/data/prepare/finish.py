@@ -31,8 +31,8 @@ def finish(plan: Plan, *, strict: bool) -> Report:
     """
     for folder in (plan.work, *(plan.out / side for side in SIDES.values())):
         files.reap(folder)
-    pictures = sum(len(record.pictures) for record in records(plan))
-    duplicates = find_duplicates(lambda: records(plan), pictures=pictures)
+    entries = sum(plan.task(number).entries for number in range(len(plan)))
+    duplicates = find_duplicates(lambda: records(plan), most=entries)
     if plan.options.dedupe:
         _dedupe(plan, duplicates)
     account = _Account(plan, duplicates)
