@@ -1,11 +1,29 @@
 """Alternating runs of several ways to do one thing: what else the machine does meets all of them alike."""
 
+import contextlib
+import ctypes
 import datetime
 import json
 import os
 import platform
 import statistics
+import sys
 from importlib import metadata
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans():
+    """On Linux, processes that outlive the command that started them become children of this one."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def ended():
+    """Waits for all children, and yields what each used, the processes below it included."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            yield os.wait3(0)[2]
 
 
 def alternate(ways, *, rounds):

@@ -10,16 +10,17 @@ import sys
 import tempfile
 from pathlib import Path
 
+from alternate import adopt_orphans, ended
+
 MEASURED = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from hdit_cli.data.prepare import PrepareOptions, prepare
 if __name__ == "__main__":
     options = PrepareOptions(size=(16, 16), hold_out=0.05)
     report = prepare(Path(sys.argv[1]), out=Path(sys.argv[2]), options=options, workers=int(sys.argv[3]))
     own = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(json.dumps({"kept": report.kept, "duplicates": report.duplicates, "parent": own, "worker": worker}))
+    print(json.dumps({"kept": report.kept, "duplicates": report.duplicates, "parent": own}))
 """
 
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--counts", default="1000,20000")
     parser.add_argument("--workers", default="2")
     arguments = parser.parse_args()
+    adopt_orphans()
     for count in map(int, arguments.counts.split(",")):
         with tempfile.TemporaryDirectory() as place:
             source, script = Path(place) / "pictures", Path(place) / "measured.py"
@@ -47,8 +49,9 @@ def main() -> None:
             script.write_text(MEASURED)
             command = [sys.executable, str(script), str(source), str(Path(place) / "out"), arguments.workers]
             told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            worker = max(used.ru_maxrss for used in ended())  # the workers' server outlives the command
             print(
-                f"{count:>7} pictures: parent {told['parent'] / 1024:.1f} MB, largest worker {told['worker'] / 1024:.1f} MB, "
+                f"{count:>7} pictures: parent {told['parent'] / 1024:.1f} MB, largest worker {worker / 1024:.1f} MB, "
                 f"{told['kept']} kept, {told['duplicates']} duplicates",
                 flush=True,
             )

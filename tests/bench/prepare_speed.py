@@ -8,8 +8,6 @@ one process, as it is, and ours is then run with one worker. Large pictures: the
 """
 
 import argparse
-import contextlib
-import ctypes
 import os
 import resource
 import shutil
@@ -19,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from alternate import alternate, machine, ratios, show, spread
+from alternate import adopt_orphans, alternate, ended, machine, ratios, show, spread
 from PIL import Image
 
 BARE = """
@@ -53,21 +51,16 @@ if __name__ == "__main__":
 """
 
 
-PR_SET_CHILD_SUBREAPER = 36
-
-
 def timed(command, count):
     """Pictures a second of the clock, and a second of a core: its own time and that of all processes below it."""
-    if sys.platform.startswith("linux"):  # the server of the workers outlives the command: it becomes a child of this
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()  # the server of the workers outlives the command
     start, busy = time.perf_counter(), cpu_seconds()
     told = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if told.returncode:
         raise SystemExit(told.stdout + told.stderr)
     took = time.perf_counter() - start
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.wait()
+    for _ in ended():
+        pass
     return count / took, count / (cpu_seconds() - busy)
 
 
