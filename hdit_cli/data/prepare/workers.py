@@ -33,9 +33,6 @@ _AHEAD = 2  # chunks in flight per process; with _CHUNK it bounds the memory
 _SECONDS_TO_END = 5.0  # for a process that has nothing more to do
 
 
-# Processes
-
-
 def _start(limits: Limits) -> None:
     """What a worker does first: interrupts are the parent's business, and it must not outlive the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
