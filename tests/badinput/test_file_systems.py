@@ -10,7 +10,7 @@ import pytest
 from badimages import H, W
 
 from hdit_cli.data.prepare import PrepareOptions, prepare
-from hdit_cli.data.prepare import workers as workers_module
+from hdit_cli.data.prepare import process as process_module
 from hdit_cli.data.prepare.listing import Entry
 from hdit_cli.data.prepare.places import Place, open_place
 from hdit_cli.data.prepare.process import process
@@ -138,7 +138,7 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch, cut):
         path.write_bytes(GOOD[:cut])
         return stream
 
-    monkeypatch.setattr(workers_module, "open_place", opened)
+    monkeypatch.setattr(process_module, "open_place", opened)
     outcome = process(Entry("1.png", Place(str(path), "file", 0, len(GOOD))), OPTIONS)
     assert outcome.verdict == "refused"
     assert outcome.codes[0] in ("empty", "not-a-picture", "truncated", "damaged")
