@@ -23,6 +23,7 @@ WORK = ".prepare"  # folder inside the output, until it is complete
 
 _PLAN, _ENTRIES = "plan.json", "entries.jsonl"
 _FORMAT = "hdit-prepare-plan/2"
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _write(out: Path, listing: Listing, options: PrepareOptions, *, sources: Seq
                     cuts.append([size, 0])
                 candidates += 1
             told = entry.told(moved=lambda container: _parted(container, starts))
-            line = json.dumps(told, separators=(",", ":")).encode() + b"\n"
+            line = _ENCODER.encode(told).encode() + b"\n"
             handle.write(line)
             hashed.update(line)
             size += len(line)

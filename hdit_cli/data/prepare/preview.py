@@ -3,6 +3,7 @@
 import io
 import math
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -15,6 +16,7 @@ PREVIEW = "preview.png"
 _MOST = 64  # pictures
 _SIDE = 128  # pixels at most of each
 _GAP = 2
+_THREADS = 2
 
 
 def write_preview(folder: Path, manifest: Manifest) -> None:
@@ -29,18 +31,25 @@ def write_preview(folder: Path, manifest: Manifest) -> None:
     cell = max(1, round(width / shrink)), max(1, round(height / shrink))
     step = cell[0] + _GAP, cell[1] + _GAP
     grid = Image.new("RGB", (columns * step[0] + _GAP, rows * step[1] + _GAP), "white")
-    for number, data in enumerate(_pictures(folder, manifest, chosen)):
-        with Image.open(io.BytesIO(data)) as image:
-            inner = (max(1, round(image.width / shrink)), max(1, round(image.height / shrink)))
-            image.draft(None, inner)  # a JPEG is decoded at 1/2, 1/4 or 1/8, not below this size
-            picture = image.convert("RGB").resize(inner, Image.Resampling.LANCZOS)
-        row, column = divmod(number, columns)
-        corner = [_GAP + place * side for place, side in zip((column, row), step, strict=True)]
-        grid.paste(picture, (corner[0] + (cell[0] - inner[0]) // 2, corner[1] + (cell[1] - inner[1]) // 2))
+    with ThreadPoolExecutor(_THREADS) as pool:  # Pillow lets go of the interpreter while it decodes
+        small = pool.map(lambda data: _small(data, shrink=shrink), _pictures(folder, manifest, chosen))
+        for number, picture in enumerate(small):
+            row, column = divmod(number, columns)
+            corner = [_GAP + place * side for place, side in zip((column, row), step, strict=True)]
+            inside = [(side - own) // 2 for side, own in zip(cell, picture.size, strict=True)]
+            grid.paste(picture, (corner[0] + inside[0], corner[1] + inside[1]))
     buffer = io.BytesIO()
     # runs alone: on photographs as small as a search for more, in half the time
     grid.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     files.write_bytes(folder / PREVIEW, buffer.getvalue())
+
+
+def _small(data: bytes, *, shrink: float) -> Image.Image:
+    """A picture at 1 / `shrink` of its size."""
+    with Image.open(io.BytesIO(data)) as image:
+        inner = (max(1, round(image.width / shrink)), max(1, round(image.height / shrink)))
+        image.draft(None, inner)  # a JPEG is decoded at 1/2, 1/4 or 1/8, not below this size
+        return image.convert("RGB").resize(inner, Image.Resampling.LANCZOS)
 
 
 def _pictures(folder: Path, manifest: Manifest, chosen: list[int]) -> list[bytes]:

@@ -28,8 +28,9 @@ from hdit_cli.errors import UsageError
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-_CHUNK = 8  # pictures sent to a process at once: each message wakes a thread of the parent
-_AHEAD = 2  # chunks in flight per process; with _CHUNK it bounds the memory
+_CHUNK = 16  # pictures sent to a process at once, at most: each message wakes a thread of the parent
+_CHUNK_PIXELS = 1 << 20  # that they come to, at most, where they are more than one
+_AHEAD = 2  # chunks in flight per process; with these it bounds the memory
 _SECONDS_TO_END = 5.0  # for a process that has nothing more to do
 
 
@@ -72,6 +73,7 @@ class Workers:
     def __init__(self, count: int, options: PrepareOptions, *, limits: Limits | None = None) -> None:
         self._count = count
         self._options = options
+        self._chunk = max(1, min(_CHUNK, _CHUNK_PIXELS // (options.size[0] * options.size[1])))
         self._limits = limits or limits_for(options)
         self._pool = self._new_pool()
         self._lone: _LoneProcess | None = None
@@ -101,7 +103,7 @@ class Workers:
         coming, waiting = iter(entries), self._waiting
         waiting.clear()
         while True:
-            while len(waiting) < self._count * _AHEAD and (chunk := list(itertools.islice(coming, _CHUNK))):
+            while len(waiting) < self._count * _AHEAD and (chunk := list(itertools.islice(coming, self._chunk))):
                 waiting.append((chunk, self._submit(chunk)))
             if not waiting:
                 return
