@@ -7,6 +7,7 @@ if TYPE_CHECKING:
 
 _MOST_CLASSES = 20
 _MOST_RANGES = 12
+_MOST_ALIKE = 5
 
 
 def print_report(report: "Report", *, as_json: bool, asked_to_hold_out: bool) -> None:
@@ -58,7 +59,14 @@ def _rows(report: "Report", *, asked_to_hold_out: bool) -> list[tuple[str, objec
 
 
 def _remarks(report: "Report", *, asked_to_hold_out: bool) -> list[str]:
+    from hdit_cli.data.prepare.words import look_alikes
+
     remarks = []
+    alike = look_alikes(report.classes)
+    if alike:
+        groups = "; ".join(" and ".join(group) for group in alike[:_MOST_ALIKE])
+        more = f"; and {len(alike) - _MOST_ALIKE} more" if len(alike) > _MOST_ALIKE else ""
+        remarks.append(f"classes of their own, though nearly the same name: {groups}{more}")
     if report.duplicates:
         groups = f"{report.duplicates} pictures equal an earlier one, in {report.duplicate_groups} groups"
         remarks.append(f"{groups}; {'they were left out' if report.deduped else '--dedupe keeps the first of each'}")

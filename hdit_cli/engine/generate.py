@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hdit_cli import runtime
+from hdit_cli.data.prepare.words import label_text, same_label
 from hdit_cli.diffusion.guidance import classifier_free, conditioned
 from hdit_cli.diffusion.samplers import sampler as find_sampler
 from hdit_cli.diffusion.schedules import schedule as find_schedule
@@ -60,15 +61,17 @@ STOCHASTIC = ("euler-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde")
 
 
 def class_index(model: Model, wanted: str) -> int:
-    """Label of a class given by name or number.
+    """Label of a class given by name, in whatever way it is written, or by number.
 
     Raises:
         UsageError: no such class; the nearest ones are named.
     """
-    if wanted in model.classes:
-        return model.classes.index(wanted)
-    if wanted.isdigit() and int(wanted) < model.network.classes:
-        return int(wanted)
+    named = same_label(wanted, model.classes)
+    if named is not None:
+        return model.classes.index(named)
+    number = label_text(wanted)
+    if number.isascii() and number.isdigit() and len(number) < 10 and int(number) < model.network.classes:
+        return int(number)
     if not model.network.classes:
         raise UsageError("this model has no classes", hint="leave --class out")
     known = ", ".join(model.classes[:20]) or f"0 ... {model.network.classes - 1}"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hdit_cli.data.prepare.words import same_label
 from hdit_cli.engine import weights as names
 from hdit_cli.engine.load import find, open_source
 from hdit_cli.engine.model import Model, build_network, class_count
@@ -169,7 +170,8 @@ def check_conditions(source: Source, recipe: Recipe) -> None:
 def class_rows(source: Source, classes: Sequence[str]) -> tuple[int | None, ...]:
     """For each class its row in the source, by name; None where it has no such class."""
     names = class_names(source.model)
-    return tuple(names.index(name) if name in names else None for name in classes)
+    known = (same_label(name, names) for name in classes)
+    return tuple(None if name is None else names.index(name) for name in known)
 
 
 def class_names(model: Model) -> list[str]:

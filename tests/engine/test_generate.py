@@ -1,5 +1,6 @@
 """Samples: a function of (seed, i), whatever the batch; records that make them again; exports that compute the same."""
 
+import dataclasses
 import json
 
 import pytest
@@ -82,6 +83,22 @@ def test_labels(model):
         choose_labels(model, n=1, wanted="d", seed=0)
     with pytest.raises(UsageError, match="unknown class '3'"):
         choose_labels(model, n=1, wanted="3", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "label"),
+    [("caf\u00e9", 0), (" cafe\u0301 ", 0), ("\ufeffcaf\u00e9", 0), ("7", 1), ("7.0", 1), ("Rose", 2), (" 2 ", 2)],
+)
+def test_a_class_is_found_however_it_is_written(model, wanted, label):
+    named = dataclasses.replace(model, classes=["cafe\u0301", "7", "Rose"])  # NFD, as older data sets have it
+    assert choose_labels(named, n=1, wanted=wanted, seed=0).tolist() == [label]
+
+
+@pytest.mark.parametrize("wanted", ["rose", "07", "\u00b2", "9" * 5000, ""])
+def test_a_class_of_another_name_is_another_class(model, wanted):
+    named = dataclasses.replace(model, classes=["a", "7", "Rose"])
+    with pytest.raises(UsageError, match="unknown class"):
+        choose_labels(named, n=1, wanted=wanted, seed=0)
 
 
 def test_guidance_of_one_is_off_and_the_interval_is_kept(model):

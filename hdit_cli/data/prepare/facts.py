@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from hdit_cli.data.prepare.words import label_text, tidied
+
 LABEL_KEYS = ("cls", "class", "class_name", "label")
 CAPTION_KEYS = ("caption", "text", "prompt")
 
@@ -64,12 +66,12 @@ def label_name(value: Any) -> str | None:
     if value is None:
         return None
     if isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) < 2**53:
-        value = int(value)  # 3.0, as tables have it that had a gap once
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
         raise ValueError("not a class")
-    name = value.strip()
+    name = label_text(value)
     if name.isascii() and name.isprintable() and len(name) <= _LABEL_BYTES:
         return name or None
     strange = any(character == "\ufffd" or unicodedata.category(character) in ("Cc", "Cs") for character in name)
@@ -81,7 +83,7 @@ def label_name(value: Any) -> str | None:
 def caption_text(said: str) -> tuple[str | None, bool]:
     """A caption that can be written down, None where it is empty, and whether nothing of it was lost."""
     raw = said.encode("utf-8", "replace")
-    text = raw[:CAPTION_BYTES].decode("utf-8", "replace").strip()
+    text = tidied(raw[:CAPTION_BYTES].decode("utf-8", "replace"))
     whole = len(raw) <= CAPTION_BYTES and "\ufffd" not in text and raw.decode() == said
     return text or None, whole
 

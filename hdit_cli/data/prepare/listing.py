@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hdit_cli.data.prepare.places import Place
+from hdit_cli.data.prepare.words import label_text
 from hdit_cli.errors import DataError
 
 SIDE_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".md")
@@ -109,7 +110,8 @@ class Listing:
     """All entries of some sources, told one by one.
 
     With several sources each path begins with its source's name; a name that comes again gets "-2" behind it. Once
-    `stream` has come to its end, `classes`, `newest` and `source()` hold. `newest` is 0 where it is in the future.
+    `stream` has come to its end, `classes`, `newest` and `source()` hold. `newest` is 0 where it is in the future. `fixed`
+    are the classes in their order where the sources themselves have a list of them, else None.
 
     Raises:
         DataError: the first source cannot be read, or there is nothing in it.
@@ -121,6 +123,8 @@ class Listing:
         self.classes: list[str] = []
         self.newest = 0.0
         self._sources = dict(zip(names, sources, strict=True))
+        first = sources[0].classes
+        self.fixed = first if all(source.classes == first for source in sources) else None
         self._files = 0
         self._told = hashlib.sha256()
         begun = self._entries()
@@ -137,6 +141,8 @@ class Listing:
         groups: set[str] = set()
         for entry in entries:
             self._files += 1
+            if entry.group is not None and self.fixed is None:
+                entry.group = label_text(entry.group) or entry.group  # a folder may be called " "
             size = entry.place.size if entry.place else None
             told = [entry.path, size, entry.group, entry.code, entry.mark]
             if entry.text is not None:
@@ -166,11 +172,10 @@ class Listing:
                 raise DataError(f"the source {name} is empty", hint="give a folder of pictures, a .zip, or a .tar")
 
     def _in_order(self, groups: set[str]) -> list[str]:
-        sources = list(self._sources.values())
-        fixed = sources[0].classes
-        if fixed is not None and all(source.classes == fixed for source in sources):
-            return list(fixed)
-        return sorted(groups, key=_by_value if any(source.by_value for source in sources) else str.encode)
+        if self.fixed is not None:
+            return list(self.fixed)
+        by_value = any(source.by_value for source in self._sources.values())
+        return sorted(groups, key=_by_value if by_value else str.encode)
 
 
 def utf8(name: str | bytes) -> str:

@@ -12,6 +12,7 @@ from hdit_cli.data.prepare.outcome import Outcome
 from hdit_cli.data.prepare.pictures import read_picture
 from hdit_cli.data.prepare.places import open_place, read_small
 from hdit_cli.data.prepare.refused import Refused
+from hdit_cli.data.prepare.words import decoded, tidied
 
 _CAPTION_BYTES = 1 << 16
 _DIGEST_BYTES = 16
@@ -62,5 +63,5 @@ def _caption(entry: Entry) -> tuple[str | None, list[str]]:
         raw = read_small(entry.caption, limit=_CAPTION_BYTES + 1)
     except Refused:
         return None, ["bad-caption"]
-    text = raw[:_CAPTION_BYTES].decode("utf-8", "replace")
-    return text.strip(), ["bad-caption"] if len(raw) > _CAPTION_BYTES or "\ufffd" in text else []
+    text = decoded(raw[:_CAPTION_BYTES])
+    return tidied(text), ["bad-caption"] if len(raw) > _CAPTION_BYTES or "\ufffd" in text else []

@@ -18,6 +18,7 @@ from hdit_cli.data.prepare.facts import BAD_CAPTION, BAD_JSON, BAD_LABEL, JSON_B
 from hdit_cli.data.prepare.listing import Entry, first_folder, is_side_name
 from hdit_cli.data.prepare.places import Place, read_small
 from hdit_cli.data.prepare.refused import Refused
+from hdit_cli.data.prepare.words import decoded
 from hdit_cli.data.prepare.zips import wrapper
 
 SPLIT_SAMPLE = "split-sample"  # the rest of its sample lies elsewhere, or was cut off
@@ -198,8 +199,7 @@ class _Sample:
 
 def _label(place: Place | None, classes: list[str] | None) -> Facts:
     try:
-        text = read_small(place, limit=_LABEL_BYTES).decode("utf-8", "replace").strip() if place else ""
-        name = label_name(text)
+        name = label_name(decoded(read_small(place, limit=_LABEL_BYTES))) if place else None
     except (Refused, ValueError):
         return Facts(notes=(BAD_LABEL,))
     if name is None or classes is None:
