@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hdit_cli import __version__
 from hdit_cli.errors import UsageError
 
 
@@ -198,7 +199,7 @@ def environment() -> dict[str, str]:
     else:
         hardware = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     return {
-        "hdit": version("hdit") or "source tree",
+        "hdit": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",

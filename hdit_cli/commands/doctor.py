@@ -88,7 +88,8 @@ def _remedies(device: str, attention: dict[str, Any], inception: dict[str, Any])
         out.append(f"{fetch}  (the file there is damaged, or not the published one)")
     if device == "cuda" and attention["used"] != "natten":
         out.append(
-            "pip install 'hdit[natten]'  (fused attention on CUDA; libnatten wheels: https://natten.org/install)"
+            "pip install torch==2.13.0 natten==0.21.7+torch2130cu130 -f https://whl.natten.org  (fused attention for torch 2.13 "
+            "and CUDA 13.0; other pairs: https://natten.org/install)"
         )
     return out
 

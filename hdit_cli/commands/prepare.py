@@ -73,7 +73,7 @@ def prepare(
     engine: Annotated[
         str,
         typer.Option(
-            help="local: processes here. ray: a Ray cluster that sees source and OUT (pip install 'hdit[ray]')."
+            help="local: processes here. ray: a Ray cluster that sees source and OUT (pip install 'hdit-cli[ray]')."
         ),
     ] = "local",
     strict: Annotated[bool, typer.Option("--strict", help="End with an error if any file was refused.")] = False,

@@ -26,6 +26,10 @@ from hdit_cli.errors import UsageError
 from hdit_cli.recipe import Recipe
 
 _MARK = "<!-- model card by hdit of {stem} -->"
+_INSTALL = (  # `pip install hdit` would fetch a stranger's package
+    "It needs `hdit-cli`, which brings the command `hdit`. There is no release on the package index yet (`hdit` there is another "
+    "project): `pip install .` in a clone of its repository."
+)
 _IMAGES = 9  # of a grid drawn for the card
 _CLASSES = 100  # named in the card; the file's header has all
 _SCORES = 10  # newest lines shown
@@ -125,7 +129,7 @@ def front_matter(model: Model, *, licence: str, scores: dict[str, Scored]) -> st
     lines = [
         "---",
         f"license: {_scalar(licence)}",
-        "library_name: hdit",
+        "library_name: hdit-cli",
         "pipeline_tag: unconditional-image-generation",
         "tags:",
         *(f"- {_scalar(tag)}" for tag in tags),
@@ -245,7 +249,7 @@ def _use(model: Model, done: Exported) -> str:
         option = " --weights raw" if model.weights == "raw" else ""
         weights = ', weights="raw"' if model.weights == "raw" else ""
         return (
-            f"```bash\nhdit sample {file}{option} -n 16\n```\n\n"
+            f"{_INSTALL}\n\n```bash\nhdit sample {file}{option} -n 16\n```\n\n"
             f'```python\nimport hdit_cli\n\nmodel = hdit_cli.load("{file}"{weights})\n'
             f"images = hdit_cli.generate(model, n=4, seed=0{label})  # uint8 (4, H, W, C)\n```"
         )

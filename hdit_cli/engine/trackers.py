@@ -36,7 +36,7 @@ def check_trackers(recipe: Recipe) -> None:
     if missing:
         raise UsageError(
             f"log.trackers names {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
-            hint=f"pip install {' '.join(missing)}, or --set log.trackers=[]",
+            hint=f"pip install 'hdit-cli[{','.join(missing)}]', or --set log.trackers=[]",
         )
 
 

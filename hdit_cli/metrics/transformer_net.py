@@ -1,6 +1,6 @@
 """DINOv2 (Oquab et al. 2023, arXiv 2304.07193) and CLIP (Radford et al. 2021, arXiv 2103.00020) through transformers.
 
-Weights come from a local folder, as `huggingface-cli download` leaves it; nothing is fetched. Pictures are brought to the
+Weights come from a local folder, as `hf download` leaves it; nothing is fetched. Pictures are brought to the
 net's square by Pillow's bicubic filter in float32, as for Inception, not cropped; then the net's own mean and deviation.
 """
 
@@ -21,7 +21,7 @@ from hdit_cli import files
 from hdit_cli.errors import DataError
 from hdit_cli.metrics.feature_net import BATCH, rows
 
-_INSTALL = 'pip install "hdit[features]"'
+_INSTALL = "pip install 'hdit-cli[features]'"
 
 
 class TransformerNet(ABC):
@@ -43,7 +43,7 @@ class TransformerNet(ABC):
         if path is None or not (path / "config.json").is_file():
             raise DataError(
                 f"the weights of {self.kind} are missing: there is no {(path or Path('FOLDER')) / 'config.json'}",
-                hint=f"`huggingface-cli download {self.repository} --local-dir FOLDER`, then --features {self.kind}:FOLDER",
+                hint=f"`hf download {self.repository} --local-dir FOLDER`, then --features {self.kind}:FOLDER",
             )
         self.path, self.published = path, False  # there are many; which one it is, the SHA-256 says
         self.device = device or torch.device("cpu")

@@ -50,7 +50,7 @@ def test_a_plot_that_cannot_be_drawn_is_told_before_anything_is_measured(capsys,
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, err = hdit(capsys, "bench", made / "tiny.toml", "--plot", tmp_path / "bench.png")
     assert code == 2
-    assert "hdit[plot]" in err
+    assert "pip install 'hdit-cli[plot]'" in err
     assert "matrix product" not in err
 
 

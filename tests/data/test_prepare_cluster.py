@@ -56,7 +56,7 @@ def at_work():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_ray, reason="Ray is not installed: pip install 'hdit[ray]'")
+@pytest.mark.skipif(not has_ray, reason="Ray is not installed: pip install 'hdit-cli[ray]'")
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
 def test_a_worker_is_killed_half_way(source, tmp_path):
     prepare(source, out=tmp_path / "here", options=OPTIONS, workers=2)
@@ -85,7 +85,7 @@ def test_without_ray_it_says_what_to_install(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "pictures" / "a.png")
     with pytest.raises(UsageError, match="not installed") as caught:
         prepare(tmp_path / "pictures", out=tmp_path / "out", options=OPTIONS, workers=1, engine="ray")
-    assert "hdit[ray]" in caught.value.hint
+    assert "pip install 'hdit-cli[ray]'" in caught.value.hint
     assert prepare(tmp_path / "pictures", out=tmp_path / "out", options=OPTIONS, workers=1).kept == 1
 
 

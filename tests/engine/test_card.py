@@ -50,7 +50,7 @@ def test_a_card_has_score_recipe_and_grid(run, tmp_path, capsys):
     assert (tmp_path / "out" / "flowers-grid.png").read_bytes() == b"the grid of the run"
     text = (tmp_path / "out" / "README.md").read_text()
     head = yaml.safe_load(text.split("---\n")[1])
-    assert (head["license"], head["library_name"]) == ("cc-by-4.0", "hdit")
+    assert (head["license"], head["library_name"]) == ("cc-by-4.0", "hdit-cli")
     metrics = head["model-index"][0]["results"][0]["metrics"]
     assert {m["type"]: m["value"] for m in metrics} == {"fid": 30.25, "swd": 9.0}
     assert head["model-index"][0]["results"][0]["dataset"]["name"] == "flowers16"
@@ -61,6 +61,7 @@ def test_a_card_has_score_recipe_and_grid(run, tmp_path, capsys):
         "- `tulip: late` (30 pictures)",
         "| 500 | ema | 5,000 |  |  | 44 |",
         "hdit sample flowers.safetensors",
+        "`pip install .` in a clone",
         "label='rose'",
         "mapping_width = 16",
         "`data/flowers16`",
@@ -75,7 +76,7 @@ def test_model_hubs_read_the_front_matter(run, tmp_path, capsys):
     card = hub.ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "unknown"
     assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {"fid": 30.25, "swd": 9.0}
-    assert card.data.to_dict()["library_name"] == "hdit"
+    assert card.data.to_dict()["library_name"] == "hdit-cli"
 
 
 def test_a_lone_file_gets_a_grid_drawn_and_no_score(tmp_path, capsys):

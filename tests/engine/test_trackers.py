@@ -105,7 +105,7 @@ def test_a_missing_package_is_told_before_anything_is_written(data, tmp_path, mo
     monkeypatch.setitem(trackers._INSTALLED, name, lambda: False)
     with pytest.raises(UsageError, match=f"{name}, which is not installed") as caught:
         train(tmp_path / "run", recipe(name), data=data, watch=lambda event: None)
-    assert f"pip install {name}" in caught.value.hint
+    assert f"pip install 'hdit-cli[{name}]'" in caught.value.hint
     assert not (tmp_path / "run").exists()
 
 

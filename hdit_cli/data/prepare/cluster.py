@@ -33,7 +33,7 @@ def make_on_ray(plan: Plan, numbers: Iterable[int], *, workers: int, watch: Watc
         import ray  # pyright: ignore[reportMissingImports]
         from ray.exceptions import RayTaskError  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        hint = "pip install 'hdit[ray]', or leave out --engine ray"
+        hint = "pip install 'hdit-cli[ray]', or leave out --engine ray"
         raise UsageError("--engine ray needs Ray, which is not installed", hint=hint) from error
     _connect(workers)
     try:

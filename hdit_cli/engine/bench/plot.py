@@ -13,7 +13,7 @@ def check() -> None:
     try:
         import matplotlib.figure  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UsageError("--plot needs matplotlib", hint="pip install 'hdit[plot]'") from None
+        raise UsageError("--plot needs matplotlib", hint="pip install 'hdit-cli[plot]'") from None
 
 
 def plot(facts: dict[str, Any], path: Path) -> None:
