@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hdit_cli.commands.recipe import tell_stand_in
+
 
 def bench(
     recipe: Annotated[str, typer.Argument(help="A recipe: a file, or a shipped name.")],
@@ -38,6 +40,7 @@ def bench(
     from hdit_cli.engine.bench.report import bench as measure
     from hdit_cli.recipe import load_recipe
 
+    tell_stand_in(recipe)
     loaded = load_recipe(recipe, list(set_ or ()))
     compiled = runtime.device().type == "cuda" if compile_ is None else compile_
     if plot:

@@ -108,7 +108,7 @@ def eval_fid(
     shared.check_positive(n=n)
     shared.check_weights(weights)
     request = Request(
-        source,
+        shared.located(source),
         n,
         _names(metrics),
         _features(features, inception),

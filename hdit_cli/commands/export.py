@@ -54,6 +54,7 @@ def export(
     from hdit_cli.errors import UsageError
 
     shared.check_weights(weights)
+    checkpoint = shared.located(checkpoint)
     place = checkpoint.resolve()
     name = place.parent.name if place.is_file() else place.name
     own = name if weights == "ema" else f"{name}-{weights}"

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hdit_cli.commands import sampling as shared
+from hdit_cli.commands.recipe import tell_stand_in
+
 if TYPE_CHECKING:
     from hdit_cli.recipe import Recipe
 
@@ -24,8 +27,9 @@ def _facts(name: str) -> dict[str, Any]:
     from hdit_cli.errors import UsageError
     from hdit_cli.recipe import load_recipe, shipped
 
-    path = Path(name)
+    path = shared.located(Path(name)) if name.endswith(".safetensors") else Path(name)
     if name in shipped() or path.suffix == ".toml":
+        tell_stand_in(name)
         return {"kind": "recipe", **_recipe_facts(load_recipe(name), classes=None)}
     inside = sorted(file for file in path.glob("*.safetensors") if file.name != "optimizer.safetensors")
     if inside and (path / "manifest.json").is_file():  # a step's folder in checkpoints/ or ema/

@@ -84,6 +84,7 @@ def prepare(
 
     if engine == "local":
         start_early()
+    from hdit_cli.commands import following
     from hdit_cli.commands.account import print_pending, print_report
     from hdit_cli.data.prepare import Pending, PrepareOptions, Share, choose_buckets, parse_size, source_name
     from hdit_cli.data.prepare import prepare as make
@@ -112,6 +113,7 @@ def prepare(
         print_pending(made, as_json=json)
     else:
         print_report(made, as_json=json, asked_to_hold_out=hold_out > 0)
+        following.tell(following.after_prepare(target, size=options.size, classes=len(made.classes)))
 
 
 def _cores() -> int:

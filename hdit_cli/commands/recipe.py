@@ -22,6 +22,15 @@ def complete_recipe(incomplete: str) -> list[str]:
     return [*complete_name(incomplete), *files]
 
 
+def tell_stand_in(name: str) -> None:
+    """Says on stderr where a shipped recipe stands in for a file that is not there."""
+    from hdit_cli.engine.launch import is_child
+    from hdit_cli.recipe import stand_in
+
+    if (shipped := stand_in(name)) and not is_child():
+        typer.echo(f"there is no {name} here: this is the recipe {shipped} that comes with hdit", err=True)
+
+
 def recipe(
     name: Annotated[
         str,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hdit_cli.commands import following
 from hdit_cli.commands import sampling as shared
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def sample(
 
     shared.check_positive(n=n)
     shared.check_weights(weights)
+    checkpoint = checkpoint and str(shared.located(Path(checkpoint)))
     options = shared.wanted(
         seed=seed, steps=steps, sampler=sampler, cfg=cfg, cfg_interval=cfg_interval, size=size, batch_size=batch_size
     )
@@ -102,6 +104,7 @@ def sample(
         )
     if main:
         typer.echo(json.dumps(record) if json_ else _sentence(record, folder))
+        following.tell(["eval-fid", order.checkpoint])
 
 
 def _folder(checkpoint: str | None, from_: Path | None, *, out: Path | None, force: bool) -> Path:

@@ -1,5 +1,6 @@
 """The sampling options that `sample` and `eval-fid` share."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -111,6 +112,17 @@ def check_weights(weights: str) -> None:
     from hdit_cli.engine.weights import parse
 
     parse(weights)
+
+
+def located(checkpoint: Path) -> Path:
+    """What a CKPT argument means: a file that is not here is the only one of that name under `runs/`, which is told."""
+    from hdit_cli.engine.launch import is_child
+    from hdit_cli.engine.trained import stand_in
+
+    found = stand_in(checkpoint)
+    if found is not None and not is_child():
+        typer.echo(f"there is no {checkpoint} here: this is {found}, the only one under runs/", err=True)
+    return found or checkpoint
 
 
 def tell_origin(*, weights: str, origin: str) -> None:

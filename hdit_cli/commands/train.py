@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hdit_cli.commands.recipe import complete_recipe
+from hdit_cli.commands import following
+from hdit_cli.commands.recipe import complete_recipe, tell_stand_in
 
 if TYPE_CHECKING:
     from hdit_cli.engine.events import Event, Started
@@ -50,12 +51,15 @@ def train(
 ) -> None:
     """Train a recipe; goes on by itself where the run folder holds a checkpoint."""
     from hdit_cli.engine.launch import relaunch
-    from hdit_cli.errors import DataError, UsageError
+    from hdit_cli.errors import UsageError
     from hdit_cli.recipe import load_recipe
 
+    tell_stand_in(recipe)
     loaded = load_recipe(recipe, [*(set_ or ()), *([f"data.path={_quoted(data)}"] if data else [])])
     if not loaded.data.path:
-        raise DataError("no data set: the recipe names none", hint="--data DIR, a folder that `hdit prepare` made")
+        from hdit_cli.engine.setup import missing_data
+
+        raise missing_data(loaded, None)
     folder = run or Path("runs") / loaded.name
     if dry_run or find_batch or memory:
         from hdit_cli.commands import cost
@@ -141,6 +145,8 @@ def _train_here(folder: Path, recipe: "Recipe", *, init: Path | None, as_json: b
         typer.echo(f"stopped after the time allowed, at step {finished.step}, saved; the same command goes on")
     else:
         typer.echo(f"done: step {finished.step}, {folder / 'ckpt.safetensors'}")
+    if not finished.stopped_by:
+        following.tell(["sample", str(folder)])
 
 
 class Watcher:
@@ -190,6 +196,8 @@ class Watcher:
                 self._say(f"drew {path}")
             case events.Warned(text=text):
                 self._say(f"warning: {text}")
+            case events.Noted(text=text):
+                self._say(f"note: {text}")
 
     def _start(self, started: "Started") -> None:
         from hdit_cli.commands.progress import bar

@@ -95,6 +95,13 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Something that is as it was asked for, and may not have been meant."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """The run is at its last step, or `stopped_by` says why it stopped before."""
 
@@ -102,4 +109,4 @@ class Finished:
     stopped_by: str = ""
 
 
-Event = Started | Begun | Stepped | Logged | Validated | Evaluated | Drawn | Saved | Kept | Warned | Finished
+Event = Started | Begun | Stepped | Logged | Validated | Evaluated | Drawn | Saved | Kept | Warned | Noted | Finished

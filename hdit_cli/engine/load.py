@@ -11,6 +11,7 @@ from hdit_cli.engine import posthoc, snapshots
 from hdit_cli.engine import weights as names
 from hdit_cli.engine.checkpoint import FORMAT, MANIFEST, assemble, list_steps, read_header, read_tensors, step_name
 from hdit_cli.engine.model import Model
+from hdit_cli.engine.trained import missing
 from hdit_cli.errors import CheckpointError, UsageError
 
 
@@ -58,6 +59,8 @@ def find(path: Path, *, weights: str | float) -> Source:
     """
     name = names.parse(weights)
     if not path.is_dir():
+        if not path.exists():
+            raise missing(path)
         return InFile(path)
     if is_checkpoint_folder(path):
         return InFile(_in_folder(path, name))

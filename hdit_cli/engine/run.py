@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "train.keep",
     "train.stop_after",
     "ema.snapshot_every",
+    "optimizer.lr:",  # told and logged: a common thing to turn down by hand
     "train.nonfinite",  # and its cap: decide about steps that have not been
     "sample.",
     "eval.",

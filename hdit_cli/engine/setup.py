@@ -1,6 +1,8 @@
 """What a run is made of: a recipe held against its data, a new model, the accelerator."""
 
 import math
+import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ from accelerate import Accelerator
 
 from hdit_cli import runtime
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.data.shards import Bucket
+from hdit_cli.data.shards import MANIFEST, Bucket, load_manifest
 from hdit_cli.engine.model import Model, build_network, class_count, precondition
-from hdit_cli.errors import UsageError
+from hdit_cli.errors import DataError, UsageError
 from hdit_cli.recipe import Recipe
 from hdit_cli.recipe.section import nearest_multiple
 
@@ -48,7 +50,7 @@ def check_sizes(recipe: Recipe, reader: ShardReader) -> None:
     if wanted != found:
         larger = not reader.buckets and all(there >= here for here, there in zip(wanted, found, strict=True))
         cut = "; --set data.crop=random (or center) cuts larger pictures while it trains" if larger else ""
-        again = f"--size {wanted[0]}x{wanted[1]}{' --buckets' if reader.buckets else ''}"
+        again = f"--size {size_word(wanted)}{' --buckets' if reader.buckets else ''}"
         raise UsageError(
             f"the recipe trains {wanted[0]}x{wanted[1]} images, the data set holds {found[0]}x{found[1]}",
             hint=f"`hdit prepare SRC {again}`, or --set model.size=[{found[0]},{found[1]}]{cut}",
@@ -89,9 +91,43 @@ def open_data(recipe: Recipe, data: Path) -> ShardReader:
         UsageError: they cannot go together.
         DataError: the data cannot be read.
     """
+    if not (data / MANIFEST).is_file():
+        raise missing_data(recipe, data)
     reader = ShardReader(data)
     check_fit(recipe, reader)
     return centred(recipe, reader) if recipe.data.crop == "center" else reader
+
+
+def missing_data(recipe: Recipe, data: Path | None) -> DataError:
+    """No data set there, or none named; the hint names sets of the right size that there are, or how to make one."""
+    size = recipe.model.size
+    if data is None:
+        what, out = "no data set: the recipe names none", ""
+    else:
+        what = f"{data} is no data set: it has no {MANIFEST}" if data.is_dir() else f"no data set at {data}"
+        out = f" --out {shlex.quote(str(data))}"
+    if there := _sets_of(size):
+        return DataError(what, hint=f"--data {shlex.quote(str(there[0]))} has pictures of the size this recipe trains")
+    made_as = size_word(size)
+    named = Path(data.name.removesuffix(made_as)) if data else Path()
+    source = shlex.quote(str(named)) if named != Path() and named.is_dir() else "YOUR_PICTURES"
+    then = "" if data else ", and name it with --data"
+    return DataError(what, hint=f"`hdit prepare {source} --size {made_as}{out}` makes it{then}")
+
+
+def _sets_of(size: tuple[int, int]) -> list[Path]:
+    """Data sets under `data/` whose pictures have this (H, W), the newest first."""
+    found = []
+    for manifest in Path("data").glob(f"*/{MANIFEST}"):
+        with suppress(DataError, OSError):
+            if tuple(load_manifest(manifest.parent).image_size) == size:
+                found.append((-manifest.stat().st_mtime, manifest.parent))
+    return [path for _, path in sorted(found)]
+
+
+def size_word(size: tuple[int, int]) -> str:
+    """(H, W) as `hdit prepare --size` takes it: one number for a square."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
 def random_cut(recipe: Recipe) -> tuple[int, int] | None:

@@ -22,14 +22,15 @@ from hdit_cli.engine.events import (
     Finished,
     Kept,
     Logged,
+    Noted,
     Saved,
     Started,
     Stepped,
     Validated,
     Warned,
 )
-from hdit_cli.engine.model import count
 from hdit_cli.engine.out_of_memory import check_room, in_training, told
+from hdit_cli.engine.outlook import changed_rate, notes, started
 from hdit_cli.engine.run import RunFolder
 from hdit_cli.engine.saver import Proceed, Saver
 from hdit_cli.engine.setup import at_largest, centred, new_accelerator, new_model, open_data, random_cut
@@ -70,6 +71,7 @@ class Trainer:
         self.state, self.guard = self.stepper.state, self.stepper.guard
         self.compiling = compile_step(self.stepper, sizes=len(self.reader.sizes))
         self.saver = Saver()
+        self.rate_before: float | None = None  # where it was changed and no line of the log says so yet
         held_out = open_held_out(recipe, self.reader)
         self.validator: Validator | None = None
         if held_out is not None:
@@ -117,13 +119,15 @@ class Trainer:
         values: dict[str, Any] = {}
         if self.accelerator.is_main_process:
             values = {"step": state.step, "images": images, "loss": loss, "lr": lr, "grad_norm": norm}
+            if self.rate_before is not None:
+                values["lr_before"] = self.rate_before
             values["gradient_noise_scale"] = self.stepper.noise_scale.value([part["small_norm"] for part in parts])
             values = {name: None if value != value else value for name, value in values.items()}  # JSON has no NaN
             if self.recipe.train.nonfinite == "skip":
                 values["skipped"] = skipped
             values["loss_by_sigma"] = Window.loss_by_sigma([part["by_sigma"] for part in parts])
             self.folder.log_metrics(values)
-        state.window = Window.empty(device=self.device)
+        state.window, self.rate_before = Window.empty(device=self.device), None
         return Logged(state.step, loss, norm, values, peak_bytes(self.device))
 
     def own(self) -> dict[str, Any]:
@@ -188,6 +192,8 @@ class Trainer:
             "data": self.reader.fingerprint,
             "environment": runtime.environment(),
         }
+        if self.rate_before is not None:
+            facts["lr_before"] = self.rate_before
         if self.evaluator:
             facts["evaluation"] = self.evaluator.told()
         self.saver.start(partial(self._write, state.snapshot(facts)))
@@ -241,6 +247,9 @@ class Trainer:
             self.state.restore(snapshot, rank=self.rank, world=self.world)
             self.guard.in_row += snapshot.state.get("nonfinite_in_row", 0)
             self.stepper.noise_scale.restore(snapshot.state.get("noise_scale"), rank=self.rank, world=self.world)
+            if (before := changed_rate(Path(name), self.recipe)) is not None:
+                yield Noted(f"the learning rate is {self.recipe.optimizer.lr:g} from here on; it was {before:g}")
+            self.rate_before = snapshot.state.get("lr_before", before)
             if self.evaluator:
                 self.evaluator.restore(snapshot.state.get("evaluation"), step=self.state.step)
             if self.accelerator.is_main_process:
@@ -262,26 +271,14 @@ class Trainer:
             )
 
     def started(self) -> Started:
-        section = self.recipe.train
-        local = len(self.slots[0])
-        words = [
-            f"{self.world} processes" if self.world > 1 else "",
-            str(local),
-            f"accumulate {section.accumulate}" if section.accumulate > 1 else "",
-        ]
-        facts = count(self.recipe, classes=len(self.reader.classes))
-        return Started(
-            params=facts["params"],
-            gmacs=facts["gmacs"],
-            images=len(self.reader),
-            classes=self.state.model.network.classes,
-            split=f"batch {section.batch_size} = {' x '.join(word for word in words if word)}",
-            device=str(self.device),
+        return started(
+            self.recipe,
+            self.reader,
+            model=self.state.model,
             step=self.state.step,
-            steps=section.steps,
-            class_names=tuple(self.state.model.classes),
+            local=len(self.slots[0]),
+            world=self.world,
             held_out=len(self.validator.splits[0].chosen) if self.validator else 0,
-            buckets=len(self.reader.buckets),
         )
 
     def events(self) -> Generator[Event]:
@@ -289,7 +286,7 @@ class Trainer:
         section = self.recipe.train
         yield from self.resume()
         yield self.started()
-        yield from map(Warned, self.compiling)
+        yield from (*map(Warned, self.compiling), *map(Noted, notes(self.recipe, self.reader)))
         if self.beginning and self.beginning.lines:
             yield Begun(self.beginning.lines)
         if self.evaluator and not self.state.step:

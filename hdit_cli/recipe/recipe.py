@@ -16,7 +16,7 @@ from hdit_cli.recipe.lines import KeyPath
 from hdit_cli.recipe.overrides import overridden
 from hdit_cli.recipe.section import Section, stop_at
 from hdit_cli.recipe.sections import Data, Ema, Eval, Log, Optimizer, Sample, Train, Validation
-from hdit_cli.recipe.source import Source, locate, read
+from hdit_cli.recipe.source import Source, locate, read, stand_in
 
 _BAD_IN_NAME = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 
@@ -74,14 +74,14 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe: defaults < the recipe it extends < its own values < `overrides`.
 
     Args:
-        name_or_path: a shipped recipe's name (`shipped()`), or a path.
+        name_or_path: a shipped recipe's name (`shipped()`), or a path; see also `stand_in`.
         overrides: `key=value` each, the value in TOML; bare words are text.
 
     Raises:
         UsageError: everything that is wrong with it, at once, with file, line and key.
         StorageError: the file may not be read.
     """
-    path = locate(name_or_path)
+    path = locate(stand_in(name_or_path) or name_or_path)
     source = read(path)
     source.values.setdefault("name", _BAD_IN_NAME.sub("-", path.stem)[:200].strip(". ") or "recipe")
     return _validated(overridden(source, overrides))

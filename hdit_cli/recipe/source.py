@@ -1,5 +1,6 @@
 """Where a recipe's values come from: files, `extends`, `--set`. Every value remembers its file and line."""
 
+import os
 import re
 import stat
 import tomllib
@@ -71,6 +72,15 @@ def _no_such_recipe(name: str) -> UsageError:
     else:
         hint = "`hdit recipe` lists the shipped ones; a file of your own ends in .toml"
     return UsageError(f"no recipe {name[:200]!r}", hint=hint)
+
+
+def stand_in(name_or_path: str) -> str:
+    """The shipped recipe that `recipes/NAME.toml` means in a folder that holds no such file; "" for every other name."""
+    path = Path(name_or_path)
+    if path.suffix != ".toml" or path.parts[:1] != ("recipes",):
+        return ""
+    name = Path(*path.parts[1:]).with_suffix("").as_posix()
+    return name if name in shipped() and not os.path.lexists(path) else ""
 
 
 def locate(name_or_path: str) -> Path:

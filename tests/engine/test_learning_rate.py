@@ -7,7 +7,7 @@ import math
 import pytest
 from tiny_run import tiny_recipe
 
-from hdit_cli.engine.events import Finished
+from hdit_cli.engine.events import Finished, Noted
 from hdit_cli.engine.learning_rate import cosine, inverse_sqrt, learning_rate, warm_up
 from hdit_cli.engine.train import train
 from hdit_cli.errors import UsageError
@@ -106,3 +106,23 @@ def test_a_run_that_never_saved_takes_another_recipe(tiny_data, tmp_path):
     train(tmp_path / "run", tiny_recipe(train__batch_size=4), data=tiny_data, watch=lambda event: None)
     with pytest.raises(UsageError, match=r"train.batch_size: 4 -> 8"):
         train(tmp_path / "run", tiny_recipe(), data=tiny_data, watch=lambda event: None)
+
+
+def test_the_rate_may_change_on_a_run_that_goes_on(tiny_data, tmp_path):
+    """Told at the start, and in the next line of the log; what follows is what the new rate makes."""
+    train(tmp_path, tiny_recipe(train__steps=4, optimizer__warmup=0), data=tiny_data, watch=lambda event: None)
+    seen = []
+    lower = tiny_recipe(train__steps=8, optimizer__warmup=0, optimizer__lr=1e-4)
+    train(tmp_path, lower, data=tiny_data, watch=seen.append)
+    told = [event.text for event in seen if isinstance(event, Noted)]
+    assert told == ["the learning rate is 0.0001 from here on; it was 0.002"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["lr"], line.get("lr_before")) for line in lines] == [
+        (3, 2e-3, None),
+        (4, 2e-3, None),
+        (6, 1e-4, 2e-3),
+        (8, 1e-4, None),
+    ]
+    seen.clear()
+    train(tmp_path, lower, data=tiny_data, watch=seen.append)
+    assert not [event for event in seen if isinstance(event, Noted)]
