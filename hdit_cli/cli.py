@@ -2,13 +2,15 @@
 
 import contextlib
 import errno
+import io
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -28,6 +30,7 @@ from hdit_cli.commands import (
     train,
     verify,
 )
+from hdit_cli.commands.say import say
 from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError, is_out_of_memory
 
 COMMANDS = {
@@ -73,7 +76,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"hdit {__version__}")
+        say(f"hdit {__version__}")
         raise typer.Exit
 
 
@@ -120,19 +123,21 @@ def _without_debug(arguments: list[str]) -> tuple[bool, list[str]]:
 def _run(arguments: list[str], *, debug: bool) -> int:
     """Exit code of one command; errors are told on stderr."""
     try:
-        app(args=arguments, prog_name="hdit")
-        return 0
+        code = app(args=arguments, prog_name="hdit", standalone_mode=False)
+        if code == _CLICK_INTERRUPTED:
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):
             return StorageError.exit_code
-        if stop.code == _CLICK_INTERRUPTED:
-            return _tell(Interrupted("interrupted", hint="the same command goes on, or starts again"))
         return stop.code if isinstance(stop.code, int) else 1
     except BrokenPipeError:
         return StorageError.exit_code
     except (Exception, KeyboardInterrupt) as error:
+        if hasattr(error, "format_message"):  # of typer: an option or argument that it cannot take
+            return _tell_usage(error)
         if debug:
-            traceback.print_exception(error)
+            say(*"".join(traceback.format_exception(error)).splitlines(), err=True)
         return _tell(_as_told(error, arguments))
 
 
@@ -163,9 +168,17 @@ def _is_lost_connection(error: BaseException) -> bool:
     )
 
 
+def _tell_usage(error: Any) -> int:
+    """What typer says of a command line; it may repeat the name of a file that a shell's `*` put there."""
+    text = io.StringIO()
+    error.show(text)
+    with contextlib.suppress(OSError, ValueError):
+        say(*text.getvalue().removesuffix("\n").split("\n"), err=True)
+    return error.exit_code
+
+
 def _tell(error: HditError) -> int:
-    lines = f"error: {error.message}\n" + (f"  hint: {error.hint}\n" if error.hint else "")
+    message, *more = re.split(r"\n(?= )", error.message)  # lists are indented; other line breaks are of a name in it
     with contextlib.suppress(OSError, ValueError):  # stderr may be closed
-        sys.stderr.write(lines)
-        sys.stderr.flush()
+        say(f"error: {message}", *more, *([f"  hint: {error.hint}"] if error.hint else []), err=True)
     return error.exit_code

@@ -28,6 +28,11 @@ WRITERS_EXCUSED = {
     ("cli.py", "os.open for writing"): "the null device, in the place of a stdout whose reader is gone",
 }
 
+# who may print without `say`, and why
+PRINTERS_EXCUSED = {
+    "engine/launch.py": "hands on what a process of the same command has said, which went through `say` there",
+}
+
 Tree = dict[str, ast.Module]  # path relative to the package => its syntax
 
 
@@ -223,13 +228,26 @@ def writes_files(tree: Tree) -> list[str]:
     return found
 
 
+_PRINTERS = {"print", "typer.echo", "typer.secho", "sys.stdout.write", "sys.stderr.write", "traceback.print_exception"}
+
+
+def prints(tree: Tree) -> list[str]:
+    """What is printed goes through `commands/say.py`, which writes out what a terminal would act upon."""
+    return [
+        f"{path}:{node.lineno}: {_dotted(node.func)}"
+        for path, syntax in tree.items()
+        for node in ast.walk(syntax)
+        if isinstance(node, ast.Call) and _dotted(node.func) in _PRINTERS and path not in PRINTERS_EXCUSED
+    ]
+
+
 def drawers(tree: Tree) -> list[str]:
     """No module for what has no name."""
     names = {"utils", "util", "misc", "common", "helpers"}
     return [path for path in tree if names & set(path.removesuffix(".py").split("/"))]
 
 
-RULES = [goes_up, cycles, rooms_meet, loads_torch, writes_files, drawers]
+RULES = [goes_up, cycles, rooms_meet, loads_torch, writes_files, prints, drawers]
 
 PLANTED = {
     goes_up: [
@@ -262,6 +280,11 @@ PLANTED = {
         ("engine/planted.py", "import os\ndef f(p, q):\n    os.rename(p, q)\n"),
         ("engine/planted.py", "import torch\ndef f(p):\n    torch.save({}, p)\n"),
         ("commands/planted.py", "import shutil\ndef f(p):\n    shutil.rmtree(p)\n"),
+    ],
+    prints: [
+        ("commands/planted.py", "print('x')\n"),
+        ("engine/planted.py", "import sys\ndef f(text):\n    sys.stderr.write(text)\n"),
+        ("commands/planted.py", "import typer\ndef f(text):\n    typer.echo(text, err=True)\n"),
     ],
     drawers: [("models/utils.py", ""), ("engine/misc/thing.py", "")],
 }  # fmt: skip

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from hdit_cli.commands.say import say, say_json
+
 if TYPE_CHECKING:
     from hdit_cli.data.prepare import Pending, Report
 
@@ -12,22 +14,21 @@ _MOST_ALIKE = 5
 
 def print_report(report: "Report", *, as_json: bool, asked_to_hold_out: bool) -> None:
     """The table at the end of `hdit prepare`."""
-    import json
     from dataclasses import asdict
 
     if as_json:
-        print(json.dumps(asdict(report), indent=2, ensure_ascii=False))
+        say_json(asdict(report))
         return
     height, width = report.image_size
     told = "complete already" if report.complete_before else "made"
     sizes = f"{len(report.buckets)} sizes around {height}x{width}" if report.buckets else f"{height}x{width}"
-    print(f"{report.out}: {told}, {report.kept} pictures of {sizes} in {report.shards} shard(s)")
+    say(f"{report.out}: {told}, {report.kept} pictures of {sizes} in {report.shards} shard(s)")
     rows = _rows(report, asked_to_hold_out=asked_to_hold_out)
     wide = max(len(name) for name, _ in rows)
     for name, value in rows:
-        print(f"  {name:<{wide}}  {value:>9}")
+        say(f"  {name:<{wide}}  {value:>9}")
     for line in _remarks(report, asked_to_hold_out=asked_to_hold_out):
-        print(f"  {line}")
+        say(f"  {line}")
 
 
 def _rows(report: "Report", *, asked_to_hold_out: bool) -> list[tuple[str, object]]:
@@ -95,20 +96,19 @@ def facts_of(report: "Report") -> dict[str, Any]:
 
 def print_pending(pending: "Pending", *, as_json: bool) -> None:
     """What a share of a preparation came to, where more is to be done."""
-    import json
     from dataclasses import asdict
 
     if as_json:
-        print(json.dumps({**asdict(pending), "complete": False}, indent=2))
+        say_json({**asdict(pending), "complete": False})
         return
-    print(f"{pending.out}: this share is {pending.own} of {pending.tasks} shards")
+    say(f"{pending.out}: this share is {pending.own} of {pending.tasks} shards")
     if pending.missing:
         some = "1 shard" if len(pending.missing) == 1 else f"{len(pending.missing)} shards"
-        print(f"  still missing: {some}, number {_ranges(pending.missing)}")
+        say(f"  still missing: {some}, number {_ranges(pending.missing)}")
     if pending.others:
-        print("  another process is at work there; the last one finishes")
+        say("  another process is at work there; the last one finishes")
     else:
-        print("  the shares that make them go on, or the same command without --shards makes what is missing")
+        say("  the shares that make them go on, or the same command without --shards makes what is missing")
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from hdit_cli.commands.recipe import tell_stand_in
+from hdit_cli.commands.say import say, say_json
 
 
 def bench(
@@ -33,7 +34,6 @@ def bench(
     json_: Annotated[bool, typer.Option("--json", help="The same facts as JSON.")] = False,
 ) -> None:
     """Measure a recipe here: speed of training and sampling, time by part, attention backends, curves."""
-    import json
 
     from hdit_cli import runtime
     from hdit_cli.engine.bench.report import Wanted
@@ -48,12 +48,15 @@ def bench(
 
         check()
     wanted = Wanted(runs, steps, compiled, _whole("--sizes", sizes), _whole("--batches", batches))
-    facts = measure(loaded, data=data, wanted=wanted, watch=lambda text: typer.echo(f"{text} ...", err=True))
+    facts = measure(loaded, data=data, wanted=wanted, watch=lambda text: say(f"{text} ...", err=True))
     if plot:
         from hdit_cli.engine.bench.plot import plot as draw
 
         draw(facts, plot)
-    typer.echo(json.dumps(facts, indent=2) if json_ else "\n".join(_page(facts)))
+    if json_:
+        say_json(facts)
+    else:
+        say(*_page(facts))
 
 
 def _whole(option: str, text: str) -> tuple[int, ...]:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hdit_cli.commands.say import say
+
 
 def convert(
     source: Annotated[
@@ -32,7 +34,7 @@ def convert(
         raise UsageError(f"{path} exists", hint="--out elsewhere, or --force to overwrite")
     if convert_feature_net(source, out=path):
         told = {"path": str(path), "features": "pytorch-fid"}
-        typer.echo(json.dumps(told) if json_ else f"{path}: pytorch-fid's Inception, for --features pytorch-fid:{path}")
+        say(json.dumps(told) if json_ else f"{path}: pytorch-fid's Inception, for --features pytorch-fid:{path}")
         return
     model = run_conversion(source, out=path, config=_read_config(config))
     facts = {
@@ -43,10 +45,10 @@ def convert(
         "step": model.step,
     }
     if json_:
-        typer.echo(json.dumps(facts))
+        say(json.dumps(facts))
     else:
         height, width = model.image_size
-        typer.echo(f"{path}: {facts['params']:,} parameters, {height}x{width}, {facts['classes'] or 'no'} classes")
+        say(f"{path}: {facts['params']:,} parameters, {height}x{width}, {facts['classes'] or 'no'} classes")
 
 
 def _read_config(path: Path | None) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
+from hdit_cli.commands.say import say, say_json
 
 if TYPE_CHECKING:
     from hdit_cli.engine.trial import Found, Try
@@ -56,7 +56,6 @@ def parse_memory(text: str | None) -> int | None:
 
 def show(recipe: "Recipe", *, processes: int, as_json: bool) -> None:
     """`--dry-run`: the plan, then what a few real steps said."""
-    import json
 
     from hdit_cli.engine.plan import plan
     from hdit_cli.engine.trial import try_steps
@@ -64,10 +63,13 @@ def show(recipe: "Recipe", *, processes: int, as_json: bool) -> None:
     data = Path(recipe.data.path)
     facts: dict[str, Any] = plan(recipe, data=data, processes=processes)
     if not as_json:  # before the steps: a machine that cannot take them still says what they would need
-        typer.echo("\n".join(_plan_lines(facts)))
-        typer.echo("a few real steps ...", err=True)
+        say(*_plan_lines(facts))
+        say("a few real steps ...", err=True)
     facts["trial"] = try_steps(recipe, data=data, processes=processes)
-    typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_trial_lines(facts)))
+    if as_json:
+        say_json(facts)
+    else:
+        say(*_trial_lines(facts))
 
 
 def _plan_lines(facts: dict[str, Any]) -> list[str]:
@@ -133,16 +135,18 @@ def _hours(hours: float) -> str:
 
 def find(recipe: "Recipe", *, processes: int, memory: int | None, as_json: bool) -> None:
     """`--find-batch`: a table of what was tried, and the switches that use the best of it."""
-    import json
 
     from hdit_cli.engine.trial import find_batch
 
     found = find_batch(recipe, data=Path(recipe.data.path), processes=processes, memory=memory, watch=_tell)
-    typer.echo(json.dumps(_found_facts(found), indent=2) if as_json else _found_page(found, processes))
+    if as_json:
+        say_json(_found_facts(found))
+    else:
+        say(*_found_page(found, processes))
 
 
 def _tell(tried: "Try") -> None:
-    typer.echo(_try_line(tried), err=True)
+    say(_try_line(tried), err=True)
 
 
 def _try_line(tried: "Try") -> str:
@@ -162,18 +166,16 @@ def _found_facts(found: "Found") -> dict[str, Any]:
     }
 
 
-def _found_page(found: "Found", processes: int) -> str:
+def _found_page(found: "Found", processes: int) -> list[str]:
     from hdit_cli.runtime import readable
 
     limit = f" (what fits into {readable(found.limit)})" if found.limit else ""
     micro = found.batch_size // processes // found.accumulate
     shared = f" over {processes} processes" if processes > 1 else ""
-    return "\n".join(
-        [
-            f"{'batch':>6}  {'images/s':>10}  {'memory':>10}",
-            *map(_try_line, found.tries),
-            f"fastest in one piece: {found.fastest.images} images{limit}; nothing was changed or written",
-            f"the recipe's batch of {found.batch_size}{shared}, in pieces of {micro}:",
-            f"  --set train.batch_size={found.batch_size} --set train.accumulate={found.accumulate}",
-        ]
-    )
+    return [
+        f"{'batch':>6}  {'images/s':>10}  {'memory':>10}",
+        *map(_try_line, found.tries),
+        f"fastest in one piece: {found.fastest.images} images{limit}; nothing was changed or written",
+        f"the recipe's batch of {found.batch_size}{shared}, in pieces of {micro}:",
+        f"  --set train.batch_size={found.batch_size} --set train.accumulate={found.accumulate}",
+    ]

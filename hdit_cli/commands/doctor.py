@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hdit_cli.commands.say import say, say_json
+
 _PACKAGES = (
     "torch", "numpy", "pillow", "typer", "pydantic", "accelerate", "webdataset", "safetensors", "tqdm", "einops",
     "tomli-w", "natten", "clean-fid",
@@ -14,10 +16,12 @@ def doctor(
     json_: Annotated[bool, typer.Option("--json", help="The same facts as JSON.")] = False,
 ) -> None:
     """Say what this machine has, which attention backend will run and why the others will not, and what is missing."""
-    import json
 
     facts = _facts()
-    typer.echo(json.dumps(facts, indent=2) if json_ else _page(facts))
+    if json_:
+        say_json(facts)
+    else:
+        say(*_page(facts))
 
 
 def _facts() -> dict[str, Any]:
@@ -94,7 +98,7 @@ def _remedies(device: str, attention: dict[str, Any], inception: dict[str, Any])
     return out
 
 
-def _page(facts: dict[str, Any]) -> str:
+def _page(facts: dict[str, Any]) -> list[str]:
     attention, inception = facts["attention"], facts["inception"]
     installed = [f"{name} {version}" for name, version in facts["packages"].items() if version]
     absent = [name for name, version in facts["packages"].items() if not version]
@@ -111,4 +115,4 @@ def _page(facts: dict[str, Any]) -> str:
         ("Inception", f"weights {weights}: {inception['path']}"),
         *(("to mend", remedy) for remedy in facts["mend"] or ["nothing"]),
     ]
-    return "\n".join(f"{name:<14} {text}" for name, text in rows)
+    return [f"{name:<14} {text}" for name, text in rows]

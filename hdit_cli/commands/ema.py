@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hdit_cli.commands.say import say, say_json
+
 if TYPE_CHECKING:
     from hdit_cli.engine.posthoc import Plan
 
@@ -22,7 +24,6 @@ def ema(
     json_: Annotated[bool, typer.Option("--json", help="Facts on stdout as JSON, with the coefficients.")] = False,
 ) -> None:
     """Write one inference file for each width, reconstructed from the run's snapshots (post-hoc EMA, EDM2)."""
-    import json
 
     from hdit_cli import files
     from hdit_cli.engine.weights import parse_stds
@@ -48,9 +49,9 @@ def ema(
         files.write_bytes(path, data)
         facts.append(_facts(planned, path, data))
         if not json_:
-            typer.echo(f"{path}: std {planned.std:g}, {planned}")
+            say(f"{path}: std {planned.std:g}, {planned}")
     if json_:
-        typer.echo(json.dumps(facts, indent=2))
+        say_json(facts)
 
 
 def _file_name(plan: "Plan", *, newest: bool) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hdit_cli.commands import sampling as shared
+from hdit_cli.commands.say import say, say_json
 
 if TYPE_CHECKING:
     from hdit_cli.engine.evaluate import Evaluation
@@ -146,7 +147,6 @@ def eval_fid(
 
 def _score(request: "Request", *, as_json: bool) -> None:
     """One evaluation, printed."""
-    import json
 
     from hdit_cli import runtime
     from hdit_cli.engine.evaluate import evaluate
@@ -154,12 +154,14 @@ def _score(request: "Request", *, as_json: bool) -> None:
     with Bars(quiet=not runtime.ranks().is_main) as bars:
         evaluation = evaluate(request, on_progress=bars.pictures, on_download=bars.download, on_model=_tell_model)
     if evaluation is not None:
-        typer.echo(json.dumps(evaluation.record(), indent=2) if as_json else _page(evaluation))
+        if as_json:
+            say_json(evaluation.record())
+        else:
+            say(*_page(evaluation))
 
 
 def _sweep(request: "Request", axes: "tuple[Axis, ...]", *, out: Path | None, as_json: bool) -> None:
     """An evaluation for each point, and the table."""
-    import json
 
     from hdit_cli import runtime
     from hdit_cli.commands import sweep as sweeping
@@ -171,7 +173,7 @@ def _sweep(request: "Request", axes: "tuple[Axis, ...]", *, out: Path | None, as
 
         def tell(entry: dict[str, Any]) -> None:
             bars.clear()
-            typer.echo(sweeping.point_line(entry, names), err=True)
+            say(sweeping.point_line(entry, names), err=True)
 
         table = sweep(
             Sweep(request, axes, out),
@@ -182,7 +184,10 @@ def _sweep(request: "Request", axes: "tuple[Axis, ...]", *, out: Path | None, as
             on_point=tell,
         )
     if table is not None:
-        typer.echo(json.dumps(table, indent=2) if as_json else sweeping.page(table))
+        if as_json:
+            say_json(table)
+        else:
+            say(*sweeping.page(table))
 
 
 def _tell_model(model: "Model") -> None:
@@ -265,7 +270,7 @@ class Bars:
             shown.refresh()
 
 
-def _page(evaluation: "Evaluation") -> str:
+def _page(evaluation: "Evaluation") -> list[str]:
     """The scores, each with its numbers of pictures, then what they depend on."""
     facts = evaluation.facts
     lines = [_line(score) for score in evaluation.scores]
@@ -279,7 +284,7 @@ def _page(evaluation: "Evaluation") -> str:
         mark = "" if net["published"] else ", not the published file"
         lines.append(f"features   {_net(net)}{mark}")
     lines += [f"closest    {place}" for place in _listed(facts.get("nearest"))]
-    return "\n".join(lines + [f"note: {note}" for note in evaluation.notes])
+    return lines + [f"note: {note}" for note in evaluation.notes]
 
 
 def _listed(told: Any) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hdit_cli.commands import sampling as shared
+from hdit_cli.commands.say import say
 
 if TYPE_CHECKING:
     from hdit_cli.engine.model import Model
@@ -79,18 +80,18 @@ def export(
         "grid": str(grid_path) if grid_path else None,
     }
     if json_:
-        typer.echo(json.dumps(facts))
+        say(json.dumps(facts))
     else:
-        typer.echo(
+        say(
             f"{path}: {done.bytes / 1e6:.1f} MB, {dtype.value}, {model.weights} weights, read back with error {done.error:.1e}"
         )
-        typer.echo(f"sha256 {done.sha256}")
-        typer.echo(f"model card {card}")
+        say(f"sha256 {done.sha256}")
+        say(f"model card {card}")
 
 
 def _drawn(model: "Model") -> bytes | None:
     """A grid drawn now, which is said: a large model takes its time on a CPU."""
     from hdit_cli.engine.card import drawn_grid
 
-    typer.echo("drawing a grid for the model card; --no-grid leaves it out", err=True)
+    say("drawing a grid for the model card; --no-grid leaves it out", err=True)
     return drawn_grid(model)

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
+from hdit_cli.commands.say import say
 
 # side of the pictures => shipped recipe for sets without classes and with them; a test holds the table against the recipes
 RECIPES = {
@@ -27,7 +27,7 @@ SHIPPED: dict[str, tuple[str, int | str]] = {
 
 def tell(words: Sequence[str]) -> None:
     """`next: hdit ...`."""
-    typer.echo(f"next: {shlex.join(['hdit', *words])}", err=True)
+    say(f"next: {shlex.join(['hdit', *words])}", err=True)
 
 
 def after_prepare(out: Path, *, size: tuple[int, int], classes: int) -> list[str]:

@@ -7,6 +7,7 @@ import typer
 
 from hdit_cli.commands import sampling as shared
 from hdit_cli.commands.recipe import tell_stand_in
+from hdit_cli.commands.say import say, say_json
 
 if TYPE_CHECKING:
     from hdit_cli.recipe import Recipe
@@ -17,10 +18,12 @@ def info(
     json_: Annotated[bool, typer.Option("--json", help="The same facts as JSON.")] = False,
 ) -> None:
     """Say what a recipe, data set, run or checkpoint is."""
-    import json
 
     facts = _facts(path)
-    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if json_ else _page(facts))
+    if json_:
+        say_json(facts)
+    else:
+        say(*_page(facts))
 
 
 def _facts(name: str) -> dict[str, Any]:
@@ -173,7 +176,7 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
 # Printing
 
 
-def _page(facts: dict[str, Any]) -> str:
+def _page(facts: dict[str, Any]) -> list[str]:
     """One fact a line; lists of tables as tables."""
     lines = []
     for name, value in facts.items():
@@ -190,7 +193,7 @@ def _page(facts: dict[str, Any]) -> str:
             ]
         else:
             lines.append(f"{label} {value:,.3f}" if name == "gmacs" else f"{label} {_text(value)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _level(level: dict[str, Any]) -> str:

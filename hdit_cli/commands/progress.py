@@ -6,6 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hdit_cli.commands.say import say, shown
+
 _EVERY = 10.0  # seconds between plain lines
 
 
@@ -20,18 +22,21 @@ class Bar(tqdm):
             *args, **{"ascii": True, "ncols": 100, **options} if self.plain else {"dynamic_ncols": True, **options}
         )
 
+    def __str__(self) -> str:
+        return shown(super().__str__())  # a label may be a path
+
     def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
         if not self.plain:
             return super().display(msg, pos)
         now = time.monotonic()
         if now - self._last_line >= _EVERY:
             self._last_line = now
-            print(str(self), file=sys.stderr, flush=True)
+            say(str(self), err=True)
         return True
 
     def close(self) -> None:
         if self.plain and not self.disable:
-            print(str(self), file=sys.stderr, flush=True)
+            say(str(self), err=True)
             self.disable = True  # no empty line of tqdm's own
             return
         super().close()
@@ -40,12 +45,12 @@ class Bar(tqdm):
         """`update` that never runs past the total: with several processes each counts for all."""
         self.update(min(count, (self.total or 0) - self.n))
 
-    def write_line(self, text: str) -> None:
+    def write_line(self, text: str, *, err: bool = True) -> None:
         """A line that stays, above the bar."""
         if self.plain:
-            print(text, file=sys.stderr, flush=True)
+            say(text, err=err)
         else:
-            self.write(text, file=sys.stderr)
+            self.write(shown(text), file=sys.stderr if err else sys.stdout)
 
 
 def bar(*, total: int, initial: int = 0, unit: str, label: str = "", quiet: bool = False) -> Bar:

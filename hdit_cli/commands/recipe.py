@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from hdit_cli.commands.say import say, say_json
+
 
 def complete_name(incomplete: str) -> list[str]:
     """Shipped recipes that begin with what was typed, for the shell."""
@@ -28,7 +30,7 @@ def tell_stand_in(name: str) -> None:
     from hdit_cli.recipe import stand_in
 
     if (shipped := stand_in(name)) and not is_child():
-        typer.echo(f"there is no {name} here: this is the recipe {shipped} that comes with hdit", err=True)
+        say(f"there is no {name} here: this is the recipe {shipped} that comes with hdit", err=True)
 
 
 def recipe(
@@ -46,15 +48,18 @@ def recipe(
     from hdit_cli.recipe import load_recipe, recipe_text, shipped
 
     if not name:
-        typer.echo(json.dumps(shipped()) if json_ else _listing(shipped()))
+        say(json.dumps(shipped())) if json_ else say(*_listing(shipped()))
         return
     text = recipe_text(name)
-    typer.echo(json.dumps(load_recipe(name).to_dict(), indent=2) if json_ else text, nl=json_)
+    if json_:
+        say_json(load_recipe(name).to_dict())
+    else:
+        say(*text.removesuffix("\n").split("\n"))
 
 
-def _listing(names: list[str]) -> str:
+def _listing(names: list[str]) -> list[str]:
     """Each name with the first line of its header."""
     from hdit_cli.recipe import recipe_text
 
     width = max(map(len, names))
-    return "\n".join(f"{name:<{width}}  {recipe_text(name).partition(chr(10))[0].lstrip('# ')}" for name in names)
+    return [f"{name:<{width}}  {recipe_text(name).partition(chr(10))[0].lstrip('# ')}" for name in names]

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hdit_cli.commands.say import say, say_json
+
 if TYPE_CHECKING:
     from hdit_cli.engine.report import Report
 
@@ -30,7 +32,6 @@ def report(
     Curves to hover and zoom, loss by noise level, validation, sample grids over time, scores, differences between the recipes,
     environment. It reads the run folders only, also while a run trains; what is not there is said on the page.
     """
-    import json
 
     from hdit_cli.engine.report import write_report
 
@@ -38,16 +39,16 @@ def report(
     written = write_report(runs, out=out or (runs[0] / "report.html" if one else Path("report.html")), force=force)
     if json_:
         told = [{key: run[key] for key in ("name", "path", "summary", "notes")} for run in written.facts["runs"]]
-        typer.echo(json.dumps({"path": str(written.path), "bytes": written.bytes, "runs": told}, indent=2))
+        say_json({"path": str(written.path), "bytes": written.bytes, "runs": told})
     else:
-        typer.echo(_page(written))
+        say(*_page(written))
 
 
-def _page(written: "Report") -> str:
+def _page(written: "Report") -> list[str]:
     lines = []
     for run in written.facts["runs"]:
         summary = run["summary"]
         end = f" of {summary['steps']:,}" if summary["steps"] else ""
         lines.append(f"{run['name']}: {summary['state']}, step {summary['step']:,}{end}")
         lines += [f"  note: {note}" for note in run["notes"]]
-    return "\n".join([*lines, f"{written.path}: {written.bytes / 1e6:.1f} MB"])
+    return [*lines, f"{written.path}: {written.bytes / 1e6:.1f} MB"]

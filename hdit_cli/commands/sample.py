@@ -7,6 +7,7 @@ import typer
 
 from hdit_cli.commands import following
 from hdit_cli.commands import sampling as shared
+from hdit_cli.commands.say import say
 
 if TYPE_CHECKING:
     from hdit_cli.engine.collect import Order, Recorded
@@ -103,7 +104,7 @@ def sample(
             on_images=lambda count: progress.advance(count * world),
         )
     if main:
-        typer.echo(json.dumps(record) if json_ else _sentence(record, folder))
+        say(json.dumps(record) if json_ else _sentence(record, folder))
         following.tell(["eval-fid", order.checkpoint])
 
 
@@ -205,7 +206,7 @@ def _again(order: "Order", model: "Model") -> "Order":
 
     sampling, note = as_recorded(model, order.sampling)
     if note and runtime.ranks().is_main:
-        typer.echo(f"warning: {note}", err=True)
+        say(f"warning: {note}", err=True)
     return replace(order, sampling=sampling)
 
 

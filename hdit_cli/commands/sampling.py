@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hdit_cli.commands.say import say
 from hdit_cli.errors import UsageError
 
 Seed = Annotated[int, typer.Option(help="Image i is a function of (seed, i).")]
@@ -121,11 +122,11 @@ def located(checkpoint: Path) -> Path:
 
     found = stand_in(checkpoint)
     if found is not None and not is_child():
-        typer.echo(f"there is no {checkpoint} here: this is {found}, the only one under runs/", err=True)
+        say(f"there is no {checkpoint} here: this is {found}, the only one under runs/", err=True)
     return found or checkpoint
 
 
 def tell_origin(*, weights: str, origin: str) -> None:
     """Says on stderr where an average of a certain width comes from: a file, or the snapshots it was made of."""
     if weights not in ("ema", "raw"):
-        typer.echo(f"weights {weights}: {origin}", err=True)
+        say(f"weights {weights}: {origin}", err=True)

@@ -82,7 +82,7 @@ def point_line(entry: dict[str, Any], names: list[str]) -> str:
     return f"{place}: {', '.join(f'{metric} {value:.4g}' for metric, value in _scores(entry).items())}"
 
 
-def page(table: dict[str, Any]) -> str:
+def page(table: dict[str, Any]) -> list[str]:
     """The table, the best point marked, then what all points share."""
     names = [axis["name"] for axis in table["axes"]]
     metrics = list(_scores(table["points"][0]))
@@ -101,7 +101,7 @@ def page(table: dict[str, Any]) -> str:
         lines.append(
             f"note: best of {len(table['points'])} on the same pictures that it is chosen by: score it again with another --seed"
         )
-    return "\n".join([*lines, f"table {table['table']}", f"plot  {table['plot']}"])
+    return [*lines, f"table {table['table']}", f"plot  {table['plot']}"]
 
 
 def _scores(entry: dict[str, Any]) -> dict[str, float]:

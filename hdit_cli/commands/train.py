@@ -8,6 +8,7 @@ import typer
 
 from hdit_cli.commands import following
 from hdit_cli.commands.recipe import complete_recipe, tell_stand_in
+from hdit_cli.commands.say import say
 
 if TYPE_CHECKING:
     from hdit_cli.engine.events import Event, Started
@@ -66,7 +67,7 @@ def train(
 
         cost.check(dry_run=dry_run, find_batch=find_batch, memory=memory, processes=processes)
         if init is not None:
-            typer.echo("\n".join([f"would start from {init}:", *_checked(loaded, init=init)]), err=True)
+            say(f"would start from {init}:", *_checked(loaded, init=init), err=True)
         show = partial(cost.find, memory=cost.parse_memory(memory)) if find_batch else cost.show
         show(loaded, processes=processes, as_json=json_)
         return
@@ -102,7 +103,7 @@ def _set_aside(folder: Path) -> None:
             moved = set_aside(folder)
         runtime.wait_for_all()
     if moved:
-        typer.echo(f"the old run is now {moved}", err=True)
+        say(f"the old run is now {moved}", err=True)
 
 
 def _checked(recipe: "Recipe", *, init: Path | None) -> list[str]:
@@ -140,11 +141,11 @@ def _train_here(folder: Path, recipe: "Recipe", *, init: Path | None, as_json: b
             hint="the same command goes on from there",
         )
     if as_json:
-        typer.echo(json.dumps(facts))
+        say(json.dumps(facts))
     elif finished.stopped_by:
-        typer.echo(f"stopped after the time allowed, at step {finished.step}, saved; the same command goes on")
+        say(f"stopped after the time allowed, at step {finished.step}, saved; the same command goes on")
     else:
-        typer.echo(f"done: step {finished.step}, {folder / 'ckpt.safetensors'}")
+        say(f"done: step {finished.step}, {folder / 'ckpt.safetensors'}")
     if not finished.stopped_by:
         following.tell(["sample", str(folder)])
 
@@ -173,7 +174,7 @@ class Watcher:
             case events.Started():
                 self._start(event)
             case events.Begun(lines=lines):
-                self._say("\n".join(lines))
+                self._say(*lines)
             case events.Stepped(step=step, images_per_second=rate):
                 self.bar.images_per_second = rate
                 self.bar.update(step - self.bar.n)
@@ -217,11 +218,12 @@ class Watcher:
         self.bar = bar(total=started.steps, initial=started.step, unit="step")
         self.bar.images_per_second = 0.0
 
-    def _say(self, text: str) -> None:
-        if self.bar is not None:
-            self.bar.write_line(text)
-        else:
-            typer.echo(text, err=True)
+    def _say(self, *lines: str) -> None:
+        for line in lines:
+            if self.bar is not None:
+                self.bar.write_line(line)
+            else:
+                say(line, err=True)
 
 
 def _evaluation(step: int, told: "dict[str, Any]") -> str:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from hdit_cli.commands.say import say_json
+
 
 def verify(
     path: Annotated[Path, typer.Argument(help="A run folder, or a prepared data set.")],
@@ -14,7 +16,6 @@ def verify(
 
     Exits 4 (data: 3) if one differs.
     """
-    import json
     from dataclasses import asdict
 
     from hdit_cli.commands.progress import bar
@@ -29,12 +30,12 @@ def verify(
             found.append(checked)
             if not json_:
                 told = f"{checked.name:<20} {checked.bytes / 1e6:>10,.1f} MB  {checked.problem or 'whole'}"
-                progress.write(told)
+                progress.write_line(told, err=False)
             progress.advance(1)
     bad = [checked for checked in found if checked.problem]
     if json_:
         facts = {"kind": "data set" if is_data else "run", "whole": bool(found) and not bad}
-        typer.echo(json.dumps({**facts, "checked": [asdict(checked) for checked in found]}, indent=2))
+        say_json({**facts, "checked": [asdict(checked) for checked in found]})
     if not found:
         raise CheckpointError(
             f"{path} holds neither checkpoints nor shards", hint="give a whole run folder or a data set"
