@@ -12,8 +12,10 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -22,6 +24,7 @@ from hdit_cli.errors import StorageError, UsageError
 observer: Callable[[str, str], None] | None = None  # (operation, path), called before the operation; a seam for tests
 
 _TEMPORARY = ".tmp-"
+_LEFT = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "lost+found")
 _CHUNK = 1 << 22  # 4 MiB: large enough for the disk, small enough to be interrupted between
 
 
@@ -247,9 +250,39 @@ def reap(folder: Path, *, of: str = "") -> None:
             leftover.unlink(missing_ok=True)
 
 
+# Reading what may be anything
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Opens a file for reading; a pipe, a device or a folder is an OSError (EINVAL), and not waited for."""
+
+    def unblocked(name: str, _: int) -> int:
+        return os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+
+    handle = open(path, "rb", opener=unblocked)  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+        handle.close()
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return handle
+
+
+def read_regular(path: str | os.PathLike[str], *, most: int) -> bytes:
+    """The content of a regular file of up to `most` bytes; anything else is an OSError."""
+    with open_regular(path) as handle:
+        size = os.fstat(handle.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"{size} bytes, expected at most {most}", os.fspath(path))
+        return handle.read()
+
+
+def left_by_others(name: str) -> bool:
+    """Whether a name is of what file systems, desktops and editors leave in any folder: `.nfs0001`, `._a`, `Thumbs.db`, `a~`."""
+    return name.startswith((".", "@", "~$")) or name.endswith("~") or name.lower() in _LEFT
+
+
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as handle:
+    """SHA-256 of a regular file, hexadecimal."""
+    with open_regular(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

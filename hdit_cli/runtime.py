@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -181,6 +181,19 @@ def normal(seed: int, stream: str, index: Sequence[int] | np.ndarray, shape: Seq
 
 
 # Facts about the machine
+
+
+@contextlib.contextmanager
+def only_tensors() -> Iterator[None]:
+    """Inside the block, and in other threads meanwhile, `torch.load` reads tensors and plain values alone, whoever calls it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    others = {each: os.environ.pop(each, None) for each in (name, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")}
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        os.environ.update({each: value for each, value in others.items() if value is not None})
 
 
 def version(package: str) -> str | None:

@@ -141,36 +141,29 @@ def _run_facts(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:
-    import json
+    from hdit_cli.engine.assemble import check_is_ours
+    from hdit_cli.engine.checkpoint import read_announced
+    from hdit_cli.engine.header import check_layers, read_facts
 
-    from hdit_cli.engine.checkpoint import FORMAT, read_header
-    from hdit_cli.errors import CheckpointError, UsageError
-    from hdit_cli.recipe import Recipe
-
-    header = read_header(path)
-    if header.get("hdit.format") != FORMAT:
-        hint = "`hdit convert` turns a k-diffusion checkpoint into ours" if "config" in header else ""
-        raise CheckpointError(f"{path} is not an hdit checkpoint", hint=hint or "give a file that hdit wrote")
-    try:
-        recipe, classes = Recipe.from_dict(json.loads(header["hdit.recipe"])), json.loads(header["hdit.classes"])
-        data = json.loads(header["hdit.data"])
-        if classes and len(data.get("class_counts", ())) == len(classes):
-            data["class_counts"] = dict(zip(classes, data["class_counts"], strict=True))
-        facts = {
-            "step": int(header["hdit.step"]),
-            "images_seen": int(header["hdit.images_seen"]),
-            "weights": header["hdit.weights"],
-            "class_names": classes,
-            "data": data,
-            "version": header["hdit.version"],
-            "bytes": path.stat().st_size,
-            **({"score": json.loads(header["hdit.score"])} if "hdit.score" in header else {}),
-        }
-    except (KeyError, ValueError, UsageError) as error:
-        raise CheckpointError(
-            f"the header of {path} cannot be read: {error}", hint="was it written by a newer hdit?"
-        ) from error
-    return {"kind": "checkpoint", **_recipe_facts(recipe, classes=classes), **facts}
+    tensors, metadata = read_announced(path)
+    check_is_ours(metadata, where=str(path))
+    facts = read_facts(metadata, where=str(path))
+    check_layers(facts.recipe, tensors, where=str(path))
+    data = dict(facts.data)
+    if facts.classes and data.get("class_counts"):
+        data["class_counts"] = dict(zip(facts.classes, data["class_counts"], strict=True))
+    return {
+        "kind": "checkpoint",
+        **_recipe_facts(facts.recipe, classes=facts.classes),
+        "step": facts.step,
+        "images_seen": facts.images_seen,
+        "weights": facts.weights,
+        "class_names": facts.classes,
+        "data": data,
+        "version": facts.version,
+        "bytes": path.stat().st_size,
+        **({"score": facts.score} if facts.score is not None else {}),
+    }
 
 
 # Printing

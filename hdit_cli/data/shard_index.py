@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from hdit_cli.data.shards import MADE_BY, MANIFEST, NO_LABEL, Bucket, Manifest, ShardInfo, index_path, regular_bytes
+from hdit_cli import files
+from hdit_cli.data.shards import MADE_BY, MANIFEST, NO_LABEL, Bucket, Manifest, ShardInfo, index_path
 from hdit_cli.errors import DataError
 
 # offset and size of the picture's bytes inside the tar, their CRC-32, and the class index (-1 = none)
@@ -65,7 +66,7 @@ def _index_bytes(folder: Path, shard: ShardInfo, dtype: np.dtype) -> bytes:
     path = index_path(folder, shard)
     size = shard.count * dtype.itemsize
     try:
-        raw = regular_bytes(path, most=size)
+        raw = files.read_regular(path, most=size)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", hint=MADE_BY) from error
     if len(raw) < size:

@@ -7,13 +7,10 @@ Headers carry no time, no owner: the bytes are a function of the samples alone.
 """
 
 import contextlib
-import errno
 import functools
 import hashlib
 import json
-import os
 import re
-import stat
 import struct
 import tarfile
 import zlib
@@ -115,7 +112,7 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        raw = regular_bytes(path, most=_LARGEST_MANIFEST)
+        raw = files.read_regular(path, most=_LARGEST_MANIFEST)
     except FileNotFoundError as error:
         what = f"no {MANIFEST} in {folder}" if folder.is_dir() else f"no data set at {folder}"
         raise DataError(what, hint=f"hdit prepare YOUR_PICTURES --out {folder}") from error
@@ -127,21 +124,6 @@ def load_manifest(folder: Path) -> Manifest:
         raise DataError(f"{path} is not JSON", hint=MADE_BY) from error
     except _Invalid as error:
         raise DataError(f"{path}: {error}", hint=MADE_BY) from error
-
-
-def regular_bytes(path: Path, *, most: int) -> bytes:
-    """The content of a regular file of up to `most` bytes; a pipe or a device is an OSError, and not waited for."""
-
-    def unblocked(name: str, _: int) -> int:
-        return os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-
-    with open(path, "rb", buffering=0, opener=unblocked) as handle:
-        status = os.fstat(handle.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        if status.st_size > most:
-            raise OSError(errno.EFBIG, f"{status.st_size} bytes, expected at most {most}")
-        return handle.read()
 
 
 class _Invalid(Exception):

@@ -10,6 +10,7 @@ from typing import Any
 
 from hdit_cli import files
 from hdit_cli.engine.checkpoint import metadata_of, read_header, read_tensors, serialise
+from hdit_cli.engine.header import read_facts
 from hdit_cli.engine.model import Model
 from hdit_cli.errors import CheckpointError
 
@@ -32,8 +33,8 @@ def read_score(path: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: not a safetensors file, or damaged.
     """
-    told = read_header(path).get(SCORE)
-    return None if told is None else json.loads(told)
+    metadata = read_header(path)
+    return read_facts(metadata, where=str(path)).score if SCORE in metadata else None
 
 
 def best_problem(path: Path) -> str:

@@ -5,14 +5,15 @@ for each width of `ema.stds`, all inference files; `optimizer.safetensors` (stat
 `manifest.json` with the SHA-256 of the rest. It appears under its name only when it is whole and on the disk.
 """
 
+import contextlib
 import errno
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -20,14 +21,22 @@ import torch
 from torch import Tensor
 
 from hdit_cli import __version__, files
-from hdit_cli.engine.model import Model, build_network, class_count, precondition
-from hdit_cli.errors import CheckpointError, NonFiniteError, StorageError, UsageError
-from hdit_cli.recipe import Recipe
+from hdit_cli.engine import header
+from hdit_cli.engine.header import FORMAT
+from hdit_cli.engine.model import Model
+from hdit_cli.errors import CheckpointError, NonFiniteError, StorageError
 
-FORMAT = "hdit-checkpoint/1"
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-(\d{8})")
-_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ELOOP)  # errors that another try will not mend
+_DAMAGE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EIO,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EFBIG,
+)  # errors that another try will not mend
 
 
 # Inference files
@@ -60,9 +69,9 @@ def serialise(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
     raw = safetensors.torch.save(host, metadata)
     # safetensors writes the metadata in the order of a hash table that differs from process to process: sort it
     length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    told = json.loads(raw[8 : 8 + length])
+    told["__metadata__"] = dict(sorted(told["__metadata__"].items()))
+    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + raw[8 + length :]
 
@@ -78,76 +87,52 @@ def read_header(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: not a safetensors file, or damaged.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as handle:
-            return handle.metadata() or {}
-    except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint {path}", hint="give a .safetensors file or a run folder") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file: {error}", hint="it may be cut short; copy it again"
-        ) from error
+    return read_announced(path)[1]
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, copied into memory (the file may be replaced later), and its metadata.
+def read_announced(path: Path) -> tuple[dict[str, header.Entry], dict[str, str]]:
+    """What the header of a safetensors file announces: tensors, and metadata.
 
     Raises:
         CheckpointError: not a safetensors file, or damaged.
     """
-    read_header(path)  # refuses what is no such file
+    with _opened(path) as handle:
+        return header.read_table(handle)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, open; what is wrong with it inside the block becomes a CheckpointError."""
     try:
-        data = path.read_bytes()
-        tensors, length = safetensors.torch.load(data), int.from_bytes(data[:8], "little")
-        # of the same bytes: a run that trains may have replaced the file since its header was read
-        return tensors, json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        with files.open_regular(path) as handle:
+            yield handle
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint {path}", hint="give a .safetensors file or a run folder") from None
+    except (safetensors.SafetensorError, header.Garbled, OSError) as error:
+        told = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise CheckpointError(
-            f"{path} is damaged: {error}", hint="copy it again, or use an older checkpoint"
+            f"{path} is not a whole safetensors file: {told}", hint="it may be cut short; copy it again"
         ) from error
 
 
-def assemble(tensors: dict[str, Tensor], metadata: dict[str, str], *, where: str) -> Model:
-    """Builds the model that an inference file describes; all or nothing.
+def read_tensors(
+    path: Path, *, check: Callable[[header.Table, dict[str, str]], None] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, copied into memory (the file may be replaced later), and its metadata.
+
+    Args:
+        check: called with what the header announces, before any tensor is read; what it raises is raised.
 
     Raises:
-        CheckpointError: facts or tensors do not fit together; the first tensor at fault is named.
+        CheckpointError: not a safetensors file, damaged, or with a weight that is no floating-point number.
     """
-    try:
-        recipe = Recipe.from_dict(json.loads(metadata["hdit.recipe"]))
-        classes = json.loads(metadata["hdit.classes"])
-        facts = {
-            "step": int(metadata["hdit.step"]),
-            "images_seen": int(metadata["hdit.images_seen"]),
-            "data": json.loads(metadata["hdit.data"]),
-            "weights": metadata["hdit.weights"],
-        }
-    except (KeyError, ValueError, UsageError) as error:
-        raise CheckpointError(
-            f"the header of {where} cannot be read: {error}", hint="was it written by a newer hdit?"
-        ) from error
-    with torch.device("meta"):
-        network = build_network(recipe, classes=class_count(recipe, classes=classes))
-    check_tensors(network.state_dict(), tensors, where=where)
-    network.load_state_dict(tensors, assign=True)
-    denoiser = precondition(network, recipe).eval().requires_grad_(False)
-    return Model(denoiser, recipe.to_dict(), classes, **facts)
-
-
-def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], *, where: str) -> None:
-    """Raises CheckpointError, naming the first difference, unless names and shapes are equal and every value finite."""
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or extra:
-        what = f"lacks {missing[0]}" if missing else f"has an unknown tensor {extra[0]}"
-        raise CheckpointError(f"{where} {what}", hint="it does not fit the recipe in its header")
-    for name, tensor in found.items():
-        if tensor.shape != wanted[name].shape:
-            raise CheckpointError(
-                f"{where}: {name} has shape {list(tensor.shape)}, the recipe wants {list(wanted[name].shape)}",
-                hint="it does not fit the recipe in its header",
-            )
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{where}: {name} holds NaN or infinity", hint="use an older checkpoint")
+    with _opened(path) as handle:  # header and tensors of one file, whatever takes its name meanwhile
+        tensors, metadata = header.read_table(handle)
+        header.check_floats(tensors, where=str(path))
+        if check is not None:
+            check(tensors, metadata)
+        handle.seek(0)
+        return safetensors.torch.load(handle.read()), metadata
 
 
 # Checkpoint folders
@@ -293,14 +278,14 @@ def verify(folder: Path) -> str:
         StorageError: it cannot be read now, which says nothing about it: no permission, too many open files, ...
     """
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        text = files.read_regular(folder / MANIFEST, most=header.LARGEST).decode()
         manifest = json.loads(text)
         expected = manifest["files"]
         if text != files.json_text(manifest):
             return "its manifest has changed since it was written"
         if folder.name.removesuffix(".bad") != step_name(manifest["step"]):
             return f"its manifest is of step {manifest['step']}"
-        present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
+        present = {entry.name for entry in folder.iterdir() if not files.left_by_others(entry.name)} - {MANIFEST}
         if present != set(expected):
             odd = sorted(present ^ set(expected))[0]
             return f"{odd} is {'unexpected' if odd in present else 'missing'}"
@@ -314,7 +299,7 @@ def verify(folder: Path) -> str:
                 f"cannot read {error.filename or folder}: {error.strerror}", hint="check its permissions and the disk"
             ) from error
         return f"{Path(error.filename or MANIFEST).name} cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
     return ""
 
@@ -348,13 +333,26 @@ def newest_verified(run: Path, *, warn: Any) -> Path | None:
 
 
 def load_snapshot(folder: Path) -> Snapshot:
-    """Reads a verified checkpoint folder."""
+    """Reads a verified checkpoint folder.
+
+    Raises:
+        CheckpointError: it holds something else than a run needs to go on.
+    """
     raw, _ = read_tensors(folder / "model.safetensors")
     ema, _ = read_tensors(folder / "ema.safetensors")
     optimizer, _ = read_tensors(folder / "optimizer.safetensors")
-    state = json.loads((folder / "state.json").read_text())
+    state = _read_state(folder / "state.json")
     tensors = {path.name: read_tensors(path)[0] for path in sorted(folder.glob("ema-*.safetensors"))}
     return Snapshot(raw, ema, optimizer, state, Averages(tensors, updates=state.get("ema_updates", 0)))
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = header.parse_json(files.read_regular(path, most=header.LARGEST), what="it")
+        header.check_state(state)
+    except (header.Garbled, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", hint="use an older checkpoint") from error
+    return state
 
 
 def rotate(run: Path, *, keep: int) -> None:

@@ -3,11 +3,13 @@
 The one place that reads pickle, through `weights_only=True`, which builds tensors and plain containers and runs no code.
 """
 
-import json
+import contextlib
 import pickle
-import struct
 import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import safetensors.torch
@@ -15,29 +17,37 @@ import torch
 from torch import Tensor
 
 from hdit_cli import files
-from hdit_cli.engine.checkpoint import FORMAT, assemble, metadata_of, read_header, read_tensors, save_inference
+from hdit_cli.engine import header
+from hdit_cli.engine.assemble import assemble
+from hdit_cli.engine.checkpoint import metadata_of, read_announced, read_tensors, save_inference
 from hdit_cli.engine.model import Model, build_network, class_count, precondition
 from hdit_cli.errors import CheckpointError, UsageError
 from hdit_cli.metrics import fid_inception
 from hdit_cli.models.convert import Unsupported, kdiffusion_recipe
-from hdit_cli.recipe import Recipe
+from hdit_cli.recipe import Recipe, plain_name
 
-# what torch's restricted unpickler trips over in a cut or foreign file
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    AssertionError,
-    TypeError,
-    struct.error,
-)
 _LARGEST_NET = 1 << 28  # pytorch-fid's file has 95 MB; a larger one is not read twice
+_COPIES = 2  # how often a file's bytes may stand in its tensors: parts of a network may share weights
 
 
-def read_foreign(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, int]:
-    """Tensors (averaged weights), configuration if the file carries one, and step of a k-diffusion checkpoint.
+@dataclass(frozen=True)
+class Foreign:
+    """A k-diffusion checkpoint, looked at.
+
+    Attributes:
+        table: its averaged weights as it announces them.
+        config: the configuration that it carries, of whatever type; None where it carries none.
+        read: gives the weights.
+    """
+
+    table: header.Table
+    config: Any
+    step: int
+    read: Callable[[], dict[str, Tensor]]
+
+
+def open_foreign(path: Path) -> Foreign:
+    """Looks at a k-diffusion checkpoint; its weights are not in memory yet.
 
     Raises:
         CheckpointError: not such a file, or damaged.
@@ -45,16 +55,19 @@ def read_foreign(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, 
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}", hint="give a k-diffusion .safetensors or .pth file")
     if is_pickled(path):
-        return _read_training(path)
-    header = read_header(path)
-    if header.get("hdit.format") == FORMAT:
+        return _open_training(path)
+    table, metadata = read_announced(path)
+    if metadata.get("hdit.format") == header.FORMAT:
         raise UsageError(f"{path} is an hdit checkpoint already", hint="`hdit export` writes it in other forms")
-    tensors, _ = read_tensors(path)
-    try:
-        config = json.loads(header["config"]) if "config" in header else None
-    except ValueError as error:
-        raise CheckpointError(f"the configuration inside {path} is not JSON", hint="give it with --config") from error
-    return tensors, config, 0
+    config = None
+    if "config" in metadata:
+        try:
+            config = header.parse_json(metadata["config"], what="its configuration")
+        except header.Garbled as error:
+            raise CheckpointError(
+                f"{path} cannot be read: {error}", hint="give the configuration with --config"
+            ) from error
+    return Foreign(table, config, 0, lambda: read_tensors(path)[0])
 
 
 def is_pickled(path: Path) -> bool:
@@ -63,41 +76,103 @@ def is_pickled(path: Path) -> bool:
 
 
 def _read_pickled(path: Path) -> Any:
+    """What torch.save wrote; of today's files the tensors are mapped, not read."""
+    zipped = zipfile.is_zipfile(path)
+    if zipped and _unpacked_size(path) > path.stat().st_size:
+        raise CheckpointError(
+            f"{path} unpacks to more than it is, which no file of torch.save does", hint="do not trust it"
+        )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        if not zipfile.is_zipfile(path):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # whatever a cut or foreign file makes torch's restricted unpickler trip over
+        if not zipped:
             raise CheckpointError(
                 f"{path} is not a whole torch file", hint="it may be cut short; copy it again"
             ) from error
+        blocked = isinstance(error, pickle.UnpicklingError)  # torch's own words advise to run it
+        told = "it holds other objects" if blocked else (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{path} cannot be read as tensors and plain values: {str(error).splitlines()[0]}",
+            f"{path} cannot be read as tensors and plain values: {told}",
             hint="only files that torch's weights_only mode accepts are read; nothing in it was run",
         ) from error
 
 
-def _read_training(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, int]:
+def _unpacked_size(path: Path) -> int:
+    with (
+        contextlib.suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError),
+        zipfile.ZipFile(path) as archive,
+    ):
+        return sum(entry.file_size for entry in archive.infolist())
+    return 0  # then torch does not read it either
+
+
+def _open_training(path: Path) -> Foreign:
     stored = _read_pickled(path)
     tensors = stored.get("model_ema") if isinstance(stored, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
         raise CheckpointError(f"{path} has no model_ema", hint="give a training checkpoint of k-diffusion")
-    return tensors, stored.get("config"), int(stored.get("step", 0))
+    step = stored.get("step", 0)
+    if not header.is_count(step):
+        raise CheckpointError(f"{path}: its step is {short(step)}, no count", hint="it is damaged; get it again")
+    return Foreign(table_of(tensors, where=path), stored.get("config"), step, lambda: tensors)
+
+
+def table_of(tensors: Mapping[Any, Tensor], *, where: Path) -> dict[str, header.Entry]:
+    """What unpickled tensors are, as a header would announce them.
+
+    Raises:
+        CheckpointError: one is no plain tensor with all its numbers in the file; it is named.
+    """
+    for name, tensor in tensors.items():
+        if problem := "its name is no text" if not isinstance(name, str) else _not_plain(tensor):
+            raise CheckpointError(f"{where}: {short(name)} {problem}", hint="save the weights as plain tensors")
+    if sum(tensor.nbytes for tensor in tensors.values()) > _COPIES * where.stat().st_size:
+        raise CheckpointError(
+            f"{where}: its tensors are larger than the file", hint="save the weights as plain tensors"
+        )
+    return {
+        name: header.Entry(
+            header.NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape)
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _not_plain(tensor: Tensor) -> str:
+    """Why a tensor is not an array of numbers that lie in a file, or ""."""
+    if tensor.is_meta:
+        return "is a meta tensor: its numbers are not in the file"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return "is sparse or nested"
+    if tensor.is_quantized:
+        return "is quantised"
+    reach = 1
+    for stride, side in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if side > 1 and stride < reach:
+            return "is expanded: its numbers stand for several elements each"
+        reach = max(reach, stride * side)
+    return ""
 
 
 def convert_feature_net(source: Path, *, out: Path) -> bool:
     """Writes pytorch-fid's Inception weights as safetensors; False, and nothing written, where the file is another one.
 
     Raises:
-        CheckpointError: a torch file that cannot be read.
+        CheckpointError: a torch file that cannot be read, or that holds something else under the names of these weights.
     """
     if not source.is_file() or not is_pickled(source) or source.stat().st_size > _LARGEST_NET:
         return False
     stored = _read_pickled(source)
+    shapes = fid_inception.shapes()
     if not isinstance(stored, dict) or not fid_inception.parameter_names() <= stored.keys():
         return False
-    tensors = {name: tensor.contiguous() for name, tensor in stored.items() if isinstance(tensor, Tensor)}
+    tensors = {name: value for name, value in stored.items() if name in shapes and isinstance(value, Tensor)}
+    table = table_of(tensors, where=source)
+    weights = {name: table[name] for name in fid_inception.parameter_names() if name in table}
+    header.check_table({name: shapes[name] for name in fid_inception.parameter_names()}, weights, where=str(source))
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
     files.make_folder(out.parent)
-    files.write_bytes(out, safetensors.torch.save(tensors, {fid_inception.SOURCE: files.sha256(source)}))
+    files.write_bytes(out, safetensors.torch.save(kept, {fid_inception.SOURCE: files.sha256(source)}))
     return True
 
 
@@ -111,26 +186,45 @@ def convert(source: Path, *, out: Path, config: dict[str, Any] | None) -> Model:
         CheckpointError: the file cannot be read, or its tensors do not fit its configuration.
         UsageError: no configuration, or one that asks for what we do not have.
     """
-    tensors, own, step = read_foreign(source)
-    config = config if config is not None else own
-    if config is None:
-        raise UsageError(f"{source} carries no configuration", hint="--config FILE.json, the one it was trained with")
-    try:
-        values = kdiffusion_recipe(config)
-    except Unsupported as error:
-        raise UsageError(f"the configuration of {source} has {error}", hint="only HDiT checkpoints convert") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(
-            f"the configuration of {source} is not complete: {type(error).__name__} {error}",
-            hint="give it with --config",
-        ) from error
-    recipe = Recipe.from_dict({**values, "name": source.stem or "converted"})
+    foreign = open_foreign(source)
+    recipe = _described(source, foreign, config)
     classes = [str(i) for i in range(int(recipe.model.classes))]
+    header.check_layers(recipe, foreign.table, where=str(source))
     with torch.device("meta"):
         network = build_network(recipe, classes=class_count(recipe, classes=classes))
-    blank = Model(precondition(network, recipe), recipe.to_dict(), classes, weights="ema", step=step)
-    floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    header.check_table(shapes, foreign.table, where=str(source))
+    blank = Model(precondition(network, recipe), recipe.to_dict(), classes, weights="ema", step=foreign.step)
+    floats = {name: tensor.float() for name, tensor in foreign.read().items()}
     model = assemble(floats, metadata_of(blank), where=str(source))
     files.make_folder(out.parent)
     save_inference(out, model)
     return model
+
+
+def _described(source: Path, foreign: Foreign, config: dict[str, Any] | None) -> Recipe:
+    """The recipe that the configuration of a checkpoint stands for.
+
+    Raises:
+        UsageError: there is none, the user's is wrong, or it asks for what we do not have.
+        CheckpointError: the one inside the file is wrong.
+    """
+    own = config is None
+    config = foreign.config if own else config
+    if config is None:
+        raise UsageError(f"{source} carries no configuration", hint="--config FILE.json, the one it was trained with")
+    wrong = CheckpointError if own else UsageError
+    try:
+        values = kdiffusion_recipe(config)
+        return Recipe.from_dict({**values, "name": plain_name(source.stem) or "converted"})
+    except Unsupported as error:
+        raise UsageError(f"the configuration of {source} has {error}", hint="only HDiT checkpoints convert") from error
+    except UsageError as error:
+        raise wrong(
+            f"the configuration of {source} describes no network: {error.message}", hint="--config FILE.json"
+        ) from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise wrong(
+            f"the configuration of {source} is not complete: {type(error).__name__} {str(error)[:200]}",
+            hint="give it with --config",
+        ) from error

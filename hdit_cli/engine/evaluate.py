@@ -27,6 +27,7 @@ from hdit_cli.engine.request import (
     held_out_of,
     metrics_of,
     model_of,
+    not_opened,
     open_nets,
     pictures_of,
     prepare_folder,
@@ -144,6 +145,7 @@ def plan(
     fed = [Fed(metrics)]
     if needs_net(metrics) or (request.features and len(feature_net.split(request.features)) > 1):
         fed = share_out(metrics, open_nets(request, model, session, on_download=on_download))
+        notes += not_opened(request, model)
         notes += _notes_on([each.net for each in fed if each.net is not None], reference)
     held_out = None
     if Memorisation in metrics:

@@ -8,6 +8,7 @@ as the Inception Score. Its value goes into the checkpoint, so a run that goes o
 The file may be newer than the checkpoint that a run goes on from: it is written again at the same step, the same.
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Evaluator:
         folder: of the run.
 
     Raises:
-        UsageError: `eval.during_weights` names an average that the run does not track.
+        UsageError: `eval.during_weights` names an average that the run does not track, or a received recipe a file as net.
         DataError: weights of the feature net are missing, it does not take pictures of these sizes, or too few pictures.
     """
 
@@ -68,6 +69,12 @@ class Evaluator:
         counts = {"pictures": section.during_n, "reference": self.reference.count}
         self.notes = check_counts(self.metrics, counts=counts, allow_small=True)
         check_reference(self.metrics, self._pictures(model), self.reference)
+        if recipe.left_out and needs_net(self.metrics):
+            raise UsageError(
+                f"eval.features is the file {recipe.left_out}, and the recipe comes out of a checkpoint or a run: what a "
+                "received file names is not opened, since it may run",
+                hint=f"if you trust it, --set eval.features={shlex.quote(recipe.left_out)}; else --set eval.features=inception",
+            )
         self.net = open_net(section.features) if needs_net(self.metrics) else None
         self.fed = [Fed(self.metrics, self.net)]
         if self.net is not None:

@@ -99,7 +99,8 @@ def choose_labels(model: Model, *, n: int, wanted: str | None, seed: int) -> Ten
         return torch.full((n,), class_index(model, wanted))
     if not classes:
         return None
-    counts = np.asarray(model.data.get("class_counts") or [1] * classes, dtype=np.float64)
+    known = model.data.get("class_counts")
+    counts = np.asarray(known if known and any(known) else [1] * classes, dtype=np.float64)
     edges = torch.from_numpy(np.cumsum(counts) / counts.sum())
     u = runtime.uniform(seed, "sample/label", np.arange(n))[:, 0]
     return torch.searchsorted(edges, u).clamp(max=classes - 1)

@@ -9,7 +9,9 @@ from torch import Tensor
 from hdit_cli import files, runtime
 from hdit_cli.engine import posthoc, snapshots
 from hdit_cli.engine import weights as names
-from hdit_cli.engine.checkpoint import FORMAT, MANIFEST, assemble, list_steps, read_header, read_tensors, step_name
+from hdit_cli.engine.assemble import assemble, check_announced, check_is_ours
+from hdit_cli.engine.checkpoint import MANIFEST, list_steps, read_header, read_tensors, step_name
+from hdit_cli.engine.header import Table, read_facts
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.trained import missing
 from hdit_cli.errors import CheckpointError, UsageError
@@ -30,11 +32,11 @@ class InFile:
         Raises:
             CheckpointError: not a safetensors file, damaged, or not ours.
         """
-        tensors, header = read_tensors(self.file)
-        if header.get("hdit.format") != FORMAT:
-            hint = "`hdit convert` turns a k-diffusion checkpoint into ours" if "config" in header else ""
-            raise CheckpointError(f"{self.file} is not an hdit checkpoint", hint=hint or "give a file that hdit wrote")
-        return tensors, header
+        return read_tensors(self.file, check=self._check)
+
+    def _check(self, tensors: Table, header: dict[str, str]) -> None:
+        check_is_ours(header, where=str(self.file))
+        check_announced(tensors, header, where=str(self.file))
 
     def sha256(self) -> str:
         """Of the file."""
@@ -102,7 +104,7 @@ def _average(run: Path, std: float, *, newest: Path) -> Source:
     if newest != run and tracked.is_file():
         return InFile(tracked)
     steps = snapshots.list_steps(run)
-    if written.is_file() and (not steps or int(read_header(written).get("hdit.step", -1)) >= steps[-1]):
+    if written.is_file() and (not steps or read_facts(read_header(written), where=str(written)).step >= steps[-1]):
         return InFile(written)
     return posthoc.plan(run, [std])[0]
 

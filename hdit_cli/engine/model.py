@@ -29,6 +29,7 @@ class Model:
         step, images_seen: how far it was trained.
         data: path, fingerprint and, where known, pictures per class of the data it was trained on.
         origin: where the weights were read, or what they were reconstructed from; "" for a model in training.
+        left_out: the feature net that the file named by a path, which `recipe` leaves out; "" where it named none so.
     """
 
     denoiser: Denoiser
@@ -39,6 +40,7 @@ class Model:
     images_seen: int = 0
     data: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
+    left_out: str = ""
 
     @property
     def network(self) -> HDiT:

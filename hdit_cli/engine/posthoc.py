@@ -5,7 +5,6 @@ Each snapshot is an average of the weights under a known profile over training t
 the wanted one in least squares is found in closed form; applied to the snapshots it gives nearly the wanted average.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ import torch
 from torch import Tensor
 
 from hdit_cli import files
-from hdit_cli.engine import checkpoint, snapshots
+from hdit_cli.engine import checkpoint, header, snapshots
+from hdit_cli.engine.assemble import blank
 from hdit_cli.engine.ema import gamma_of
-from hdit_cli.engine.model import build_network, class_count
+from hdit_cli.engine.header import read_facts
 from hdit_cli.engine.run import differences
 from hdit_cli.engine.snapshots import EmaSnapshot
 from hdit_cli.engine.weights import name_of
 from hdit_cli.errors import CheckpointError, UsageError
-from hdit_cli.recipe import Recipe
 
 _GROUP = 1 << 28  # bytes of float64 sums at a time: what a reconstruction takes besides its result
 
@@ -181,27 +180,32 @@ def _check_one_run(found: Sequence[EmaSnapshot]) -> None:
     """Raises CheckpointError unless all snapshots come from one training."""
     newest = checkpoint.read_header(next(iter(found[-1].by_std.values())))
     for snapshot in found[:-1]:
-        header = checkpoint.read_header(next(iter(snapshot.by_std.values())))
-        if differences := _differences(header, newest):
+        metadata = checkpoint.read_header(next(iter(snapshot.by_std.values())))
+        if differences := _differences(metadata, newest):
             raise CheckpointError(
                 f"the snapshots of steps {snapshot.step} and {found[-1].step} are of different runs: {differences[0]}",
                 hint="remove those that do not belong here",
             )
 
 
-def _differences(header: dict[str, str], other: dict[str, str]) -> list[str]:
+def _differences(metadata: dict[str, str], other: dict[str, str]) -> list[str]:
     """What shows that two inference files come from different trainings."""
-    old, new = (json.loads(h["hdit.recipe"]) for h in (header, other))
-    changed = differences(old, Recipe.from_dict(new))
-    prints = [json.loads(h["hdit.data"]).get("fingerprint") for h in (header, other)]
+    old, new = (read_facts(each, where="a snapshot") for each in (metadata, other))
+    changed = differences(old.recipe.to_dict(), new.recipe)
+    prints = [facts.data.get("fingerprint") for facts in (old, new)]
     return changed + (["the data set"] if prints[0] != prints[1] else [])
 
 
-def _parameter_names(header: dict[str, str]) -> set[str]:
-    """Names of the network that an inference file holds; the other tensors of the file are its constant buffers."""
-    recipe = Recipe.from_dict(json.loads(header["hdit.recipe"]))
-    with torch.device("meta"):
-        network = build_network(recipe, classes=class_count(recipe, classes=json.loads(header["hdit.classes"])))
+def _parameter_names(metadata: dict[str, str], paths: Sequence[Path]) -> set[str]:
+    """Names of the network that an inference file holds; the other tensors of the file are its constant buffers.
+
+    Raises:
+        CheckpointError: one of the files holds other tensors than this network has.
+    """
+    network = blank(read_facts(metadata, where=str(paths[-1])))
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    for path in paths:
+        header.check_table(wanted, checkpoint.read_announced(path)[0], where=str(path))
     return {name for name, _ in network.named_parameters()}
 
 
@@ -216,8 +220,8 @@ def reconstruct(plans: Sequence[Plan]) -> Iterator[tuple[dict[str, Tensor], dict
     paths = plans[0].files
     coefficients = torch.from_numpy(np.stack([plan.fit.coefficients for plan in plans]))  # float64 (plans, files)
     used = [i for i in range(len(paths)) if coefficients[:, i].any()]
-    header = checkpoint.read_header(paths[-1])
-    parameters = _parameter_names(header)
+    metadata = checkpoint.read_header(paths[-1])
+    parameters = _parameter_names(metadata, [*(paths[i] for i in used), paths[-1]])
     with safetensors.safe_open(paths[-1], framework="pt") as handle:
         shapes = {name: handle.get_slice(name).get_shape() for name in handle.keys() if name in parameters}  # noqa: SIM118
         buffers = {name: handle.get_tensor(name) for name in handle.keys() if name not in parameters}  # noqa: SIM118
@@ -235,7 +239,7 @@ def reconstruct(plans: Sequence[Plan]) -> Iterator[tuple[dict[str, Tensor], dict
             result.update({name: total[number].to(dtypes[name]) for name, total in sums.items()})
     for plan, result in zip(plans, results, strict=True):
         told = f"{plan.count} snapshots, profile error {plan.fit.error:.3e}"
-        yield result, {**header, "hdit.weights": name_of(plan.std), "hdit.ema": told}
+        yield result, {**metadata, "hdit.weights": name_of(plan.std), "hdit.ema": told}
 
 
 def _add(total: Tensor, tensor: Tensor, coefficients: list[float]) -> None:

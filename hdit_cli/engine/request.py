@@ -1,5 +1,6 @@
 """From what was asked for to what is scored: a model or pictures, a reference, metrics, a feature net."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,7 +142,10 @@ def _refuse_sampling(request: Request) -> None:
 def reference_of(request: Request, model: Model | None, session: Session) -> tuple[Stored | StatisticsFile, list[str]]:
     """The pictures to compare with, and what is odd about them."""
     if request.reference is not None:
-        return _opened(request.reference, session), []
+        key = (request.reference, None)
+        if key not in session.stored:
+            session.stored[key] = open_reference(request.reference)
+        return session.stored[key], []
     assert model is not None
     if not model.data_path:
         raise DataError("the checkpoint names no data to compare with", hint="--reference DIR: a data set, or a folder")
@@ -152,18 +156,14 @@ def reference_of(request: Request, model: Model | None, session: Session) -> tup
             hint="go to the folder where it was trained, or --reference DIR",
         )
     cut = model.image_size if model.recipe["data"].get("crop", "none") != "none" else None
-    stored = _opened(path, session, cut=cut)
+    if (path, cut) not in session.stored:
+        session.stored[path, cut] = open_stored(path, cut=cut)  # pictures, whatever a header calls the folder
+    stored = session.stored[path, cut]
     notes = [f"the reference is the centre of each picture, {cut[0]}x{cut[1]}"] if cut else []
     trained_on = model.data.get("fingerprint")
     if trained_on and trained_on != stored.fingerprint:
         notes.append(f"{path} has changed since the checkpoint was trained on it")
     return stored, notes
-
-
-def _opened(path: Path, session: Session, *, cut: Size | None = None) -> Stored | StatisticsFile:
-    if (path, cut) not in session.stored:
-        session.stored[path, cut] = open_reference(path, cut=cut)
-    return session.stored[path, cut]
 
 
 def pictures_of(request: Request, model: Model) -> Generated:
@@ -212,13 +212,31 @@ def open_net(named: str, *, on_download: Callable[[int, int], None] = lambda don
 def open_nets(
     request: Request, model: Model | None, session: Session, *, on_download: Callable[[int, int], None]
 ) -> list[FeatureNet]:
-    """The nets asked for, else the recipe's, else Inception."""
+    """The nets asked for, else the recipe's, else Inception.
+
+    Raises:
+        DataError: one is missing, or is no feature net.
+    """
     default = (model.recipe["eval"].get("features") if model else None) or "inception"
     wanted = feature_net.split(request.features) if request.features else [default]
     for each in wanted:
-        if each not in session.nets:
+        if each in session.nets:
+            continue
+        try:
             session.nets[each] = open_net(each, on_download=on_download)
+        except DataError as error:
+            raise DataError(error.message, hint="; ".join([error.hint, *not_opened(request, model)])) from error
     return [session.nets[each] for each in wanted]
+
+
+def not_opened(request: Request, model: Model | None) -> list[str]:
+    """A sentence where the checkpoint names a feature net by its file, which only a user may: it might run."""
+    if model is None or not model.left_out or request.features:
+        return []
+    return [
+        f"the checkpoint asks for the feature net {model.left_out}, and a file that a checkpoint names is not opened, since "
+        f"it may run: {model.recipe['eval']['features']} is taken; if you trust it, --features {shlex.quote(model.left_out)}"
+    ]
 
 
 def held_out_of(reference: Stored | StatisticsFile) -> tuple[Stored | None, list[str]]:

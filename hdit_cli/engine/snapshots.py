@@ -8,9 +8,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hdit_cli import files
+from hdit_cli.engine import header
 from hdit_cli.engine.checkpoint import MANIFEST, Averages, check_publishable, step_name, steps_in, write_folder
+from hdit_cli.errors import CheckpointError
+from hdit_cli.recipe.sections import STD_MAX, STD_MIN
 
 FOLDER = "ema"
 
@@ -54,10 +58,24 @@ def write(run: Path, averages: Averages, *, step: int, proceed: Callable[[], Non
 
 
 def read(run: Path, step: int) -> EmaSnapshot:
-    """What the manifest of a snapshot that verifies tells."""
+    """What the manifest of a snapshot that verifies tells.
+
+    Raises:
+        CheckpointError: it tells no widths.
+    """
     folder = folder_of(run, step)
-    manifest = json.loads((folder / MANIFEST).read_bytes())
-    return EmaSnapshot(step, manifest["updates"], {std: folder / name for name, std in manifest["stds"].items()})
+    told = json.loads(files.read_regular(folder / MANIFEST, most=header.LARGEST))
+    updates, stds = told.get("updates"), told.get("stds")
+    known = isinstance(stds, dict) and stds.keys() <= told["files"].keys()
+    if not (known and stds and header.is_count(updates) and all(map(_is_width, stds.values()))):
+        raise CheckpointError(
+            f"{folder / MANIFEST} tells no widths of averages", hint="restore it, or remove its folder"
+        )
+    return EmaSnapshot(step, updates, {float(std): folder / name for name, std in stds.items()})
+
+
+def _is_width(value: Any) -> bool:
+    return isinstance(value, float) and STD_MIN <= value <= STD_MAX
 
 
 def cut(run: Path, *, after: int) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hdit_cli.diffusion.bins import BINS, midpoints
-from hdit_cli.engine.checkpoint import Averages, Snapshot, check_tensors, metadata_of
+from hdit_cli.engine.assemble import check_tensors
+from hdit_cli.engine.checkpoint import Averages, Snapshot, metadata_of
 from hdit_cli.engine.ema import EMA, PowerAverages
 from hdit_cli.engine.model import Model, param_groups
 from hdit_cli.engine.weights import file_name, name_of

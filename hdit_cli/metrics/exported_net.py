@@ -1,5 +1,12 @@
-"""Any feature net that `torch.export` wrote: uint8 (N, 3, H, W) => (N, D); see docs/features.md."""
+"""Any feature net that `torch.export` wrote: uint8 (N, 3, H, W) => (N, D); see docs/features.md.
 
+Such a file is a program and runs, so only a user names one. Pickle, which `torch.export.load` would read in places, and
+compiled code are no part of it: a file that holds them is refused before anything in it is looked at.
+"""
+
+import io
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +14,13 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.export.pt2_archive import PT2ArchiveReader
 
-from hdit_cli import files
+from hdit_cli import files, runtime
 from hdit_cli.errors import DataError, HditError
 from hdit_cli.metrics.feature_net import BATCH, rows
+
+_MOST_BYTES = 1 << 36  # of an archive, which is in memory as a whole
 
 
 class ExportedNet:
@@ -20,7 +30,7 @@ class ExportedNet:
         """Loads the program. It is run, so name only files you trust.
 
         Raises:
-            DataError: missing, or no exported program of one picture tensor.
+            DataError: missing, no exported program of one picture tensor, or with pickle or compiled code in it.
         """
         if path is None or not path.is_file():
             place = "" if path is None else f"put it at {path.absolute()}; "
@@ -30,14 +40,14 @@ class ExportedNet:
         self.path, self.sha256 = path, files.sha256(path)
         self.device = device or torch.device("cpu")
         try:
-            program = torch.export.load(path)
+            program = load_program(path)
             self._shape = _input_shape(program)
             self._net = program.module().to(self.device)
         except HditError:
             raise
         except Exception as error:  # whatever a broken or foreign file makes the loader trip over
             raise DataError(
-                f"{path} is not a program that torch.export wrote: {str(error).splitlines()[0]}",
+                f"{path} is not a program that torch.export wrote: {(str(error).splitlines() or [type(error).__name__])[0]}",
                 hint="docs/features.md says how to make one",
             ) from error
 
@@ -70,6 +80,37 @@ class ExportedNet:
 
     def logits(self, features: np.ndarray) -> None:
         return None
+
+
+# records of an archive of `torch.export.save`: the graph, arrays, inputs to trace it with, and texts
+_RECORDS = re.compile(
+    r"models/[^/]+\.json|data/weights/(weight_\d+|[^/]+_weights_config\.json)|data/sample_inputs/[^/]+\.pt|"
+    r"data/constants/(tensor_\d+|[^/]+_constants_config\.json)|extra/.*|archive_format|archive_version|byteorder|"
+    r"\.data/(version|serialization_id)"
+)
+
+
+def load_program(path: Path) -> Any:
+    """The program in an archive of `torch.export.save`.
+
+    Raises:
+        DataError: the archive holds pickled objects or compiled code.
+    """
+    data = files.read_regular(path, most=_MOST_BYTES)  # one reading: what is checked is what is loaded
+    odd = [name for name in PT2ArchiveReader(io.BytesIO(data)).get_file_names() if not _RECORDS.fullmatch(name)]
+    if odd:
+        raise DataError(
+            f"{path} holds {odd[0][:80]!r}, which may be pickled objects or compiled code; nothing of it was run",
+            hint="export the net again with this torch: torch.export.save of a program of plain tensors",
+        )
+    try:
+        with runtime.only_tensors():  # example inputs, and weights of other kinds than plain arrays, are of torch.save
+            return torch.export.load(io.BytesIO(data))
+    except pickle.UnpicklingError as error:  # its own words advise to run it
+        raise DataError(
+            f"{path} holds pickled objects; nothing of it was run",
+            hint="export the net again: torch.export.save of a program of plain tensors",
+        ) from error
 
 
 def _input_shape(program: Any) -> list[int | None]:

@@ -190,10 +190,15 @@ class InceptionV3(nn.Module):
         return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))
 
 
+def shapes() -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors that a file of weights may hold, by name."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in InceptionV3().state_dict().items()}
+
+
 def parameter_names() -> set[str]:
     """Names of the tensors that a file of weights must hold."""
-    with torch.device("meta"):
-        return {name for name in InceptionV3().state_dict() if not name.endswith("num_batches_tracked")}
+    return {name for name in shapes() if not name.endswith("num_batches_tracked")}
 
 
 def _resized(picture: np.ndarray) -> np.ndarray:  # uint8 (H, W, 3) => float32 (3, 299, 299) in [0, 1]

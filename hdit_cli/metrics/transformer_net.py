@@ -1,6 +1,7 @@
 """DINOv2 (Oquab et al. 2023, arXiv 2304.07193) and CLIP (Radford et al. 2021, arXiv 2103.00020) through transformers.
 
-Weights come from a local folder, as `hf download` leaves it; nothing is fetched. Pictures are brought to the
+Weights come from a local folder, as `hf download` leaves it; nothing is fetched, no code in it is run, and only
+safetensors are read. Still its configuration steers a large library: only a user names such a folder. Pictures are brought to the
 net's square by Pillow's bicubic filter in float32, as for Inception, not cropped; then the net's own mean and deviation.
 """
 
@@ -21,6 +22,7 @@ from hdit_cli import files
 from hdit_cli.errors import DataError
 from hdit_cli.metrics.feature_net import BATCH, rows
 
+_LARGEST_SIDE = 4096
 _INSTALL = "pip install 'hdit-cli[features]'"
 
 
@@ -45,6 +47,11 @@ class TransformerNet(ABC):
                 f"the weights of {self.kind} are missing: there is no {(path or Path('FOLDER')) / 'config.json'}",
                 hint=f"`hf download {self.repository} --local-dir FOLDER`, then --features {self.kind}:FOLDER",
             )
+        odd = next(
+            (entry for entry in path.iterdir() if entry.exists() and not (entry.is_file() or entry.is_dir())), None
+        )
+        if odd is not None:
+            raise DataError(f"{odd} is neither a file nor a folder", hint="take it out of the folder")
         self.path, self.published = path, False  # there are many; which one it is, the SHA-256 says
         self.device = device or torch.device("cpu")
         self._net: Any = self._load()
@@ -58,10 +65,12 @@ class TransformerNet(ABC):
         except ImportError as error:
             raise DataError(f"{self.kind} needs the package transformers", hint=_INSTALL) from error
         try:
-            net = loader.from_pretrained(self.path, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            net = loader.from_pretrained(
+                self.path, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
+        except Exception as error:  # whatever a foreign configuration makes the library trip over
             raise DataError(
-                f"{self.path} holds no {self.kind} net: {str(error).splitlines()[0]}",
+                f"{self.path} holds no {self.kind} net: {(str(error).splitlines() or [type(error).__name__])[0]}",
                 hint=f"a folder with config.json and model.safetensors, such as {self.repository}",
             ) from error
         return net.eval().requires_grad_(False).to(self.device)
@@ -69,9 +78,15 @@ class TransformerNet(ABC):
     def _preparation(self) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
         """Side in pixels, mean and deviation per channel: those of the folder, else the published ones."""
         stored = self.path / "preprocessor_config.json"
-        told = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
-        mean, deviation = told.get("image_mean", self.mean), told.get("image_std", self.deviation)
-        return self.native_side(told), tuple(mean), tuple(deviation)
+        try:
+            told = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
+            mean, deviation = told.get("image_mean", self.mean), told.get("image_std", self.deviation)
+            side, mean, deviation = self.native_side(told), tuple(map(float, mean)), tuple(map(float, deviation))
+            if not (0 < side <= _LARGEST_SIDE and len(mean) == len(deviation) == 3 and all(deviation)):
+                raise ValueError("no size, or not three channels")
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"{stored} cannot be read: {error}"[:200], hint=f"as {self.repository} has it") from error
+        return side, mean, deviation
 
     @abstractmethod
     def native_side(self, told: dict[str, Any]) -> int:

@@ -5,6 +5,7 @@ differ from ours in places (sigma_data 1, weighting "karras").
 """
 
 import math
+from reprlib import repr as short
 from typing import Any
 
 
@@ -24,10 +25,10 @@ def kdiffusion_recipe(config: dict[str, Any]) -> dict[str, Any]:
     """
     model, data = config["model"], config.get("dataset", {})
     if model.get("type") != "image_transformer_v2":
-        raise Unsupported(f"model type {model.get('type')!r}; only image_transformer_v2 (HDiT) converts")
+        raise Unsupported(f"model type {short(model.get('type'))}; only image_transformer_v2 (HDiT) converts")
     for key in ("has_variance", "skip_stages", "augment_wrapper"):
         if model.get(key):
-            raise Unsupported(f"model.{key} = {model[key]!r}")
+            raise Unsupported(f"model.{key} = {short(model[key])}")
     optimizer, average = config.get("optimizer", {}), config.get("ema_sched", {})
     return {
         "name": "converted",
@@ -87,7 +88,7 @@ def _levels(model: dict[str, Any]) -> list[dict[str, Any]]:
 def _diffusion(model: dict[str, Any], *, class_dropout: float) -> dict[str, Any]:
     loss = model.get("loss_config", "karras")
     if loss not in ("karras", "simple"):
-        raise Unsupported(f"model.loss_config = {loss!r}")
+        raise Unsupported(f"model.loss_config = {short(loss)}")
     # the "simple" loss is the error of the predicted noise, which is what the snr weight makes of ours
     weighting = "snr" if loss == "simple" else model.get("loss_weighting", "karras")
     values: dict[str, Any] = {
@@ -123,5 +124,5 @@ def _density(density: dict[str, Any], *, sigma_data: float, model: dict[str, Any
         "cosine-interpolated": {},  # ours are the same
     }
     if kind not in defaults:
-        raise Unsupported(f"sigma_sample_density.type = {kind!r}")
+        raise Unsupported(f"sigma_sample_density.type = {short(kind)}")
     return {"type": kind, **defaults[kind], **options}

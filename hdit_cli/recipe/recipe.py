@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 import tomli_w
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from hdit_cli import catalog
 from hdit_cli.recipe import diffusion, messages
 from hdit_cli.recipe.diffusion import Diffusion
 from hdit_cli.recipe.hdit import HDiT, Level
@@ -16,9 +17,14 @@ from hdit_cli.recipe.lines import KeyPath
 from hdit_cli.recipe.overrides import overridden
 from hdit_cli.recipe.section import Section, stop_at
 from hdit_cli.recipe.sections import Data, Ema, Eval, Log, Optimizer, Sample, Train, Validation
-from hdit_cli.recipe.source import Source, locate, read, stand_in
+from hdit_cli.recipe.source import Source, is_of_a_run, locate, read, stand_in
 
 _BAD_IN_NAME = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
+
+
+def plain_name(text: str) -> str:
+    """What of a text can name a recipe, and so a run folder; "" where nothing can."""
+    return _BAD_IN_NAME.sub("-", text)[:200].strip(". ")
 
 
 def _file_name(value: str) -> str:
@@ -42,6 +48,7 @@ class Recipe(Section):
     eval: Eval = Eval()
     validation: Validation = Validation()
     log: Log = Log()
+    _left_out: str = PrivateAttr("")
 
     @model_validator(mode="after")
     def _resolved(self) -> Self:
@@ -65,6 +72,26 @@ class Recipe(Section):
         """All values, resolved, as plain Python: what JSON and TOML hold."""
         return self.model_dump(mode="json")
 
+    @property
+    def left_out(self) -> str:
+        """The feature net that `without_files` took out; "" where there was none."""
+        return self._left_out
+
+    def without_files(self) -> "Recipe":
+        """The same recipe with nothing in it that would be opened and might run: what to make of one that was received.
+
+        A feature net stays by its name in the catalog; the file or folder of it goes, and is remembered in `left_out`.
+        """
+        named = self.eval.features
+        kind, _, place = named.partition(":")
+        by_name = kind in catalog.names("features") and kind != "exported"
+        if by_name and not place:
+            return self
+        known = kind if by_name else Eval().features
+        found = self.model_copy(update={"eval": self.eval.model_copy(update={"features": known})})
+        found._left_out = named
+        return found
+
     def to_toml(self) -> str:
         """All values, resolved, as TOML; `load_recipe` of it gives an equal recipe."""
         return tomli_w.dumps(self.to_dict())
@@ -72,6 +99,9 @@ class Recipe(Section):
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe: defaults < the recipe it extends < its own values < `overrides`.
+
+    A `recipe.toml` that a run wrote may have been received with the run: nothing that it names is opened
+    (`Recipe.without_files`). A file of the user's own, and `overrides`, may name anything.
 
     Args:
         name_or_path: a shipped recipe's name (`shipped()`), or a path; see also `stand_in`.
@@ -83,8 +113,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = locate(stand_in(name_or_path) or name_or_path)
     source = read(path)
-    source.values.setdefault("name", _BAD_IN_NAME.sub("-", path.stem)[:200].strip(". ") or "recipe")
-    return _validated(overridden(source, overrides))
+    source.values.setdefault("name", plain_name(path.stem) or "recipe")
+    source = overridden(source, overrides)
+    recipe = _validated(source)
+    return recipe.without_files() if is_of_a_run(source.place(("eval", "features"))) else recipe
 
 
 def _validated(source: Source) -> Recipe:

@@ -14,6 +14,7 @@ from hdit_cli.recipe.section import nearest
 
 _MAX_BYTES = 1 << 16  # the longest shipped recipe has 2 KB; what is refused must be refused at once
 _MAX_DEPTH = 16
+_OF_A_RUN = ("checkpoints", "ckpt.safetensors", "best.safetensors", "metrics.jsonl", "samples", ".lock", "ema")
 # a key of 64 parts and more: the standard parser takes time quadratic in their number
 _ENDLESS_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){64}""", re.ASCII)
 
@@ -99,6 +100,16 @@ def locate(name_or_path: str) -> Path:
     if not there:
         raise _no_such_recipe(name_or_path)
     return path
+
+
+def is_of_a_run(place: str) -> bool:
+    """Whether a place, `file:line`, is in the recipe that a run wrote into its folder."""
+    path = Path(place.rpartition(":")[0])
+    try:
+        path = path.resolve()
+    except (OSError, RuntimeError, ValueError):  # a place that is no file: `--set ...`
+        return False
+    return path.name == "recipe.toml" and any((path.parent / name).exists() for name in _OF_A_RUN)
 
 
 # Reading

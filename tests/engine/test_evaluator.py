@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -239,10 +240,10 @@ def test_another_net_stands_in_the_log_and_in_what_the_best_compares(tiny_data, 
     evaluator = Evaluator(recipe, model=model, reader=reader, folder=folder)
     evaluator.restore(kept, step=3)
     assert evaluator.best == best
-    alone = evaluate(
-        Request(folder, n=6, metrics=("kd",), allow_small=True, sampling={"batch_size": 3}), on_progress=lambda *_: None
-    )
-    assert alone is not None and alone.facts["features"]["sha256"] == net["sha256"]  # the recipe's net, not named again
+    request = Request(folder, n=6, metrics=("kd",), allow_small=True, sampling={"batch_size": 3})
+    named = replace(request, features=str(tmp_path / "net.pt2"))  # again: what a checkpoint names is not opened
+    alone = evaluate(named, on_progress=lambda *_: None)
+    assert alone is not None and alone.facts["features"]["sha256"] == net["sha256"]
     assert alone.scores[0].value == pytest.approx(told["scores"]["kd"], rel=1e-9)
     with (tmp_path / "net.pt2").open("ab") as file:  # the same program in other bytes
         file.write(b" ")

@@ -11,6 +11,7 @@ from hdit_cli import __version__, files
 from hdit_cli.engine import checkpoint
 from hdit_cli.engine.beginning import read_record
 from hdit_cli.engine.evaluate import SCORES
+from hdit_cli.engine.header import read_facts
 from hdit_cli.engine.model import count
 from hdit_cli.engine.report import curves
 from hdit_cli.engine.report.logs import Axes, Log, exact, newest_of_each_step, number, parted, read_json, read_log
@@ -125,12 +126,10 @@ def _header(run: RunFolder, notes: list[str]) -> dict[str, Any]:
         notes.append("no ckpt.safetensors: no checkpoint was saved yet")
         return {}
     try:
-        told = checkpoint.read_header(path)
-        classes, data = json.loads(told["hdit.classes"]), json.loads(told["hdit.data"])
-        return {"step": int(told["hdit.step"]), "classes": [str(name) for name in classes], "data": dict(data)}
-    except (HditError, KeyError, ValueError, TypeError) as error:
-        sentence = error.message if isinstance(error, HditError) else f"its header lacks or garbles {error}"
-        notes.append(f"ckpt.safetensors cannot be read: {sentence}"[:200])
+        told = read_facts(checkpoint.read_header(path), where=path.name)
+        return {"step": told.step, "classes": told.classes, "data": told.data}
+    except HditError as error:
+        notes.append(f"ckpt.safetensors cannot be read: {error.message}"[:200])
         return {}
 
 
