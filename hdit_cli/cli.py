@@ -103,14 +103,29 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug, given = _without_debug(given)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's notice is Ctrl-C; `train` does more
+        _interrupt_on("SIGTERM")  # a scheduler's notice is Ctrl-C; `train` does more
+        _interrupt_on("SIGHUP")  # and so is a closed terminal
     code = _run(given, debug=debug)
+    sys.exit(_flushed(code))
+
+
+def _interrupt_on(name: str) -> None:
+    number = getattr(signal, name, None)
+    if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` wants it
+        signal.signal(number, signal.default_int_handler)
+
+
+def _flushed(code: int) -> int:
+    """The exit code, after what is still on its way to stdout."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader is gone (`| head`); keep Python from complaining about it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = StorageError.exit_code
-    sys.exit(code)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # keeps Python from complaining at exit
+        if code or isinstance(error, BrokenPipeError):  # told already; or the reader is gone (`| head`)
+            return code or StorageError.exit_code
+        return _tell(StorageError(f"cannot write to stdout: {error.strerror}", hint="nothing else was lost"))
 
 
 def _without_debug(arguments: list[str]) -> tuple[bool, list[str]]:
@@ -179,6 +194,6 @@ def _tell_usage(error: Any) -> int:
 
 def _tell(error: HditError) -> int:
     message, *more = re.split(r"\n(?= )", error.message)  # lists are indented; other line breaks are of a name in it
-    with contextlib.suppress(OSError, ValueError):  # stderr may be closed
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be closed, or None
         say(f"error: {message}", *more, *([f"  hint: {error.hint}"] if error.hint else []), err=True)
     return error.exit_code

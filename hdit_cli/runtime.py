@@ -38,8 +38,33 @@ class Ranks:
 
 
 def ranks() -> Ranks:
-    """Rank and world size as the launcher set them; a lone process is rank 0 of 1."""
-    return Ranks(rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
+    """Rank and world size as the launcher set them; a lone process is rank 0 of 1.
+
+    Raises:
+        UsageError: the environment says something that cannot be.
+    """
+    rank, world = _told("RANK"), _told("WORLD_SIZE")
+    if rank is None and (world or 1) > 1:
+        raise UsageError(f"WORLD_SIZE is {world} in the environment, and RANK is not set", hint=_LAUNCHER)
+    here = Ranks(rank=rank or 0, world=1 if world is None else world)
+    if not here.rank < here.world:
+        text = f"RANK is {here.rank} in the environment, and WORLD_SIZE {'not set' if world is None else world}"
+        raise UsageError(text, hint=_LAUNCHER)
+    return here
+
+
+_LAUNCHER = "start it with torchrun, which sets these variables, or `unset` them to run one process"
+_MOST_RANKS = 1_000_000
+
+
+def _told(name: str, *, most: int = _MOST_RANKS) -> int | None:
+    """A whole number that a launcher set in the environment; None where it is not there, or empty."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= most):
+        raise UsageError(f"{name} is {text[:40]!r} in the environment, and must be a whole number", hint=_LAUNCHER)
+    return int(text)
 
 
 def device(name: str | None = None) -> torch.device:
@@ -50,7 +75,7 @@ def device(name: str | None = None) -> torch.device:
     """
     if name is None:
         if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            return torch.device("cuda", (_told("LOCAL_RANK") or 0) % torch.cuda.device_count())
         return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
     try:
         chosen = torch.device(name)
@@ -58,6 +83,14 @@ def device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"no device {name!r} on this machine", hint="`hdit doctor` lists what there is") from error
     return chosen
+
+
+def places() -> tuple[int, str]:
+    """How many processes find a device of their own here, and what they are called: "GPU", or "core" where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.device_count(), "GPU"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores, "core"
 
 
 def set_deterministic(on: bool) -> None:
@@ -257,7 +290,11 @@ def readable(size: float) -> str:
 def cache_folder() -> Path:
     """Where downloaded weights and computed reference statistics are kept: $HDIT_CACHE, else ~/.cache/hdit."""
     named = os.environ.get("HDIT_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "hdit"
+    try:
+        return Path(named).expanduser() if named else Path.home() / ".cache" / "hdit"
+    except RuntimeError:  # no such user, or no home
+        what = f"HDIT_CACHE is {named!r}, and there is no such home folder" if named else "this user has no home folder"
+        raise UsageError(what, hint="set HDIT_CACHE to the path of a folder for downloaded weights") from None
 
 
 def interactive() -> bool:
@@ -275,8 +312,9 @@ def join_processes() -> Ranks:
         UsageError: fewer or more processes came up than were asked for.
     """
     here = ranks()
-    wanted = int(os.environ.get("HDIT_PROCESSES", here.world))
+    wanted = _told("HDIT_PROCESSES") or here.world
     if here.world > 1:
+        _check_launcher()
         from accelerate import PartialState
 
         state = PartialState(cpu=not torch.cuda.is_available())
@@ -286,6 +324,15 @@ def join_processes() -> Ranks:
             f"{wanted} processes were asked for, {here.world} came up", hint="use `--processes N`, or torchrun"
         )
     return here
+
+
+def _check_launcher() -> None:
+    """Raises UsageError for what torch would stop at, or wait for, with less to say."""
+    for name, most in (("LOCAL_RANK", _MOST_RANKS), ("MASTER_PORT", 65535)):
+        if _told(name, most=most) is None:
+            raise UsageError(f"RANK is set in the environment, and {name} is not", hint=_LAUNCHER)
+    if not os.environ.get("MASTER_ADDR", "").strip():
+        raise UsageError("RANK is set in the environment, and MASTER_ADDR is not", hint=_LAUNCHER)
 
 
 def wait_for_all() -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hdit_cli.commands.numbers import MOST_STEPS, whole
 from hdit_cli.commands.recipe import tell_stand_in
 from hdit_cli.commands.say import say, say_json
 
@@ -18,8 +19,12 @@ def bench(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Rounds of each comparison.")] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 10,
+    runs: Annotated[
+        int, typer.Option(help="Rounds of each comparison.", parser=whole("--runs", least=1, most=10_000))
+    ] = 5,
+    steps: Annotated[
+        int, typer.Option(help="Steps of the sampler.", parser=whole("--steps", least=1, most=MOST_STEPS))
+    ] = 10,
     compile_: Annotated[
         bool | None,
         typer.Option("--compile/--no-compile", help="Time the compiled network too.", show_default="on CUDA alone"),

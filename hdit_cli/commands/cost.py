@@ -21,7 +21,7 @@ _PARTS = {
 }
 
 
-def check(*, dry_run: bool, find_batch: bool, memory: str | None, processes: int) -> None:
+def check(*, dry_run: bool, find_batch: bool, memory: str | None) -> None:
     """Raises UsageError for switches that do not go together."""
     from hdit_cli.engine.launch import is_child
     from hdit_cli.errors import UsageError
@@ -30,8 +30,6 @@ def check(*, dry_run: bool, find_batch: bool, memory: str | None, processes: int
         raise UsageError("--dry-run and --find-batch are two questions", hint="ask one of them")
     if memory is not None and not find_batch:
         raise UsageError("--memory is read by --find-batch alone", hint="add --find-batch")
-    if processes < 1:
-        raise UsageError(f"--processes must be at least 1, is {processes}")
     if is_child():
         text = "--dry-run and --find-batch look at one process"
         raise UsageError(text, hint="leave the launcher out and say --processes N")

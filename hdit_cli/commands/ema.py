@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hdit_cli.commands.numbers import MOST_STEP, whole
 from hdit_cli.commands.say import say, say_json
 
 if TYPE_CHECKING:
@@ -17,7 +18,12 @@ def ema(
         str, typer.Option(help="Widths with commas: standard deviations, as a part of the training so far; 0.05,0.10.")
     ],
     step: Annotated[
-        int | None, typer.Option(help="A step that has a snapshot: the average there.", show_default="the newest")
+        int | None,
+        typer.Option(
+            help="A step that has a snapshot: the average there.",
+            parser=whole("--step", least=0, most=MOST_STEP),
+            show_default="the newest",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="RUN")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,

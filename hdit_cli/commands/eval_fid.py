@@ -25,7 +25,13 @@ def eval_fid(
         ),
     ],
     n: Annotated[
-        int | None, typer.Option("-n", help="Number of pictures.", show_default="eval.n of the recipe; all of a folder")
+        int | None,
+        typer.Option(
+            "-n",
+            help="Number of pictures.",
+            parser=shared.read_count,
+            show_default="eval.n of the recipe; all of a folder",
+        ),
     ] = None,
     metrics: Annotated[
         str | None,
@@ -75,6 +81,7 @@ def eval_fid(
     batch_size: shared.BatchSize = None,
     compile_: shared.Compile = None,
     processes: shared.Processes = 1,
+    oversubscribe: shared.Oversubscribe = False,
     save: Annotated[
         Path | None, typer.Option(help="Keep the generated pictures in this folder, as PNG.", show_default=False)
     ] = None,
@@ -106,7 +113,6 @@ def eval_fid(
     from hdit_cli.engine.request import Request
     from hdit_cli.errors import UsageError
 
-    shared.check_positive(n=n)
     shared.check_weights(weights)
     request = Request(
         shared.located(source),
@@ -134,7 +140,7 @@ def eval_fid(
     axes = sweeping.parse(sweep or [])
     if out is not None and not axes:
         raise UsageError("--out is where a --sweep puts its table", hint="--save DIR keeps the generated pictures")
-    code = relaunch(processes)
+    code = relaunch(processes, oversubscribe=oversubscribe)
     if code is not None:
         raise typer.Exit(code)
     runtime.join_processes()

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hdit_cli.commands.numbers import MOST_PROCESSES, MOST_SIDE, real, whole
+from hdit_cli.errors import UsageError
+
 if TYPE_CHECKING:
     from hdit_cli.commands.progress import Bar
     from hdit_cli.data.prepare import Progress
 
 _DRAWN_EVERY = 0.1  # seconds
+_MOST_WORKERS = 64  # anywhere, or four for each core
 
 
 def prepare(
@@ -29,12 +33,28 @@ def prepare(
     size: Annotated[str, typer.Option(help="Pixels: 256, or height x width as 256x384.")] = "256",
     fit: Annotated[str, typer.Option(help="crop (centred), pad, or squash.")] = "crop",
     format: Annotated[str, typer.Option(help="jpeg (quality 95, 4:4:4), webp, or png (lossless).")] = "jpeg",
-    shard_size: Annotated[int, typer.Option(help="Pictures in one shard.")] = 1000,
-    workers: Annotated[int | None, typer.Option(help="Processes (default: one per core).")] = None,
-    max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures, by their header.")] = 150_000_000,
+    shard_size: Annotated[
+        int, typer.Option(help="Pictures in one shard.", parser=whole("--shard-size", least=1, most=100_000_000))
+    ] = 1000,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes (default: one per core).", parser=whole("--workers", least=1, most=MOST_PROCESSES)
+        ),
+    ] = None,
+    max_pixels: Annotated[
+        int,
+        typer.Option(
+            help="Refuse larger pictures, by their header.", parser=whole("--max-pixels", least=1, most=10**12)
+        ),
+    ] = 150_000_000,
     background: Annotated[str, typer.Option(help="Colour under transparency and around padded pictures.")] = "white",
     hold_out: Annotated[
-        float, typer.Option(help="Share of the pictures kept out of training, in OUT/held-out, for validation.")
+        float,
+        typer.Option(
+            help="Share of the pictures kept out of training, in OUT/held-out, for validation.",
+            parser=real("--hold-out", least=0, most=0.5),
+        ),
     ] = 0.0,
     buckets: Annotated[
         bool,
@@ -47,14 +67,24 @@ def prepare(
         int | None,
         typer.Option(
             help="Sides of buckets are multiples of this many pixels.",
+            parser=whole("--bucket-step", least=1, most=MOST_SIDE),
             show_default="a power of two near size / 16: 16 at 256, at least 8",
         ),
     ] = None,
     bucket_ratio: Annotated[
-        float | None, typer.Option(help="Longer side / shorter side of a bucket, at most.", show_default="2")
+        float | None,
+        typer.Option(
+            help="Longer side / shorter side of a bucket, at most.",
+            parser=real("--bucket-ratio", least=1, most=16, above=True),
+            show_default="2",
+        ),
     ] = None,
     min_size: Annotated[
-        int, typer.Option(help="Refuse pictures whose shorter side is below this many pixels; 0: none.")
+        int,
+        typer.Option(
+            help="Refuse pictures whose shorter side is below this many pixels; 0: none.",
+            parser=whole("--min-size", least=0, most=10**9),
+        ),
     ] = 0,
     dedupe: Annotated[
         bool,
@@ -105,6 +135,11 @@ def prepare(
     target = out or Path("data") / f"{source_name(src[0])}{size.strip().lower()}{'-buckets' if buckets else ''}"
     how: dict[str, Any] = {"out": target, "options": options, "engine": engine, "strict": strict}
     how["workers"] = _cores() if workers is None else workers
+    most = max(_MOST_WORKERS, 4 * _cores())
+    if engine == "local" and how["workers"] > most:
+        raise UsageError(
+            f"--workers {workers} are more than this machine can run", hint=f"--workers {_cores()}, one per core"
+        )
     share = Share.parse(shards) if shards is not None else None
     with _shown() as progress:
         how["progress"] = progress

@@ -7,6 +7,7 @@ import typer
 
 from hdit_cli.commands import following
 from hdit_cli.commands import sampling as shared
+from hdit_cli.commands.numbers import real
 from hdit_cli.commands.say import say
 
 if TYPE_CHECKING:
@@ -22,9 +23,17 @@ def sample(
     ] = None,
     n: Annotated[
         int | None,
-        typer.Option("-n", help="Number of images, or frames.", show_default="16, 8 a class for all, or 9 frames"),
+        typer.Option(
+            "-n",
+            help="Number of images, or frames.",
+            parser=shared.read_count,
+            show_default="16, 8 a class for all, or 9 frames",
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Image i is a function of (seed, i).", show_default="0")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Image i is a function of (seed, i).", parser=shared.read_seed, show_default="0"),
+    ] = None,
     steps: shared.Steps = None,
     sampler: shared.Sampler = None,
     class_: shared.ClassName = None,
@@ -39,7 +48,11 @@ def sample(
     ] = None,
     strength: Annotated[
         float | None,
-        typer.Option(help="How far --init-image is left behind: (0, 1], the share of steps run.", show_default="0.6"),
+        typer.Option(
+            help="How far --init-image is left behind: (0, 1], the share of steps run.",
+            parser=real("--strength", least=0, most=1, above=True),
+            show_default="0.6",
+        ),
     ] = None,
     interpolate_seeds: Annotated[
         str | None, typer.Option(help="A:B[:C…], seeds: frames from image 0 of one to that of the next.")
@@ -48,6 +61,7 @@ def sample(
         str | None, typer.Option(help="A:B[:C…], classes: frames from one to the next, the noise the same.")
     ] = None,
     processes: shared.Processes = 1,
+    oversubscribe: shared.Oversubscribe = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the images.", show_default="samples/<name>")] = None,
     from_: Annotated[
         Path | None,
@@ -67,7 +81,6 @@ def sample(
     from hdit_cli.commands.progress import bar
     from hdit_cli.engine.launch import relaunch
 
-    shared.check_positive(n=n)
     shared.check_weights(weights)
     checkpoint = checkpoint and str(shared.located(Path(checkpoint)))
     options = shared.wanted(
@@ -78,7 +91,7 @@ def sample(
     named = {"n": n, "label": class_, "weights": weights, "init_image": init_image and str(init_image), **ends}
     _check_together({**wanted, **named}, redo=from_ is not None)
     folder = _folder(checkpoint, from_, out=out, force=force)
-    code = relaunch(processes)
+    code = relaunch(processes, oversubscribe=oversubscribe)
     if code is not None:
         raise typer.Exit(code)
     runtime.join_processes()
@@ -136,8 +149,8 @@ def _seeds(text: str | None) -> tuple[int, ...]:
 
     parts = [] if text is None else text.split(":")
     try:
-        seeds = tuple(int(part) for part in parts)
-    except ValueError:
+        seeds = tuple(shared.read_seed(part) for part in parts)
+    except UsageError:
         seeds = (0,)
     if len(seeds) == 1:
         raise UsageError(f"--interpolate-seeds {text!r} is not A:B", hint="two seeds or more, for example 0:7")

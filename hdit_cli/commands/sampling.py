@@ -1,15 +1,37 @@
 """The sampling options that `sample` and `eval-fid` share."""
 
+import math
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hdit_cli.commands.numbers import (
+    MOST_BATCH,
+    MOST_CFG,
+    MOST_IMAGES,
+    MOST_PROCESSES,
+    MOST_SEED,
+    MOST_SIDE,
+    MOST_STEPS,
+    real,
+    whole,
+)
 from hdit_cli.commands.say import say
 from hdit_cli.errors import UsageError
 
-Seed = Annotated[int, typer.Option(help="Image i is a function of (seed, i).")]
-Steps = Annotated[int | None, typer.Option(help="Steps of the sampler.", show_default="the recipe's, else 50")]
+read_count = whole("-n", least=1, most=MOST_IMAGES)  # of `-n`, whose help differs
+read_seed = whole("--seed", least=0, most=MOST_SEED)
+Seed = Annotated[int, typer.Option(help="Image i is a function of (seed, i).", parser=read_seed)]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        help="Steps of the sampler.",
+        parser=whole("--steps", least=1, most=MOST_STEPS),
+        show_default="the recipe's, else 50",
+    ),
+]
 Sampler = Annotated[
     str | None,
     typer.Option(help="euler, heun, dpmpp-2m, dpmpp-3m-sde, …", show_default="the recipe's, else dpmpp-3m-sde"),
@@ -19,7 +41,12 @@ ClassName = Annotated[
     typer.Option("--class", help="A class name or number, or all.", show_default="the proportions of the data"),
 ]
 Cfg = Annotated[
-    float | None, typer.Option(help="Classifier-free guidance; 1 is off.", show_default="the recipe's, else 1")
+    float | None,
+    typer.Option(
+        help="Classifier-free guidance; 1 is off.",
+        parser=real("--cfg", least=0, most=MOST_CFG),
+        show_default="the recipe's, else 1",
+    ),
 ]
 CfgInterval = Annotated[
     str | None, typer.Option(help="LO:HI, the noise levels (sigmas) within which guidance acts.", show_default="all")
@@ -30,6 +57,7 @@ BatchSize = Annotated[
     int | None,
     typer.Option(
         help="Images denoised together.",
+        parser=whole("--batch-size", least=1, most=MOST_BATCH),
         show_default="the recipe's, fewer where memory is short, more of small ones on CUDA",
     ),
 ]
@@ -39,14 +67,23 @@ Compile = Annotated[
         "--compile/--no-compile", help="Compile the network first.", show_default="on CUDA from 1,000 images on"
     ),
 ]
-Processes = Annotated[int, typer.Option(help="Processes on this machine: one for each GPU.")]
+Processes = Annotated[
+    int,
+    typer.Option(
+        help="Processes on this machine: one for each GPU.", parser=whole("--processes", least=1, most=MOST_PROCESSES)
+    ),
+]
+Oversubscribe = Annotated[
+    bool,
+    typer.Option("--oversubscribe", help="Allow more --processes than this machine has GPUs, or cores without one."),
+]
 
 
 def parse_interval(text: str | None) -> tuple[float, float] | None:
     """LO:HI as two noise levels.
 
     Raises:
-        UsageError: not two numbers, or in the wrong order.
+        UsageError: not two finite numbers, or in the wrong order.
     """
     if text is None:
         return None
@@ -55,8 +92,10 @@ def parse_interval(text: str | None) -> tuple[float, float] | None:
         pair = (float(low), float(high))
     except ValueError:
         pair = (1.0, 0.0)
-    if not colon or not 0 <= pair[0] < pair[1]:
-        raise UsageError(f"--cfg-interval {text!r} is not LO:HI", hint="two noise levels, for example 0.3:5")
+    if not colon or not 0 <= pair[0] < pair[1] < math.inf:
+        raise UsageError(
+            f"--cfg-interval {text!r} is not LO:HI", hint="two noise levels, the lower one first: for example 0.3:5"
+        )
     return pair
 
 
@@ -68,17 +107,14 @@ def parse_size(text: str | None, *, option: str = "--size") -> tuple[int, int] |
     """
     if text is None:
         return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"{option} {text!r} is neither HxW nor a number", hint="for example 256 or 192x256")
-    return int(parts[0]), int(parts[-1])
-
-
-def check_positive(**values: int | float | None) -> None:
-    """Raises UsageError, naming the option, for a value below 1."""
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, is {value}")
+    found = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", text.strip().lower())
+    sides = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not all(1 <= side <= MOST_SIDE for side in sides):
+        raise UsageError(
+            f"{option} {text[:40]!r} is neither HxW nor a number from 1 to {MOST_SIDE:,}",
+            hint="for example 256 or 192x256",
+        )
+    return sides
 
 
 def wanted(
@@ -94,9 +130,8 @@ def wanted(
     """Fields of `Sampling` as they were typed; None where nothing was.
 
     Raises:
-        UsageError: an option that cannot be read, or a number below 1.
+        UsageError: an option that cannot be read.
     """
-    check_positive(steps=steps, batch_size=batch_size)
     return {
         "seed": seed,
         "steps": steps,

@@ -3,11 +3,19 @@
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
+from hdit_cli.commands.numbers import MOST_CFG, MOST_SEED, MOST_STEPS, real, whole
+
 if TYPE_CHECKING:
     from hdit_cli.engine.sweep import Axis
 
 NAMES = ("cfg", "steps", "sampler", "seed", "weights")
 MOST = 500  # points of a sweep
+_DIGITS = 40  # of a number that is read at all
+_READERS = {
+    "cfg": real("--sweep cfg", least=0, most=MOST_CFG),
+    "steps": whole("--sweep steps", least=1, most=MOST_STEPS),
+    "seed": whole("--sweep seed", least=0, most=MOST_SEED),
+}
 _HINT = "cfg=1:3:0.25, steps=10,20,50, sampler=heun,dpmpp-3m-sde, seed=0:4:1 or weights=ema,0.05,0.1"
 
 
@@ -56,17 +64,14 @@ def _values(name: str, text: str, typed: str) -> list[Any]:
         raise UsageError(f"--sweep {typed!r} cannot be read", hint=_HINT) from None
     if name == "weights":
         return [weights.option(weights.parse(str(number))) for number in numbers]
-    if name == "cfg":
-        return [float(number) for number in numbers]
-    if any(number != int(number) or number < (name == "steps") for number in numbers):
-        raise UsageError(f"--sweep {typed!r}: {name} takes whole numbers", hint=_HINT)
-    return [int(number) for number in numbers]
+    read = _READERS[name]
+    return [read(f"{number:f}" if number != int(number) else int(number)) for number in numbers]
 
 
 def _range(word: str) -> list[Decimal]:
     """LO:HI:STEP with both ends, or one number; decimal, so that 0.1 thrice is 0.3."""
     parts = [Decimal(part) for part in word.split(":")]
-    if not all(part.is_finite() for part in parts):
+    if not all(part.is_finite() and abs(part.adjusted()) < _DIGITS for part in parts):
         raise ValueError(word)
     if len(parts) == 1:
         return parts

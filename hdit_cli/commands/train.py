@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hdit_cli.commands import following
+from hdit_cli.commands import sampling as shared
 from hdit_cli.commands.recipe import complete_recipe, tell_stand_in
 from hdit_cli.commands.say import say
 
@@ -28,7 +29,8 @@ def train(
         typer.Option("--set", help="key=value, e.g. train.steps=1000; repeatable.", show_default=False),
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<recipe name>")] = None,
-    processes: Annotated[int, typer.Option(help="Processes on this machine: one for each GPU.")] = 1,
+    processes: shared.Processes = 1,
+    oversubscribe: shared.Oversubscribe = False,
     init: Annotated[
         Path | None,
         typer.Option(
@@ -65,7 +67,7 @@ def train(
     if dry_run or find_batch or memory:
         from hdit_cli.commands import cost
 
-        cost.check(dry_run=dry_run, find_batch=find_batch, memory=memory, processes=processes)
+        cost.check(dry_run=dry_run, find_batch=find_batch, memory=memory)
         if init is not None:
             say(f"would start from {init}:", *_checked(loaded, init=init), err=True)
         show = partial(cost.find, memory=cost.parse_memory(memory)) if find_batch else cost.show
@@ -76,7 +78,7 @@ def train(
             raise UsageError(f"--fresh would move {init} away", hint="choose another --run, which may start from it")
         _checked(loaded, init=init)  # what cannot start must not cost the old run its place
         _set_aside(folder)
-    code = relaunch(processes, drop=("--fresh",))
+    code = relaunch(processes, oversubscribe=oversubscribe, drop=("--fresh",))
     if code is not None:
         raise typer.Exit(code)
     _train_here(folder, loaded, init=init, as_json=json_)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 _CACHE_BYTES = 1 << 30  # decoded pictures kept by the one process that reads a small data set
 _MAX_AHEAD = 64  # chunks given to one worker: what a pipe holds without anyone reading
 _READ_AHEAD = 2  # chunks that a worker has read and not decoded yet
-_LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)  # sent to the whole group: the parent finishes its step first
+_LEFT_TO_PARENT = tuple(  # sent to the whole group: the parent finishes its step first
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 def decode(reader: ShardReader, numbers: np.ndarray, encoded: Sequence[bytes] | None = None) -> np.ndarray:
@@ -192,7 +194,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Processes started within never see SIGINT and SIGTERM, not even before their first line."""
+    """Processes started within never see these signals, not even before their first line."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

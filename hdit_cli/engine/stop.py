@@ -7,11 +7,12 @@ from types import FrameType
 import torch
 from torch import distributed
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a scheduler's notice, a terminal or ssh connection that was closed
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class StopRequest:
-    """Catches SIGINT and SIGTERM while it is entered. The first asks to stop after the step; the second stops at once.
+    """Catches signals while it is entered. The first asks to stop after the step; the second stops at once.
 
     Args:
         seconds: stop after this long; None never.
@@ -27,6 +28,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in SIGNALS:
+            if signal.Signals(number).name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # as `nohup` wants it
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 

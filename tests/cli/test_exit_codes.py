@@ -246,7 +246,7 @@ def test_74_disk_full(made, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_75_interrupted(made, tmp_path, number, processes):
     run = tmp_path / "run"

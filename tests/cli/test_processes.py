@@ -32,7 +32,17 @@ def test_sample_with_two_processes(made, tmp_path):
 @pytest.mark.slow
 def test_an_error_in_the_children_comes_back_once_and_soon(made, tmp_path):
     start = time.monotonic()
-    done = command("train", made / "tiny.toml", "--data", made / "data", "--run", tmp_path / "r", "--processes", 3)
+    done = command(
+        "train",
+        made / "tiny.toml",
+        "--data",
+        made / "data",
+        "--run",
+        tmp_path / "r",
+        "--processes",
+        3,
+        "--oversubscribe",
+    )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("error: ") == 1
     assert "batch" in done.stderr

@@ -290,7 +290,8 @@ def test_processes_compute_what_one_does(tiny_data, tmp_path):
     found = {}
     for processes in (1, 2, 3):
         folder = tmp_path / f"run{processes}"
-        done = command("train", file, "--data", tiny_data, "--run", folder, "--processes", processes)
+        share = ["--processes", processes, "--oversubscribe"] if processes > 1 else []
+        done = command("train", file, "--data", tiny_data, "--run", folder, *share)
         assert done.returncode == 0, done.stderr
         found[processes] = losses(folder)
     assert len(found[1]) == 20
@@ -298,7 +299,7 @@ def test_processes_compute_what_one_does(tiny_data, tmp_path):
     assert found[3] == pytest.approx(found[1], rel=1e-9)
     folder = shutil.copytree(tmp_path / "run3", tmp_path / "resumed")
     shutil.rmtree(folder / "checkpoints" / checkpoint.step_name(20))
-    done = command("train", file, "--data", tiny_data, "--run", folder, "--processes", 3)
+    done = command("train", file, "--data", tiny_data, "--run", folder, "--processes", 3, "--oversubscribe")
     assert done.returncode == 0, done.stderr
     assert "goes on from step 16" in done.stderr
     assert digests(folder) == digests(tmp_path / "run3")

@@ -37,6 +37,8 @@ _SECONDS_TO_END = 5.0  # for a process that has nothing more to do
 def _start(limits: Limits) -> None:
     """What a worker does first: interrupts are the parent's business, and it must not outlive the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy is imported for the first picture that needs it
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # else warnings of plugins reach stderr
     threading.Thread(target=_end_with_parent, daemon=True).start()
