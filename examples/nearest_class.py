@@ -20,7 +20,7 @@ CELLS = 4  # along each of red, green and blue
 
 def histogram(path: Path) -> np.ndarray:
     """Shares of the pixels in each cell of colour space. float (CELLS ** 3,), sums to 1."""
-    with Image.open(path) as picture:
+    with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(np.int64)
     red, green, blue = (pixels * CELLS // 256).T
     counts = np.bincount((red * CELLS + green) * CELLS + blue, minlength=CELLS**3)

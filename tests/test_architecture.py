@@ -14,6 +14,7 @@ import pytest
 import hdit_cli
 
 PACKAGE = Path(hdit_cli.__file__).parent
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 FLOORS = {
     "cli": 5, "__main__": 5, "commands": 4, "engine": 3, "diffusion": 2, "models": 2, "data": 2, "metrics": 2, "runtime": 1,
@@ -242,13 +243,46 @@ def prints(tree: Tree) -> list[str]:
     ]
 
 
+def _image_names(syntax: ast.Module) -> tuple[set[str], set[str]]:
+    """What a file calls the module `PIL.Image`, and the function `PIL.Image.open`."""
+    modules, functions = {"PIL.Image"}, set()
+    for node in ast.walk(syntax):
+        for alias in node.names if isinstance(node, (ast.Import, ast.ImportFrom)) else ():
+            whole = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+            if whole == "PIL.Image" and (isinstance(node, ast.ImportFrom) or alias.asname):
+                modules.add(alias.asname or alias.name)
+            elif whole == "PIL.Image.open":
+                functions.add(alias.asname or alias.name)
+    return modules, functions
+
+
+def opens_anything(tree: Tree) -> list[str]:
+    """Pillow picks a decoder among all it has, one of which starts Ghostscript: whoever opens a picture names the formats."""
+    found = []
+    for path, syntax in tree.items():
+        modules, functions = _image_names(syntax)
+        opens = functions | {f"{module}.open" for module in modules}
+        named = {
+            id(node.func)
+            for node in ast.walk(syntax)
+            if isinstance(node, ast.Call)
+            and any(k.arg == "formats" and not isinstance(k.value, ast.Constant) for k in node.keywords)
+        }
+        found += [
+            f"{path}:{node.lineno}: {_dotted(node)} without formats"
+            for node in ast.walk(syntax)
+            if isinstance(node, (ast.Attribute, ast.Name)) and _dotted(node) in opens and id(node) not in named
+        ]
+    return found
+
+
 def drawers(tree: Tree) -> list[str]:
     """No module for what has no name."""
     names = {"utils", "util", "misc", "common", "helpers"}
     return [path for path in tree if names & set(path.removesuffix(".py").split("/"))]
 
 
-RULES = [goes_up, cycles, rooms_meet, loads_torch, writes_files, prints, drawers]
+RULES = [goes_up, cycles, rooms_meet, loads_torch, writes_files, prints, opens_anything, drawers]
 
 PLANTED = {
     goes_up: [
@@ -287,6 +321,13 @@ PLANTED = {
         ("engine/planted.py", "import sys\ndef f(text):\n    sys.stderr.write(text)\n"),
         ("commands/planted.py", "import typer\ndef f(text):\n    typer.echo(text, err=True)\n"),
     ],
+    opens_anything: [
+        ("engine/planted.py", "from PIL import Image\ndef f(p):\n    with Image.open(p) as image:\n        image.load()\n"),
+        ("engine/planted.py", "import PIL.Image\ndef f(p):\n    PIL.Image.open(p, 'r')\n"),
+        ("engine/planted.py", "import PIL.Image as I\ndef f(p):\n    I.open(p, formats=None)\n"),
+        ("engine/planted.py", "def f(p):\n    from PIL.Image import open as o\n    o(p)\n"),
+        ("engine/planted.py", "from PIL import Image\ndef f(paths):\n    return list(map(Image.open, paths))\n"),
+    ],
     drawers: [("models/utils.py", ""), ("engine/misc/thing.py", "")],
 }  # fmt: skip
 
@@ -317,6 +358,13 @@ def test_rule_finds_what_is_planted(rule, path, text, package):
 def test_harmless_code_is_let_through(package):
     text = "def f(p, s):\n    open(p)\n    open(p, 'rb')\n    p.open('r')\n    s.replace('a', 'w')\n    p.read_text()\n"
     assert writes_files({"data/planted.py": ast.parse(text)}) == []
+    text = "from PIL import Image\ndef f(p):\n    open(p)\n    p.open()\n    Image.open(p, formats=('PNG',))\n"
+    assert opens_anything({"data/planted.py": ast.parse(text)}) == []
+
+
+def test_examples_name_the_formats_of_pictures_too():
+    examples = {f"examples/{path.name}": ast.parse(path.read_text()) for path in EXAMPLES.glob("*.py")}
+    assert examples and opens_anything(examples) == []
 
 
 def test_every_room_has_a_floor(package):

@@ -9,8 +9,9 @@ import numpy as np
 
 from hdit_cli import files
 from hdit_cli.data.prepare.fit import fit
-from hdit_cli.data.prepare.listing import is_side_name
+from hdit_cli.data.prepare.listing import is_side_name, utf8
 from hdit_cli.data.prepare.options import PrepareOptions
+from hdit_cli.data.prepare.passed_over import is_tool_file, is_tool_folder
 from hdit_cli.data.prepare.pictures import read_picture
 from hdit_cli.data.prepare.refused import Refused
 from hdit_cli.errors import DataError
@@ -19,10 +20,13 @@ _WHOLE = PrepareOptions(size=(16_383, 16_383))  # larger than any picture: nothi
 
 
 class FolderReader:
-    """The pictures below a folder, in the order of their paths; hidden and side files are passed over.
+    """The pictures below a folder, in the order of their paths.
+
+    Side files, hidden files, and what systems and tools leave in folders (`hdit prepare` has the same rule) are passed over;
+    `passed_over` names all of it but the side files.
 
     Args:
-        folder: any folder; what is neither hidden nor a side file must be a picture.
+        folder: any folder; what is not passed over must be a picture.
         skip: names of files directly in the folder that are no pictures of the set, such as an overview.
 
     Raises:
@@ -33,6 +37,7 @@ class FolderReader:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise DataError(f"no folder {folder}", hint="check the path")
+        self.passed_over: list[str] = []  # relative paths of files and of whole folders
         self.paths = sorted(self._listed(skip))
         if not self.paths:
             raise DataError(f"{folder} holds no pictures", hint="check the path")
@@ -40,11 +45,14 @@ class FolderReader:
     def _listed(self, skip: frozenset[str]) -> list[str]:
         found = []
         for parent, folders, names in os.walk(self.folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            relative = os.path.relpath(parent, self.folder)
-            wanted = [name for name in names if not name.startswith(".") and not is_side_name(name)]
+            below = os.path.relpath(parent, self.folder)
+            over = [name for name in folders if is_tool_folder(name)]
+            folders[:] = sorted(set(folders) - set(over))
+            over += [name for name in names if name.startswith(".") or is_tool_file(name)]
+            self.passed_over += [utf8(os.path.normpath(os.path.join(below, name))) for name in over]
+            wanted = [name for name in names if name not in over and not is_side_name(name)]
             found += [
-                os.path.normpath(os.path.join(relative, name)) for name in wanted if relative != "." or name not in skip
+                os.path.normpath(os.path.join(below, name)) for name in wanted if below != "." or name not in skip
             ]
         return found
 

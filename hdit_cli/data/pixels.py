@@ -11,6 +11,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from hdit_cli.data.prepare.options import WRITTEN
+
 _MOST_HEADERS = 64  # one for each size of picture
 _FRAME_HEADERS = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _TABLES = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))  # segments that may stand before the frame header
@@ -35,7 +37,7 @@ class Pixels:
         size = self._sizes.get(data[: self._length])
         if size is not None:
             return _rows(Image.frombytes("RGB", size, data, "jpeg", "RGB", ""))
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=WRITTEN) as image:
             picture = image.convert("RGB")  # decodes it
             if image.format == "JPEG" and image.mode == "RGB":
                 self._remember(data, image.size)

@@ -137,6 +137,7 @@ def plan(
     metrics = metrics_of(names, request, model)
     reference, notes = reference_of(request, model, session)
     pictures = pictures_of(request, model) if model else open_stored(request.source, n=request.n)
+    notes += [note for each in (reference, pictures) if isinstance(each, Stored) for note in each.notes]
     counts = {"pictures": pictures.count}
     if isinstance(reference, Stored):
         counts["reference"] = reference.count

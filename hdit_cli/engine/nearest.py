@@ -83,7 +83,7 @@ def _histogram(samples: np.ndarray, held_out: np.ndarray | None) -> bytes:
 
 def _stacked(*pictures: bytes) -> bytes:
     """PNGs under each other."""
-    parts = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+    parts = [Image.open(io.BytesIO(data), formats=("PNG",)).convert("RGB") for data in pictures]
     canvas = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
     top = 0
     for part in parts:

@@ -22,6 +22,7 @@ from hdit_cli.metrics.statistics_file import read_statistics
 
 Batch = tuple[list[int], list[np.ndarray]]  # numbers, and uint8 (H, W, 3) for each; sizes may differ in a folder
 _READ = 64  # pictures read at a time
+_SHOWN = 3  # names told of files that were passed over
 
 
 class PictureSet(Protocol):
@@ -97,6 +98,16 @@ class Stored:
     def fingerprint(self) -> str:
         """SHA-256 of the contents of the whole data set or folder."""
         return self.reader.fingerprint
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of how it was read."""
+        over = [] if isinstance(self.reader, ShardReader) else self.reader.passed_over
+        if not over:
+            return []
+        some = ", ".join(sorted(over)[:_SHOWN]) + (", ..." if len(over) > _SHOWN else "")
+        what = "file or folder" if len(over) == 1 else "files and folders"
+        return [f"{self.name}: {len(over)} hidden or system {what} passed over ({some})"]
 
     @property
     def labels(self) -> np.ndarray | None:

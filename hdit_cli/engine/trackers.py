@@ -135,7 +135,7 @@ class Trackers:
         name = f"samples/{path.stem.rpartition('-')[2]}"
 
         def show(kind: str, tracker: tracking.GeneralTracker) -> None:
-            with Image.open(path) as image:
+            with Image.open(path, formats=("PNG",)) as image:
                 pixels = np.asarray(image.convert("RGB"))
             layout = {"dataformats": "NHWC"} if kind == "tensorboard" else {}
             tracker.log_images({name: pixels[None]}, step=self.step, **layout)  # type: ignore[attr-defined]

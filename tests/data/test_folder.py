@@ -80,6 +80,25 @@ def test_what_is_no_picture_is_named(folder):
         reader.picture(reader.paths.index("a/gone.png"))
 
 
+def test_what_systems_leave_behind_is_passed_over_and_named(folder):
+    before = FolderReader(folder)
+    for name in (
+        ".DS_Store",
+        "Thumbs.db",
+        "a/desktop.ini",
+        "@eaDir/2.png",
+        "__MACOSX/a/._2.png",
+        "a/2.png:Zone.Identifier",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"no picture")
+    reader = FolderReader(folder)
+    assert reader.paths == before.paths and reader.fingerprint == before.fingerprint
+    assert sorted(reader.passed_over) == [
+        ".DS_Store", ".git", "@eaDir", "Thumbs.db", "__MACOSX", "a/.hidden.png", "a/2.png:Zone.Identifier", "a/desktop.ini",
+    ]  # fmt: skip
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(DataError, match="no pictures"):
         FolderReader(tmp_path)

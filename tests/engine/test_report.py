@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 from itertools import pairwise
 
 import pytest
@@ -261,6 +262,19 @@ def test_a_grid_that_cannot_be_read_is_named(tmp_path):
     told = grids(tmp_path, runs=1)
     assert [each["step"] for each in told["shown"]] == [1]
     assert told["notes"][0].startswith("step-00000002-ema.png cannot be shown")
+
+
+def test_a_grid_of_another_format_reaches_no_other_decoder(tmp_path, monkeypatch):
+    """EPS starts Ghostscript; a pipe would be waited for; other damage may raise anything."""
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(a))
+    monkeypatch.setattr(subprocess, "check_call", lambda *a, **k: started.append(a))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    (tmp_path / "step-00000001-ema.png").write_bytes(eps)
+    os.mkfifo(tmp_path / "step-00000002-ema.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "step-00000003-ema.png", "TIFF")
+    told = grids(tmp_path, runs=1)
+    assert told["shown"] == [] and len(told["notes"]) == 3 and started == []
 
 
 # The file

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from hdit_cli.data.prepare.beside import Beside, read_tables
 from hdit_cli.data.prepare.listing import Entry, file_name, first_folder, is_side_name, utf8
+from hdit_cli.data.prepare.passed_over import PASSED_OVER, is_tool_file, is_tool_folder
 from hdit_cli.data.prepare.places import Place
 from hdit_cli.data.prepare.tables import DATASET, METADATA, Scope
 from hdit_cli.data.prepare.tars import tar_entries
@@ -41,7 +42,7 @@ class _Name(NamedTuple):
 
     told: str
     raw: bytes | None
-    kind: str  # file, folder, tar (its damage), in-tar (its members), or why it is refused
+    kind: str  # file, folder, tar (its damage), in-tar (its members), passed-over, or why it is refused
     detail: str = ""
 
     @property
@@ -84,7 +85,8 @@ class FolderSource:
     def _holds_tars(self) -> bool:
         try:
             with _listed(self._base) as found:
-                return any(is_tar_name(utf8(item.name)) and _is_file(item) for item in found)
+                names = [utf8(item.name) for item in found if is_tar_name(utf8(item.name)) and _is_file(item)]
+                return not all(map(is_tool_file, names))
         except OSError:  # the walk says so
             return False
 
@@ -137,7 +139,10 @@ class FolderSource:
     def _named(self, folder: _Folder, ancestors: _Ancestors, item: "os.DirEntry[bytes]") -> list[_Name]:
         told = utf8(item.name)
         raw = None if told.encode() == item.name else item.name
-        if not _is_folder(item):
+        is_folder = _is_folder(item)
+        if (is_tool_folder if is_folder else is_tool_file)(told):
+            return [_Name(told, raw, PASSED_OVER)]
+        if not is_folder:
             if folder.told or not is_tar_name(told) or not _is_file(item):
                 return [_Name(told, raw, "file")]
             return [_Name(told, raw, "tar"), _Name(f"{told}/", raw, "in-tar")]

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from hdit_cli.data.prepare.passed_over import PASSED_OVER
 from hdit_cli.data.prepare.places import Place
 from hdit_cli.data.prepare.words import label_text
 from hdit_cli.errors import DataError
 
 SIDE_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".md")
-SIDE_CODES = ("side-file", "caption", "label", "table", "bad-table")
+SIDE_CODES = ("side-file", "caption", "label", "table", "bad-table", PASSED_OVER)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from hdit_cli.data.prepare.beside import Beside
 from hdit_cli.data.prepare.folders import file_entry
-from hdit_cli.data.prepare.listing import Entry, FileSource, is_side_name, stem, utf8
+from hdit_cli.data.prepare.listing import Entry, FileSource, file_name, is_side_name, stem, utf8
+from hdit_cli.data.prepare.passed_over import PASSED_OVER, is_tool_file
 from hdit_cli.data.prepare.places import Place
 from hdit_cli.data.prepare.tables import NoTable, Scope, Table
 from hdit_cli.errors import DataError
@@ -42,6 +43,9 @@ class ListSource(FileSource):
 
     def _named(self, table: Table) -> Iterator[Entry]:
         for path in table.names():
+            if is_tool_file(file_name(path)):  # a folder that was named is meant, whatever it is called
+                yield Entry(path, None, code=PASSED_OVER)
+                continue
             entry, changed = file_entry(path, os.path.join(self._base, path.encode()))
             self.newest = max(self.newest, changed)
             if entry.code == "broken-link":

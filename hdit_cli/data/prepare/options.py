@@ -12,6 +12,11 @@ from hdit_cli.errors import UsageError
 
 FITS = ("crop", "pad", "squash")
 SUFFIXES = {"jpeg": ".jpg", "webp": ".webp", "png": ".png"}  # format => suffix of the member
+WRITTEN = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+)  # the same formats as Pillow calls them: no other decoder ever sees a picture of a shard
 
 _LARGEST_SIDE = 16_383  # of a WebP picture; the smallest limit of the three formats
 _MOST_HELD_OUT = 0.5
@@ -33,7 +38,7 @@ class PrepareOptions:
     Args:
         size: [H, W] in pixels of the pictures written.
         fit: crop (fill the size, cut what is over, centred), pad (whole picture, background around it), squash.
-        format: jpeg (quality 95, 4:4:4), webp (quality 95) or png.
+        format: jpeg (quality 95, 4:4:4; also called jpg), webp (quality 95) or png.
         shard_size: pictures in one tar.
         max_pixels: pictures with more are refused by their header alone.
         background: colour under transparency and around padded pictures, as CSS writes colours.
@@ -58,6 +63,8 @@ class PrepareOptions:
     buckets: Buckets | None = None
 
     def __post_init__(self) -> None:
+        told = self.format.lower()
+        object.__setattr__(self, "format", "jpeg" if told == "jpg" else told)
         if not all(1 <= side <= _LARGEST_SIDE for side in self.size):
             raise UsageError(
                 f"a size of {self.size[0]}x{self.size[1]} cannot be written",

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from hdit_cli import files
+from hdit_cli.data.prepare.options import WRITTEN
 from hdit_cli.data.shards import Manifest, index_path, place_in
 
 PREVIEW = "preview.png"
@@ -46,7 +47,7 @@ def write_preview(folder: Path, manifest: Manifest) -> None:
 
 def _small(data: bytes, *, shrink: float) -> Image.Image:
     """A picture at 1 / `shrink` of its size."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=WRITTEN) as image:
         inner = (max(1, round(image.width / shrink)), max(1, round(image.height / shrink)))
         image.draft(None, inner)  # a JPEG is decoded at 1/2, 1/4 or 1/8, not below this size
         return image.convert("RGB").resize(inner, Image.Resampling.LANCZOS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hdit_cli.data.prepare.listing import Entry, FileSource, utf8
+from hdit_cli.data.prepare.passed_over import PASSED_OVER, passed_over
 from hdit_cli.data.prepare.places import Place
 from hdit_cli.data.prepare.samples import Member, give_labels
 from hdit_cli.data.shards import MANIFEST, load_manifest
@@ -79,10 +80,14 @@ def tar_entries(tar: Path, *, prefix: str, classes: list[str] | None, name: str 
     """
     entries: list[Entry] = []
     members: list[Member] = []
+    over: set[str] = set()
     is_cut = False
     try:
         for member in _members(tar):
             told = utf8(member.name)
+            if part := passed_over(told):
+                over.add(part)
+                continue
             if not member.isreg() or member.issparse():
                 entries.append(Entry(prefix + told, None, code="not-a-file", detail="a link, device or sparse member"))
                 continue
@@ -93,6 +98,7 @@ def tar_entries(tar: Path, *, prefix: str, classes: list[str] | None, name: str 
         is_cut = True
     give_labels(members, classes=classes, name=name, is_cut=is_cut)
     entries += [member.entry for member in members]
+    entries += [Entry(prefix + part, None, code=PASSED_OVER) for part in over]
     return sorted(entries, key=lambda entry: entry.path)
 
 

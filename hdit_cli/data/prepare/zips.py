@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hdit_cli.data.prepare.beside import Beside, read_tables
 from hdit_cli.data.prepare.listing import Entry, FileSource, file_name, first_folder, is_side_name, utf8
+from hdit_cli.data.prepare.passed_over import PASSED_OVER, passed_over
 from hdit_cli.data.prepare.places import Place
 from hdit_cli.data.prepare.tables import DATASET, METADATA, Scope
 from hdit_cli.errors import DataError
@@ -44,11 +45,15 @@ class ZipSource(FileSource):
             hint = "pack it again, or give a folder of pictures"
             raise DataError(f"the source {self._path} is not a zip that can be read: {error}", hint=hint) from error
         names = [utf8(member.filename.replace("\\", "/")) for member in members]
-        self._wrapper = wrapper(names, self.name)
+        over = [passed_over(name) for name in names]
+        self._wrapper = wrapper([name for name, part in zip(names, over, strict=True) if not part], self.name)
         return [
-            self._entry(number, member, name)
-            for number, (member, name) in enumerate(zip(members, names, strict=True))
-            if not member.is_dir()
+            *(Entry(part, None, code=PASSED_OVER) for part in sorted(set(over) - {""})),
+            *(
+                self._entry(number, member, name)
+                for number, (member, name) in enumerate(zip(members, names, strict=True))
+                if not member.is_dir() and not over[number]
+            ),
         ]
 
     def _entry(self, number: int, member: zipfile.ZipInfo, name: str) -> Entry:
@@ -86,7 +91,7 @@ class ZipSource(FileSource):
 
 def wrapper(names: list[str], name: str) -> str:
     """The one folder around everything, called like the archive, that packing a folder makes; it is no class."""
-    tops = {path.partition("/")[0] for path in names if "/" in path and not path.startswith("__MACOSX/")}
+    tops = {path.partition("/")[0] for path in names if "/" in path}
     loose = any("/" not in path for path in names)
     return f"{name}/" if tops == {name} and not loose else ""
 
