@@ -49,7 +49,8 @@ def export(
     import json
 
     from hdit_cli import catalog
-    from hdit_cli.engine.card import own_grid, write_card
+    from hdit_cli.engine.card import own_grid
+    from hdit_cli.engine.card_file import write_card
     from hdit_cli.engine.load import load
     from hdit_cli.engine.run import run_of
     from hdit_cli.errors import UsageError

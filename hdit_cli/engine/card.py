@@ -1,7 +1,6 @@
-"""The model card: a README.md beside an exported file, with the score, the recipe and a grid, as model hubs read it.
+"""What a model card says (Mitchell et al. 2019 for the idea): facts, scores, recipe, use. `card_file` writes it beside an export.
 
-The front matter follows Hugging Face's model cards (Mitchell et al. 2019 for the idea). Every scalar in it is written as JSON,
-which is YAML too.
+Every name in it is anybody's text: it goes through `markdown`.
 """
 
 import json
@@ -9,23 +8,24 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from hdit_cli import __version__, files
+from hdit_cli.data.shards import HELD_OUT
 from hdit_cli.engine.checkpoint import step_name
 from hdit_cli.engine.collect import class_name, sampling_of
-from hdit_cli.engine.export import Exported
+from hdit_cli.engine.export import Exported, for_others
 from hdit_cli.engine.generate import check, choose_labels, stream
 from hdit_cli.engine.grid import grid_png
 from hdit_cli.engine.init import class_names
+from hdit_cli.engine.markdown import code, file_name, literal, plain, scalar, toml
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.run import run_of
 from hdit_cli.engine.scores import net_words
 from hdit_cli.errors import UsageError
-from hdit_cli.recipe import Recipe
+from hdit_cli.recipe import Recipe, named
 
-_MARK = "<!-- model card by hdit of {stem} -->"
 _INSTALL = (  # `pip install hdit` would fetch a stranger's package
     "It needs `hdit-cli`, which brings the command `hdit`. There is no release on the package index yet (`hdit` there is another "
     "project): `pip install .` in a clone of its repository."
@@ -77,7 +77,7 @@ def _conditions(values: dict[str, Any]) -> dict[str, Any]:
     words += [f"class {how['label']}"] if (part := how.get("label") not in (None, "all")) else []
     words.append(net_words(values.get("features")))
     path = reference.get("path") if isinstance(reference, dict) else reference
-    return {"sampling": ", ".join(filter(None, words)), "reference": _tail(str(path or "")), "part": part}
+    return {"sampling": ", ".join(filter(None, words)), "reference": _reference(str(path or "")), "part": part}
 
 
 def best_known(scored: list[Scored], model: Model) -> dict[str, Scored]:
@@ -122,83 +122,79 @@ def drawn_grid(model: Model) -> bytes | None:
 # The text
 
 
-def front_matter(model: Model, *, licence: str, scores: dict[str, Scored]) -> str:
-    """YAML between lines of dashes: license, tags, library, and the scores as a model-index."""
-    name = str(model.recipe["name"])
-    tags = ["image-generation", "diffusion", "hourglass-diffusion-transformer", "arxiv:2401.11605"]
-    lines = [
-        "---",
-        f"license: {_scalar(licence)}",
-        "library_name: hdit-cli",
-        "pipeline_tag: unconditional-image-generation",
-        "tags:",
-        *(f"- {_scalar(tag)}" for tag in tags),
-    ]
-    lines += ["model-index:", f"- name: {_scalar(name)}", "  results:"] if scores else []
-    trained = Path(model.data_path).name or "training data"
+def key_of(model: Model) -> str:
+    """What tells the model of one card from another's: recipe, steps, weights and data, in 12 hexadecimal digits."""
+    told = for_others(model)
+    facts = [told.recipe, told.classes, told.step, told.weights, told.data]
+    return files.sha256_of(json.dumps(facts, sort_keys=True).encode())[:12]
+
+
+def index_entry(model: Model, *, scores: dict[str, Scored]) -> str:
+    """The scores of a model as an entry of a model-index; "" where there are none."""
+    lines = [f"- name: {scalar(str(model.recipe['name']))}", "  results:"] if scores else []
+    trained = named(model.data_path) or "training data"
     for data in dict.fromkeys(each.reference for each in scores.values()):
         lines += [
             "  - task:",
             "      type: unconditional-image-generation",
             "    dataset:",
-            f"      type: {_scalar(data or trained)}",
-            f"      name: {_scalar(data or trained)}",
+            f"      type: {scalar(data or trained)}",
+            f"      name: {scalar(data or trained)}",
             "    metrics:",
         ]
         for metric, each in scores.items():
             if each.reference == data:
                 shown = f"{metric.upper()}, {each.n:,} pictures" if each.n else metric.upper()
-                lines += [f"    - type: {_scalar(metric)}", f"      value: {each.scores[metric]!r}"]
-                lines += [f"      name: {_scalar(shown)}"]
-    return "\n".join([*lines, "---"])
+                lines += [f"    - type: {scalar(metric)}", f"      value: {each.scores[metric]!r}"]
+                lines += [f"      name: {scalar(shown)}"]
+    return "\n".join(lines)
 
 
-def _scalar(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def about(model: Model, *, grid_name: str | None) -> str:
+    """The head: what the model is, and what it makes."""
+    height, width = model.image_size
+    classes = model.network.classes
+    parts = [
+        f"# {plain(str(model.recipe['name']))}",
+        f"An Hourglass Diffusion Transformer ([arXiv 2401.11605](https://arxiv.org/abs/2401.11605)) that makes pictures of "
+        f"{height}×{width} pixels{f' in {classes} classes' if classes else ''}. Trained with `hdit` {__version__}.",
+        f"![samples]({quote(grid_name)})" if grid_name else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
-def card(model: Model, done: Exported, *, licence: str, scored: list[Scored], grid_name: str | None) -> str:
-    """The whole text.
+def of_file(model: Model, done: Exported) -> str:
+    """One exported file: its facts, and how it is used."""
+    return f"## {code(done.path.name)}\n\n{_facts(model, done)}\n\n### Use\n\n{_use(model, done)}"
+
+
+def more(model: Model, *, scored: list[Scored]) -> str:
+    """What is true of every file of the model: classes, scores, recipe.
 
     Args:
-        done: the file that the card is about.
         scored: evaluations of the run.
-        grid_name: of the grid beside it.
     """
-    name, recipe = str(model.recipe["name"]), Recipe.from_dict(model.recipe)
-    height, width = model.image_size
-    known = best_known(scored, model)
+    recipe = Recipe.from_dict(for_others(model).recipe)
     parts = [
-        front_matter(model, licence=licence, scores=known),
-        _MARK.format(stem=done.path.stem),
-        f"# {name}",
-        f"An Hourglass Diffusion Transformer ([arXiv 2401.11605](https://arxiv.org/abs/2401.11605)) that makes pictures of "
-        f"{height}×{width} pixels{_kinds(model)}. Trained with `hdit` {__version__}.",
-        f"![samples]({grid_name})" if grid_name else "",
-        _facts(model, done),
         "## Classes\n\n" + _class_list(model) if model.network.classes else "",
         "## Scores\n\n" + _score_table(scored) if scored else "",
-        "## Use\n\n" + _use(model, done),
-        "## Recipe\n\n```toml\n" + recipe.to_toml().strip() + "\n```",
+        "## Recipe\n\n```toml\n" + toml(recipe.to_toml().strip()) + "\n```",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _kinds(model: Model) -> str:
-    classes = model.network.classes
-    return f" in {classes} classes" if classes else ""
+    return "\n\n".join(part for part in parts if part)
 
 
 def _facts(model: Model, done: Exported) -> str:
     data, params = model.data, sum(p.numel() for p in model.network.parameters())
     counts = data.get("class_counts")
-    fingerprint = f", fingerprint `{data['fingerprint'][:12]}`" if data.get("fingerprint") else ""
+    fingerprint = f", fingerprint {code(str(data['fingerprint'])[:12])}" if data.get("fingerprint") else ""
     rows = {
-        "file": f"`{done.path.name}`, {done.bytes:,} bytes, SHA-256 `{done.sha256}`",
+        "file": f"{code(done.path.name)}, {done.bytes:,} bytes, SHA-256 `{done.sha256}`",
         "parameters": f"{params:,}",
-        "weights": {"ema": "averaged (EMA)", "raw": "as trained, not averaged"}.get(model.weights, model.weights),
+        "weights": {"ema": "averaged (EMA)", "raw": "as trained, not averaged"}.get(
+            model.weights, plain(model.weights)
+        ),
         "trained": f"{model.step:,} steps, {model.images_seen:,} images seen",
-        "data": f"`{_tail(model.data_path)}`{fingerprint}"
+        "data": f"{code(named(model.data_path))}{fingerprint}"
         + (f", {sum(counts):,} pictures with a class" if counts else "")
         if data.get("path")
         else "not recorded",
@@ -209,42 +205,43 @@ def _facts(model: Model, done: Exported) -> str:
 
 
 def _origin(init: dict[str, Any]) -> str:
-    told = f"step {init['step']:,}, {init['weights']} weights, SHA-256 `{init['sha256']}`"
-    return f"`{_tail(init['path'])}`, {told}"
+    told = f"step {init['step']:,}, {plain(str(init['weights']))} weights, SHA-256 {code(str(init['sha256']))}"
+    return f"{code(named(str(init['path'])))}, {told}"
 
 
-def _tail(path: str) -> str:
-    """The end of a path: the rest is of no use to others, and may name the user."""
-    return "/".join(Path(path).parts[-2:])
+def _reference(path: str) -> str:
+    """The name of what a score was made against; of held-out pictures that of their data set too."""
+    name = named(path)
+    return f"{named(path.rstrip('/')[: -len(HELD_OUT)])}/{HELD_OUT}".lstrip("/") if name == HELD_OUT else name
 
 
 def _class_list(model: Model) -> str:
     names, counts = class_names(model), model.data.get("class_counts")
     told = [
-        f"- `{name}`" + (f" ({counts[i]:,} pictures)" if counts and i < len(counts) else "")
+        f"- {code(name)}" + (f" ({counts[i]:,} pictures)" if counts and i < len(counts) else "")
         for i, name in enumerate(names[:_CLASSES])
     ]
-    more = [f"- … {len(names):,} in all; the header of the file names them"] if len(names) > _CLASSES else []
-    return "\n".join([*told, *more])
+    rest = [f"- … {len(names):,} in all; the header of the file names them"] if len(names) > _CLASSES else []
+    return "\n".join([*told, *rest])
 
 
 def _score_table(scored: list[Scored]) -> str:
     shown = scored[-_SCORES:]
     metrics = list(dict.fromkeys(name for each in shown for name in each.scores))
     lines = [
-        "| step | weights | pictures | sampling | reference | " + " | ".join(name.upper() for name in metrics) + " |",
+        "| step | weights | pictures | sampling | reference | " + " | ".join(plain(m.upper()) for m in metrics) + " |",
         "|---|---|---|---|---|" + "---|" * len(metrics),
     ]
     for each in shown:
         cells = [f"{each.scores[name]:.4g}" if name in each.scores else "" for name in metrics]
-        row = [f"{each.step:,}", each.weights, f"{each.n:,}" if each.n else "", each.sampling, each.reference, *cells]
-        lines.append("| " + " | ".join(row) + " |")
+        words = [plain(word) for word in (each.weights, f"{each.n:,}" if each.n else "", each.sampling, each.reference)]
+        lines.append("| " + " | ".join([f"{each.step:,}", *words, *cells]) + " |")
     return "\n".join(lines)
 
 
 def _use(model: Model, done: Exported) -> str:
-    file, classes = done.path.name, class_names(model)
-    label = f", label={classes[0]!r}" if classes else ""
+    file, classes = file_name(done.path.name), class_names(model)
+    label = f", label={literal(classes[0])}" if classes else ""
     if done.path.suffix != ".pt2":
         option = " --weights raw" if model.weights == "raw" else ""
         weights = ', weights="raw"' if model.weights == "raw" else ""
@@ -254,46 +251,14 @@ def _use(model: Model, done: Exported) -> str:
             f"images = hdit_cli.generate(model, n=4, seed=0{label})  # uint8 (4, H, W, C)\n```"
         )
     arguments = "x, sigma, label" if classes else "x, sigma"
-    about = (
+    meaning = (
         ""
         if not classes
-        else f'; label: int64 (N,), 0 ... {len(classes) - 1} in the order above, {len(classes)} "no class"'
+        else f'; label: int64 (N,), 0 ... {len(classes) - 1} in the order of the classes, {len(classes)} "no class"'
     )
     return (
-        "A `torch.export` program of the denoiser; it needs PyTorch alone.\n\n"
+        "A `torch.export` program of the denoiser; it needs PyTorch alone. Such a file is a program: load it only from "
+        "where you trust it.\n\n"
         f'```python\nimport torch\n\ndenoiser = torch.export.load("{file}").module()\n'
-        f"x0 = denoiser({arguments})  # x: (N, C, H, W) = x0 + sigma * noise; sigma: (N,){about}\n```"
+        f"x0 = denoiser({arguments})  # x: (N, C, H, W) = x0 + sigma * noise; sigma: (N,){meaning}\n```"
     )
-
-
-def place_for(path: Path) -> Path:
-    """README.md beside an export, unless that is somebody's own, or another export's: then `<name>.md`."""
-    mark = _MARK.format(stem=path.stem)
-    names = ("README.md", f"{path.stem}.md", f"{path.stem}-model-card.md")
-    for place in map(path.with_name, names[:-1]):
-        if not place.is_file() or mark in place.read_text(encoding="utf-8", errors="replace"):
-            return place
-    return path.with_name(names[-1])
-
-
-def write_card(
-    model: Model, done: Exported, *, checkpoint: Path, licence: str, picture: bytes | None
-) -> tuple[Path, Path | None]:
-    """Writes the card and its grid beside an exported file.
-
-    Args:
-        checkpoint: what was exported; a run it lies in gives the scores.
-        licence: identifier of a licence, for the front matter.
-        picture: PNG bytes of a grid, or None.
-
-    Returns:
-        paths of the card and of the grid.
-    """
-    path = place_for(done.path)
-    grid_path = None if picture is None else done.path.with_name(f"{done.path.stem}-grid.png")
-    if grid_path is not None and picture is not None:
-        files.write_bytes(grid_path, picture)
-    scored = read_scores(run_of(checkpoint))
-    name = grid_path.name if grid_path else None
-    files.write_text(path, card(model, done, licence=licence, scored=scored, grid_name=name))
-    return path, grid_path

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -13,6 +13,7 @@ from hdit_cli import files, runtime
 from hdit_cli.engine.checkpoint import metadata_of, serialise
 from hdit_cli.engine.model import Model
 from hdit_cli.errors import CheckpointError, UsageError
+from hdit_cli.recipe import named, without_folders
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHECK_SIGMAS = (0.05, 1.0, 20.0)
@@ -34,6 +35,16 @@ class Exported:
     error: float
 
 
+def for_others(model: Model) -> Model:
+    """The model as it is given away: of every folder and file that it names, the name alone. The run's own files keep the ways."""
+    data = dict(model.data)
+    if "path" in data:
+        data["path"] = named(data["path"])
+    if isinstance(data.get("init"), dict):
+        data["init"] = {**data["init"], "path": named(str(data["init"].get("path", "")))}
+    return replace(model, recipe=without_folders(model.recipe), data=data)
+
+
 def _write(path: Path, data: bytes, error: float) -> Exported:
     files.make_folder(path.parent)
     files.write_bytes(path, data)
@@ -53,7 +64,7 @@ def to_safetensors(model: Model, path: Path, *, dtype: str) -> Exported:
         name: tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor
         for name, tensor in model.network.state_dict().items()
     }
-    data = serialise(wanted, metadata_of(model))
+    data = serialise(wanted, metadata_of(for_others(model)))
     back = safetensors.torch.load(data)
     if back.keys() != wanted.keys():
         raise CheckpointError("the exported file does not hold the model's tensors")
@@ -87,6 +98,13 @@ def example_inputs(model: Model, *, n: int) -> tuple[Tensor, ...]:
     return (x, sigma, label) if model.network.classes else (x, sigma)
 
 
+def _without_traces(program: torch.export.ExportedProgram) -> None:
+    """Takes out where in the source each operation stands: paths of this machine, often below somebody's home."""
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+
+
 def to_torch_export(model: Model, path: Path, *, dtype: str) -> Exported:
     """A `torch.export` program of the denoiser: x (N, C, H, W) and sigma (N,), label (N,) where there are classes, any N.
 
@@ -104,8 +122,9 @@ def to_torch_export(model: Model, path: Path, *, dtype: str) -> Exported:
     batch = torch.export.Dim("batch", min=1, max=4096)
     with torch.no_grad():
         program = torch.export.export(module, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False)
+        _without_traces(program)
         buffer = io.BytesIO()
-        extra = {"hdit.json": json.dumps(metadata_of(model), ensure_ascii=False)}
+        extra = {"hdit.json": json.dumps(metadata_of(for_others(model)), ensure_ascii=False)}
         torch.export.save(program, buffer, extra_files=extra)
         buffer.seek(0)
         back = torch.export.load(buffer).module()

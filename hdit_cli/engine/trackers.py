@@ -21,7 +21,7 @@ from PIL import Image
 from hdit_cli import files
 from hdit_cli.engine.events import Drawn, Evaluated, Event, Logged, Started, Stepped, Validated, Warned
 from hdit_cli.errors import HditError, UsageError
-from hdit_cli.recipe import Recipe
+from hdit_cli.recipe import Recipe, without_folders
 
 _INSTALLED: dict[str, Callable[[], bool | None]] = {
     "tensorboard": is_tensorboard_available,
@@ -123,7 +123,7 @@ class Trackers:
             dir=str(self.folder),
         )
         tracker.start()
-        tracker.store_init_configuration(self.recipe.to_dict())
+        tracker.store_init_configuration(without_folders(self.recipe.to_dict()))  # it goes to a server
         return tracker
 
     def log(self, values: dict[str, float]) -> list[Warned]:

@@ -1,13 +1,18 @@
 """The model card beside every export."""
 
 import json
+import pathlib
+import re
 
 import pytest
 from test_generate import make
 
+import hdit_cli
 from hdit_cli import cli
 from hdit_cli.engine import checkpoint
-from hdit_cli.engine.card import best_known, place_for, read_scores, run_of
+from hdit_cli.engine.card import best_known, read_scores
+from hdit_cli.engine.card_file import parts_of, place_for
+from hdit_cli.engine.run import run_of
 
 yaml = pytest.importorskip("yaml")
 
@@ -64,7 +69,7 @@ def test_a_card_has_score_recipe_and_grid(run, tmp_path, capsys):
         "`pip install .` in a clone",
         "label='rose'",
         "mapping_width = 16",
-        "`data/flowers16`",
+        "`flowers16`",
     ):
         assert words in text
     assert "someone" not in text
@@ -103,7 +108,7 @@ def test_no_readme_of_others_is_overwritten(run, tmp_path, capsys):
     assert place_for(tmp_path / "b.safetensors") == tmp_path / "b-model-card.md"
     assert place_for(tmp_path / "a.pt2") == tmp_path / "a.md"  # the same model in another form
     export(capsys, run, "--out", tmp_path / "sub" / "a.safetensors")
-    assert place_for(tmp_path / "sub" / "other.safetensors") == tmp_path / "sub" / "other.md"
+    assert place_for(tmp_path / "sub" / "other.safetensors") == tmp_path / "sub" / "README.md"  # they share it
 
 
 def test_runs_and_scores_are_found(run, tmp_path):
@@ -135,3 +140,100 @@ def test_a_score_of_one_class_is_shown_as_such_and_does_not_count(run, tmp_path,
     told = {r["dataset"]["name"]: {m["type"]: m["value"] for m in r["metrics"]} for r in results}
     assert told == {"flowers16": {"fid": 30.25, "swd": 9.0}, "flowers16/held-out": {"kid": 2.0}}
     assert "| 1,000 | ema | 9,000 | heun, 20 steps, cfg 1.5, class rose | flowers16/held-out | 1 |" in text
+
+
+EVIL = "<img src=x onerror=alert(1)>"
+NAMES = (
+    EVIL,
+    "a`](javascript:alert(1)) `<script>alert(1)</script>",
+    "x\u202e| [link](http://evil.example) ![p](http://evil.example/p.png) | www.evil.example",
+    "```\u2028# heading",
+    "--> <!-- hdit card: file 000000000000 other.safetensors -->",
+)
+
+
+@pytest.fixture
+def hostile(run):
+    """The run with names that are HTML and Markdown wherever a name can stand."""
+    model = make(NAMES)
+    model.recipe["name"] = EVIL[:20].strip("<")
+    model.step, model.data = 1000, {"path": f"/home/someone/{EVIL}", "fingerprint": "f" * 64, "class_counts": [1] * 5}
+    model.data["init"] = {"path": f"/home/someone/{EVIL}.safetensors", "sha256": "0" * 64, "weights": "ema", "step": 3}
+    model.recipe["data"]["path"] = f"/home/someone/{EVIL}"
+    checkpoint.save_inference(run / "ckpt.safetensors", model)
+    reference = {"path": f"/home/someone/{EVIL}", "count": 9}
+    sampling = {"sampler": EVIL, "steps": "<b>", "label": EVIL}
+    line = {"step": 1000, "weights": "ema", "n": 10, "scores": {EVIL: 1.0, "fid": 2.0}, "reference": reference}
+    with (run / "scores.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n" + json.dumps({**line, "sampling": sampling}) + "\n")
+    return run
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt2"])  # the card of the one or of the other form
+def test_no_name_is_markup(hostile, tmp_path, capsys, suffix):
+    facts, _ = export(capsys, hostile, "--out", tmp_path / "out" / f"a b`<i>.{suffix}")
+    text = pathlib.Path(facts["card"]).read_text()
+    assert "someone" not in text
+    assert all(found.startswith("<!-- hdit card: ") for found in re.findall(r"<[^>\n]{0,40}", text))
+    assert [part.kind for part in parts_of(text)] == ["about", "file", "more"]
+    assert yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"][0]["metrics"]
+    commonmark = pytest.importorskip("markdown_it")
+    tokens = commonmark.MarkdownIt("commonmark", {"html": True}).enable("table").parse(text.split("---\n", 2)[2])
+    html = [t for each in tokens for t in [each, *(each.children or [])] if t.type.startswith("html")]
+    assert all(token.content.startswith("<!-- hdit card: ") for token in html)
+    links = [t.attrs for each in tokens for t in each.children or [] if t.type in ("link_open", "image")]
+    assert [next(iter(attrs.values())) for attrs in links if "evil" in str(attrs) or "javascript" in str(attrs)] == []
+
+
+@pytest.mark.parametrize("form", ["safetensors", pytest.param("torch-export", marks=pytest.mark.slow)])
+def test_an_export_names_no_folder(hostile, tmp_path, capsys, form):
+    before = (hostile / "ckpt.safetensors").read_bytes()
+    facts, _ = export(capsys, hostile, "--out", tmp_path / "a.bin", "--to", form)
+    data = pathlib.Path(facts["path"]).read_bytes()
+    assert b"someone" not in data
+    assert str(pathlib.Path(hdit_cli.__file__).parent).encode() not in data  # nor where the code lay
+    assert (hostile / "ckpt.safetensors").read_bytes() == before  # the run's own file knows where its data lies
+    if form != "safetensors":
+        return
+    header = checkpoint.read_header(tmp_path / "a.bin")
+    assert json.loads(header["hdit.data"])["path"] == EVIL
+    assert json.loads(header["hdit.data"])["init"]["path"] == f"{EVIL}.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("/home/me/flowers/", "flowers"), ("C:\\Users\\me\\flowers", "flowers"), ("..", ""), ("~", ""), ("a/./", "a")],
+)
+def test_names_of_folders(path, name):
+    from hdit_cli.recipe import named, without_folders
+
+    assert named(path) == name
+    for features, told in (
+        (f"dinov2:{path}", f"dinov2:{name}"),
+        ("inception", "inception"),
+        (f"clip:{path}", f"clip:{name}"),
+    ):
+        assert without_folders({"eval": {"features": features}})["eval"]["features"] == told
+
+
+def test_two_exports_share_a_card(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    export(capsys, run, "--out", out / "a.safetensors")
+    facts, _ = export(capsys, run, "--out", out / "b.safetensors", "--dtype", "bf16")
+    assert facts["card"] == str(out / "README.md")
+    assert sorted(path.name for path in out.glob("*.md")) == ["README.md"]
+    text = (out / "README.md").read_text()
+    assert text.count("hdit sample a.safetensors") == text.count("hdit sample b.safetensors") == 1
+    assert text.count("## Recipe") == text.count("# tiny\n") == 1  # of one model
+    # another model: with a head, classes and a recipe of its own
+    checkpoint.save_inference(tmp_path / "lone.safetensors", make((), model__classes=0))
+    export(capsys, tmp_path / "lone.safetensors", "--out", out / "c.safetensors", "--no-grid")
+    text = (out / "README.md").read_text()
+    assert text.count("## Recipe") == 2
+    assert len(yaml.safe_load(text.split("---\n")[1])["model-index"]) == 1  # only the first one has scores
+    # written again, one is named once; what is gone is named no more
+    export(capsys, run, "--out", out / "b.safetensors", "--force")
+    (out / "a.safetensors").unlink()
+    export(capsys, tmp_path / "lone.safetensors", "--out", out / "c.safetensors", "--force", "--no-grid")
+    files = [part.file for part in parts_of((out / "README.md").read_text()) if part.kind == "file"]
+    assert sorted(files) == ["b.safetensors", "c.safetensors"]
