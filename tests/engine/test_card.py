@@ -25,6 +25,12 @@ def export(capsys, *words):
     return json.loads(printed.out), printed.err
 
 
+def unconditional():
+    model = make((), model__classes=0)
+    model.data = {}
+    return model
+
+
 @pytest.fixture
 def run(tmp_path):
     """A folder as training leaves it: a checkpoint, a grid of it, scores."""
@@ -85,7 +91,7 @@ def test_model_hubs_read_the_front_matter(run, tmp_path, capsys):
 
 
 def test_a_lone_file_gets_a_grid_drawn_and_no_score(tmp_path, capsys):
-    checkpoint.save_inference(tmp_path / "lone.safetensors", make((), model__classes=0))
+    checkpoint.save_inference(tmp_path / "lone.safetensors", unconditional())
     facts, said = export(capsys, tmp_path / "lone.safetensors", "--out", tmp_path / "out" / "lone.safetensors")
     assert "drawing a grid" in said
     assert (tmp_path / "out" / "lone-grid.png").read_bytes().startswith(b"\x89PNG")
@@ -226,7 +232,7 @@ def test_two_exports_share_a_card(run, tmp_path, capsys):
     assert text.count("hdit sample a.safetensors") == text.count("hdit sample b.safetensors") == 1
     assert text.count("## Recipe") == text.count("# tiny\n") == 1  # of one model
     # another model: with a head, classes and a recipe of its own
-    checkpoint.save_inference(tmp_path / "lone.safetensors", make((), model__classes=0))
+    checkpoint.save_inference(tmp_path / "lone.safetensors", unconditional())
     export(capsys, tmp_path / "lone.safetensors", "--out", out / "c.safetensors", "--no-grid")
     text = (out / "README.md").read_text()
     assert text.count("## Recipe") == 2
