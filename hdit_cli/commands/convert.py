@@ -36,7 +36,9 @@ def convert(
         told = {"path": str(path), "features": "pytorch-fid"}
         say(json.dumps(told) if json_ else f"{path}: pytorch-fid's Inception, for --features pytorch-fid:{path}")
         return
-    model = run_conversion(source, out=path, config=_read_config(config))
+    model = run_conversion(
+        source, out=path, config=_read_config(config), tell=lambda text: say(f"note: {text}", err=True)
+    )
     facts = {
         "path": str(path),
         "params": sum(p.numel() for p in model.network.parameters()),

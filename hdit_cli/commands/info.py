@@ -146,7 +146,7 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
     from hdit_cli.engine.header import check_layers, read_facts
 
     tensors, metadata = read_announced(path)
-    check_is_ours(metadata, where=str(path))
+    check_is_ours(tensors, metadata, where=str(path))
     facts = read_facts(metadata, where=str(path))
     check_layers(facts.recipe, tensors, where=str(path))
     data = dict(facts.data)

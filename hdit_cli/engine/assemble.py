@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from hdit_cli.engine import header
+from hdit_cli.engine.file_kind import not_ours
 from hdit_cli.engine.model import Model, build_network, class_count, precondition
 from hdit_cli.errors import CheckpointError
 from hdit_cli.models.hdit import HDiT
 
 
-def check_is_ours(metadata: Mapping[str, str], *, where: str) -> None:
-    """Raises CheckpointError where the metadata is not that of an inference file of this project."""
+def check_is_ours(tensors: header.Table, metadata: Mapping[str, str], *, where: str) -> None:
+    """Raises CheckpointError where a safetensors file is not an inference file of this project."""
     if metadata.get("hdit.format") != header.FORMAT:
-        hint = "`hdit convert` turns a k-diffusion checkpoint into ours" if "config" in metadata else ""
-        raise CheckpointError(f"{where} is not an hdit checkpoint", hint=hint or "give a file that hdit wrote")
+        raise not_ours(where, names=tensors.keys(), has_config="config" in metadata)
 
 
 def blank(facts: header.Facts) -> HDiT:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hdit_cli import __version__, files
 from hdit_cli.engine import header
+from hdit_cli.engine.file_kind import not_safetensors
 from hdit_cli.engine.header import FORMAT
 from hdit_cli.engine.model import Model
 from hdit_cli.errors import CheckpointError, NonFiniteError, StorageError
@@ -110,9 +111,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise CheckpointError(f"no checkpoint {path}", hint="give a .safetensors file or a run folder") from None
     except (safetensors.SafetensorError, header.Garbled, OSError) as error:
         told = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file: {told}", hint="it may be cut short; copy it again"
-        ) from error
+        raise not_safetensors(path, error=told) from error
 
 
 def read_tensors(

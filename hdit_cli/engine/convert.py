@@ -7,7 +7,7 @@ import contextlib
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -20,6 +20,7 @@ from hdit_cli import files
 from hdit_cli.engine import header
 from hdit_cli.engine.assemble import assemble
 from hdit_cli.engine.checkpoint import metadata_of, read_announced, read_tensors, save_inference
+from hdit_cli.engine.file_kind import check_pickled, unwrapped
 from hdit_cli.engine.model import Model, build_network, class_count, precondition
 from hdit_cli.errors import CheckpointError, UsageError
 from hdit_cli.metrics import fid_inception
@@ -27,6 +28,7 @@ from hdit_cli.models.convert import Unsupported, kdiffusion_recipe
 from hdit_cli.recipe import Recipe, plain_name
 
 _LARGEST_NET = 1 << 28  # pytorch-fid's file has 95 MB; a larger one is not read twice
+_WEIGHTS = ("model_ema", "ema", "state_dict", "model")  # k-diffusion's own name, then those of other trainers
 _COPIES = 2  # how often a file's bytes may stand in its tensors: parts of a network may share weights
 
 
@@ -38,12 +40,14 @@ class Foreign:
         table: its averaged weights as it announces them.
         config: the configuration that it carries, of whatever type; None where it carries none.
         read: gives the weights.
+        ours: the metadata of an inference file of this project, whose names were wrapped by another program.
     """
 
     table: header.Table
     config: Any
     step: int
     read: Callable[[], dict[str, Tensor]]
+    ours: dict[str, str] | None = None
 
 
 def open_foreign(path: Path) -> Foreign:
@@ -58,6 +62,8 @@ def open_foreign(path: Path) -> Foreign:
         return _open_training(path)
     table, metadata = read_announced(path)
     if metadata.get("hdit.format") == header.FORMAT:
+        if any(name != own for own, name in unwrapped(table).items()):
+            return Foreign(table, None, 0, lambda: read_tensors(path)[0], ours=metadata)
         raise UsageError(f"{path} is an hdit checkpoint already", hint="`hdit export` writes it in other forms")
     config = None
     if "config" in metadata:
@@ -77,6 +83,7 @@ def is_pickled(path: Path) -> bool:
 
 def _read_pickled(path: Path) -> Any:
     """What torch.save wrote; of today's files the tensors are mapped, not read."""
+    check_pickled(path)
     zipped = zipfile.is_zipfile(path)
     if zipped and _unpacked_size(path) > path.stat().st_size:
         raise CheckpointError(
@@ -108,13 +115,23 @@ def _unpacked_size(path: Path) -> int:
 
 def _open_training(path: Path) -> Foreign:
     stored = _read_pickled(path)
-    tensors = stored.get("model_ema") if isinstance(stored, dict) else None
-    if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
+    tensors = _weights_in(stored)
+    if tensors is None:
         raise CheckpointError(f"{path} has no model_ema", hint="give a training checkpoint of k-diffusion")
-    step = stored.get("step", 0)
+    step = stored.get("step", 0) if tensors is not stored else 0
     if not header.is_count(step):
         raise CheckpointError(f"{path}: its step is {short(step)}, no count", hint="it is damaged; get it again")
     return Foreign(table_of(tensors, where=path), stored.get("config"), step, lambda: tensors)
+
+
+def _weights_in(stored: Any) -> dict[str, Tensor] | None:
+    """The averaged weights of a training checkpoint, else the weights; a dictionary of tensors is these itself."""
+    if not isinstance(stored, dict):
+        return None
+    for found in (*(stored.get(name) for name in _WEIGHTS), stored):
+        if isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values()):
+            return found
+    return None
 
 
 def table_of(tensors: Mapping[Any, Tensor], *, where: Path) -> dict[str, header.Entry]:
@@ -176,17 +193,27 @@ def convert_feature_net(source: Path, *, out: Path) -> bool:
     return True
 
 
-def convert(source: Path, *, out: Path, config: dict[str, Any] | None) -> Model:
+def convert(
+    source: Path, *, out: Path, config: dict[str, Any] | None, tell: Callable[[str], None] = lambda text: None
+) -> Model:
     """Converts a k-diffusion checkpoint and writes it as an inference file in float32.
+
+    What wrappers put before every name ("module.", "_orig_mod.") is taken off, also of a file of ours.
 
     Args:
         config: the configuration, instead of the one the file carries.
+        tell: called with what was done besides.
 
     Raises:
         CheckpointError: the file cannot be read, or its tensors do not fit its configuration.
         UsageError: no configuration, or one that asks for what we do not have.
     """
-    foreign = open_foreign(source)
+    foreign = _unwrapped(open_foreign(source), tell)
+    if foreign.ours is not None:
+        model = assemble(foreign.read(), foreign.ours, where=str(source))
+        files.make_folder(out.parent)
+        save_inference(out, model)
+        return model
     recipe = _described(source, foreign, config)
     classes = [str(i) for i in range(int(recipe.model.classes))]
     header.check_layers(recipe, foreign.table, where=str(source))
@@ -200,6 +227,24 @@ def convert(source: Path, *, out: Path, config: dict[str, Any] | None) -> Model:
     files.make_folder(out.parent)
     save_inference(out, model)
     return model
+
+
+def _unwrapped(foreign: Foreign, tell: Callable[[str], None]) -> Foreign:
+    """The checkpoint with the names that its network gave to its weights."""
+    names = unwrapped(foreign.table)
+    prefixes = sorted({old.removesuffix(new) for new, old in names.items()} - {""})
+    if not prefixes:
+        return foreign
+    left = len(foreign.table) - len(names)
+    rest = f"; {left} other tensors are left out" if left else ""
+    tell(f"taken off the names of the tensors: {', '.join(map(repr, prefixes))}{rest}")
+    table = {new: foreign.table[old] for new, old in names.items()}
+
+    def read() -> dict[str, Tensor]:
+        tensors = foreign.read()
+        return {new: tensors[old] for new, old in names.items()}
+
+    return replace(foreign, table=table, read=read)
 
 
 def _described(source: Path, foreign: Foreign, config: dict[str, Any] | None) -> Recipe:

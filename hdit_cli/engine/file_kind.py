@@ -15,7 +15,8 @@ from pathlib import Path
 from hdit_cli.errors import CheckpointError
 
 WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every name
-CONTAINERS = ("ema.", "ema_model.", "model_ema.", "model.", "state_dict.", "net.", "network.", "denoiser.")
+AVERAGES = ("ema.", "ema_model.", "model_ema.")
+CONTAINERS = (*AVERAGES, "model.", "state_dict.", "net.", "network.", "denoiser.")
 _HEAD = 4096  # bytes that are looked at
 _LARGEST_HEADER = 100_000_000  # of a safetensors file, by its format
 
@@ -181,11 +182,22 @@ def _text(path: Path, head: bytes) -> Kind | None:
     return Kind(f"a text that begins {begin!r}", _DOWNLOAD)
 
 
+def check_pickled(path: Path) -> None:
+    """Raises CheckpointError where a file is known to be of a kind that torch.save does not write."""
+    kind = looked_at(path)
+    if kind is not None and not kind.pickled:
+        raise _of_kind(path, kind)
+
+
+def _of_kind(path: Path, kind: Kind) -> CheckpointError:
+    return CheckpointError(f"{path} is {kind.name}, not a checkpoint", hint=kind.hint.replace("{path}", str(path)))
+
+
 def not_safetensors(path: Path, *, error: object) -> CheckpointError:
     """The error for a file that does not read as safetensors: what it is instead, or that it is damaged."""
     kind = looked_at(path)
     if kind is not None:
-        return CheckpointError(f"{path} is {kind.name}, not a checkpoint", hint=kind.hint.format(path=path))
+        return _of_kind(path, kind)
     return CheckpointError(
         f"{path} is not a whole safetensors file: {error}", hint="it may be cut short or damaged; copy it again"
     )
@@ -203,7 +215,20 @@ def prefix_of(names: Collection[str]) -> str:
     return found
 
 
-def not_ours(path: Path, *, names: Collection[str], has_config: bool) -> CheckpointError:
+def unwrapped(names: Collection[str]) -> dict[str, str]:
+    """The names of a network's weights without what stands before them => the names in the file.
+
+    Where a file holds several sets ("ema.", "model."), the averaged one alone.
+    """
+    for average in (*AVERAGES, ""):
+        chosen = [name for name in names if name.startswith(average)]
+        if chosen and (not average or all(name.startswith((*WRAPPERS, *CONTAINERS)) for name in names)):
+            prefix = prefix_of(chosen)
+            return {name[len(prefix) :]: name for name in chosen}
+    return {}
+
+
+def not_ours(path: str, *, names: Collection[str], has_config: bool) -> CheckpointError:
     """The error for a safetensors file that hdit did not write.
 
     Args:

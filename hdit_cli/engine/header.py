@@ -16,6 +16,7 @@ import torch
 
 from hdit_cli.diffusion.bins import BINS
 from hdit_cli.engine import weights as names
+from hdit_cli.engine.file_kind import prefix_of
 from hdit_cli.errors import CheckpointError, UsageError
 from hdit_cli.recipe import Recipe
 
@@ -338,7 +339,9 @@ def check_table(wanted: Mapping[str, Iterable[int]], tensors: Table, *, where: s
         wanted: shapes by name.
     """
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    misfit = "it does not fit the recipe in its header"
+    misfit, prefix = "it does not fit the recipe in its header", prefix_of(tensors.keys())
+    if prefix and missing:
+        misfit = f"the names of its tensors all begin with {prefix!r}: `hdit convert {where}` takes that off"
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"has an unknown tensor {extra[0][:200]}"
         raise CheckpointError(f"{where} {what}", hint=misfit)

@@ -35,7 +35,7 @@ class InFile:
         return read_tensors(self.file, check=self._check)
 
     def _check(self, tensors: Table, header: dict[str, str]) -> None:
-        check_is_ours(header, where=str(self.file))
+        check_is_ours(tensors, header, where=str(self.file))
         check_announced(tensors, header, where=str(self.file))
 
     def sha256(self) -> str:
