@@ -81,17 +81,22 @@ def names(kind: str) -> list[str]:
     return list(CATALOG[kind])
 
 
+def check(kind: str, name: str) -> None:
+    """Raises UsageError where a kind has no component of that name; the nearest one is in the hint. Imports nothing."""
+    table = CATALOG[kind]
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
+        best = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"unknown {kind} {name[:100]!r}", hint=f"{best}one of: {', '.join(table)}")
+
+
 def get(kind: str, name: str) -> Any:
     """Imports and returns the component `name` of a kind.
 
     Raises:
         UsageError: no such name; the nearest one is in the hint.
     """
-    table = CATALOG[kind]
-    if name not in table:
-        near = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
-        best = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"unknown {kind} {name!r}", hint=f"{best}one of: {', '.join(table)}")
-    module, _, attribute = table[name].partition(":")
+    check(kind, name)
+    module, _, attribute = CATALOG[kind][name].partition(":")
     loaded = import_module(module)
     return getattr(loaded, attribute) if attribute else loaded

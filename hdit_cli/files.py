@@ -62,6 +62,18 @@ def make_folder(path: Path) -> None:
             sync_folder(folder.parent)
 
 
+def claim_folder(path: Path) -> bool:
+    """Creates a folder that was not there; False, and nothing done, where something of that name is."""
+    with storage_errors(path):
+        _announce("mkdir", path)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            return False
+        sync_folder(path.parent)
+    return True
+
+
 def sync_folder(path: Path) -> None:
     """Makes the names inside a folder durable. Does nothing where folders cannot be opened (Windows)."""
     _announce("fsync-folder", path)

@@ -70,19 +70,39 @@ def _told(name: str, *, most: int = _MOST_RANKS) -> int | None:
 def device(name: str | None = None) -> torch.device:
     """The device to compute on: `name`, else CUDA (this process's own card), else Apple's MPS, else the CPU.
 
+    Args:
+        name: cpu, mps, cuda (this process's own card), or cuda:N, a card for a lone process.
+
     Raises:
-        UsageError: the named device is not there.
+        UsageError: the named device is not there, or is one card for several processes.
     """
     if name is None:
         if torch.cuda.is_available():
-            return torch.device("cuda", (_told("LOCAL_RANK") or 0) % torch.cuda.device_count())
+            return _own_card()
         return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
     try:
         chosen = torch.device(name)
+        if chosen.type not in _DEVICES:
+            raise RuntimeError(f"no pictures on {chosen.type}")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"no device {name!r} on this machine", hint="`hdit doctor` lists what there is") from error
-    return chosen
+        hint = f"one of {', '.join(_DEVICES)}, or cuda:1 for a certain card; `hdit doctor` says what there is"
+        raise UsageError(f"no device {name[:100]!r} on this machine", hint=hint) from error
+    if chosen.type != "cuda":
+        return chosen
+    if chosen.index is not None and ranks().world > 1:
+        raise UsageError(
+            f"{name} is one card for {ranks().world} processes",
+            hint="cuda: each takes its own; CUDA_VISIBLE_DEVICES=0,1 names which",
+        )
+    return chosen if chosen.index is not None else _own_card()
+
+
+_DEVICES = ("cpu", "cuda", "mps")
+
+
+def _own_card() -> torch.device:
+    return torch.device("cuda", (_told("LOCAL_RANK") or 0) % torch.cuda.device_count())
 
 
 def places() -> tuple[int, str]:
@@ -237,9 +257,9 @@ def version(package: str) -> str | None:
         return None
 
 
-def environment() -> dict[str, str]:
-    """Versions and hardware that a number was made with."""
-    chosen = device()
+def environment(on: torch.device | None = None) -> dict[str, str]:
+    """Versions and hardware that a number was made with, on a device; None is the one that is chosen by itself."""
+    chosen = on or device()
     if chosen.type == "cuda":
         hardware = torch.cuda.get_device_name(chosen)
     else:
@@ -305,8 +325,11 @@ def interactive() -> bool:
 # Processes
 
 
-def join_processes() -> Ranks:
+def join_processes(on: torch.device | None = None) -> Ranks:
     """Connects this process to the others its launcher started; a lone process does nothing.
+
+    Args:
+        on: the device that all compute on; None is the one that is chosen by itself.
 
     Raises:
         UsageError: fewer or more processes came up than were asked for.
@@ -317,7 +340,7 @@ def join_processes() -> Ranks:
         _check_launcher()
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available())
+        state = PartialState(cpu=(on or device()).type != "cuda")
         here = Ranks(rank=state.process_index, world=state.num_processes)
     if here.world != wanted:
         raise UsageError(

@@ -73,7 +73,10 @@ def eval_fid(
     seed: shared.Seed = 0,
     steps: shared.Steps = None,
     sampler: shared.Sampler = None,
-    class_: shared.ClassName = None,
+    schedule: shared.Schedule = None,
+    eta: shared.Eta = None,
+    rho: shared.Rho = None,
+    class_: shared.ClassNames = None,
     cfg: shared.Cfg = None,
     cfg_interval: shared.CfgInterval = None,
     size: shared.Size = None,
@@ -82,6 +85,7 @@ def eval_fid(
     compile_: shared.Compile = None,
     processes: shared.Processes = 1,
     oversubscribe: shared.Oversubscribe = False,
+    device: shared.Device = None,
     save: Annotated[
         Path | None, typer.Option(help="Keep the generated pictures in this folder, as PNG.", show_default=False)
     ] = None,
@@ -107,6 +111,8 @@ def eval_fid(
     json_: Annotated[bool, typer.Option("--json", help="The scores and all they depend on, on stdout.")] = False,
 ) -> None:
     """Score samples, or a folder of pictures: FID, KID, IS, precision and recall, sliced Wasserstein distance, and more."""
+    from dataclasses import replace
+
     from hdit_cli import runtime
     from hdit_cli.commands import sweep as sweeping
     from hdit_cli.engine.launch import relaunch
@@ -121,12 +127,15 @@ def eval_fid(
         _features(features, inception),
         reference,
         allow_small,
-        class_,
+        shared.classes(class_),
         weights,
         shared.wanted(
             seed=seed,
             steps=steps,
             sampler=sampler,
+            schedule=schedule,
+            eta=eta,
+            rho=rho,
             cfg=cfg,
             cfg_interval=cfg_interval,
             size=size,
@@ -143,7 +152,8 @@ def eval_fid(
     code = relaunch(processes, oversubscribe=oversubscribe)
     if code is not None:
         raise typer.Exit(code)
-    runtime.join_processes()
+    request = replace(request, device=runtime.device(device))
+    runtime.join_processes(request.device)
     runtime.keep_freed_memory()
     if axes:
         _sweep(request, axes, out=out, as_json=json_)
@@ -343,5 +353,5 @@ def _how(facts: dict[str, Any]) -> str:
     if how["cfg_interval"]:
         words.append(f"cfg within sigma {how['cfg_interval'][0]:g}:{how['cfg_interval'][1]:g}")
     if how["label"] is not None:
-        words.append(f"class {how['label']}")
+        words.append(shared.classes_told(how["label"]))
     return "; " + ", ".join(words)

@@ -11,8 +11,11 @@ from hdit_cli.commands.numbers import real
 from hdit_cli.commands.say import say
 
 if TYPE_CHECKING:
-    from hdit_cli.engine.collect import Order, Recorded
+    import torch
+
+    from hdit_cli.engine.collect import Order
     from hdit_cli.engine.model import Model
+    from hdit_cli.engine.recorded import Recorded
 
 STRENGTH = 0.6  # where a picture is given and nobody says
 
@@ -36,7 +39,10 @@ def sample(
     ] = None,
     steps: shared.Steps = None,
     sampler: shared.Sampler = None,
-    class_: shared.ClassName = None,
+    schedule: shared.Schedule = None,
+    eta: shared.Eta = None,
+    rho: shared.Rho = None,
+    class_: shared.ClassNames = None,
     cfg: shared.Cfg = None,
     cfg_interval: shared.CfgInterval = None,
     size: shared.Size = None,
@@ -62,20 +68,25 @@ def sample(
     ] = None,
     processes: shared.Processes = 1,
     oversubscribe: shared.Oversubscribe = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the images.", show_default="samples/<name>")] = None,
+    device: shared.Device = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the images.", show_default="samples/<name>, then <name>-2, …")
+    ] = None,
     from_: Annotated[
         Path | None,
         typer.Option(
             "--from",
-            help="A samples.json: makes the same images again. CKPT and --init-image say where a file is now.",
+            help="A samples.json: makes the same images again, on the same kind of device. CKPT and --init-image say where a "
+            "file is now.",
             show_default=False,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an earlier set in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an earlier set in --out: its pictures go.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="The record on stdout.")] = False,
 ) -> None:
     """Make images: PNGs, one grid or strip, and a samples.json that reproduces them."""
     import json
+    from contextlib import nullcontext
 
     from hdit_cli import runtime
     from hdit_cli.commands.progress import bar
@@ -84,29 +95,46 @@ def sample(
     shared.check_weights(weights)
     checkpoint = checkpoint and str(shared.located(Path(checkpoint)))
     options = shared.wanted(
-        seed=seed, steps=steps, sampler=sampler, cfg=cfg, cfg_interval=cfg_interval, size=size, batch_size=batch_size
+        seed=seed,
+        steps=steps,
+        sampler=sampler,
+        schedule=schedule,
+        eta=eta,
+        rho=rho,
+        cfg=cfg,
+        cfg_interval=cfg_interval,
+        size=size,
+        batch_size=batch_size,
     )
     wanted = {**options, "strength": strength, "compile": compile_}
     ends = {"seeds": _seeds(interpolate_seeds), "classes": _classes(interpolate_classes)}
-    named = {"n": n, "label": class_, "weights": weights, "init_image": init_image and str(init_image), **ends}
+    label = shared.classes(class_)
+    named = {"n": n, "label": label, "weights": weights, "init_image": init_image and str(init_image), **ends}
     _check_together({**wanted, **named}, redo=from_ is not None)
     folder = _folder(checkpoint, from_, out=out, force=force)
     code = relaunch(processes, oversubscribe=oversubscribe)
     if code is not None:
         raise typer.Exit(code)
-    runtime.join_processes()
+    asked = _recorded(checkpoint, from_, named)
+    on = _device(device, asked)
+    runtime.join_processes(on)
     runtime.keep_freed_memory()
 
     from hdit_cli.engine.collect import collect, load_for, prepare
+    from hdit_cli.engine.sample_folder import new_folder
+    from hdit_cli.engine.settings import notes
 
-    asked = _recorded(checkpoint, from_, named)
-    model, sha256 = load_for(asked.order, sha256=asked.sha256)
+    model, sha256 = load_for(asked.order, sha256=asked.sha256, device=on)
     order = _again(asked.order, model) if from_ is not None else _sampled(asked.order, model, wanted)
     content = prepare(model, order, init_sha256=asked.init_sha256)
     main = runtime.ranks().is_main
     if main:
         shared.tell_origin(weights=model.weights, origin=model.origin)
-    with bar(total=content.n, unit="image", label="sampling", quiet=not main) as progress:
+        shared.tell_notes(notes(model, order.sampling))
+    with (
+        nullcontext(folder) if out is not None or force else new_folder(folder) as folder,
+        bar(total=content.n, unit="image", label="sampling", quiet=not main) as progress,
+    ):
         world = runtime.ranks().world
         record = collect(
             model,
@@ -119,6 +147,51 @@ def sample(
     if main:
         say(json.dumps(record) if json_ else _sentence(record, folder))
         following.tell(["eval-fid", order.checkpoint])
+
+
+def _folder(checkpoint: str | None, from_: Path | None, *, out: Path | None, force: bool) -> Path:
+    """Where the images go; without --out and --force, beside the earlier sets if there are any.
+
+    Raises:
+        UsageError: nothing names a checkpoint, or an earlier set lies in --out.
+    """
+    from hdit_cli.engine.launch import is_child
+    from hdit_cli.errors import UsageError
+
+    if checkpoint is None and from_ is None:
+        raise UsageError("give a checkpoint, or --from a samples.json", hint="hdit sample runs/NAME")
+    if out is None:
+        name = Path(checkpoint or str(from_)).resolve()
+        return Path("samples") / (name.parent.name if name.is_file() else name.name)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is not a folder", hint="--out names the folder for the images")
+    if out.exists() and any(out.iterdir()) and not force and not is_child():
+        raise UsageError(f"{out} is not empty", hint="--out elsewhere, or --force to overwrite")
+    return out
+
+
+def _device(typed: str | None, asked: "Recorded") -> "torch.device":
+    """Where to compute: where it was typed, else as recorded, else as this machine chooses.
+
+    Noise is the same on devices of one kind, so a record of another kind that is not here cannot give the same images:
+    that is told.
+    """
+    from hdit_cli import runtime
+    from hdit_cli.errors import UsageError
+
+    try:
+        chosen = runtime.device(typed or asked.device or None)
+    except UsageError:
+        if typed is not None:
+            raise
+        chosen = runtime.device()
+    if asked.device and chosen.type != asked.device and runtime.ranks().is_main:
+        typer.echo(
+            f"warning: the samples were made on {asked.device}, and this is {chosen.type}: its noise, and so the images, "
+            "are others",
+            err=True,
+        )
+    return chosen
 
 
 def _folder(checkpoint: str | None, from_: Path | None, *, out: Path | None, force: bool) -> Path:
@@ -196,7 +269,9 @@ def _recorded(checkpoint: str | None, from_: Path | None, named: dict[str, Any])
     """The order of this command line, or of a record; CKPT and --init-image then only say where its files are now."""
     from dataclasses import replace
 
-    from hdit_cli.engine.collect import Order, Recorded, Sampling, read_order
+    from hdit_cli.engine.collect import Order
+    from hdit_cli.engine.generate import Sampling
+    from hdit_cli.engine.recorded import Recorded, read_order
     from hdit_cli.errors import UsageError
 
     if from_ is None:
@@ -229,11 +304,14 @@ def _sampled(order: "Order", model: "Model", wanted: dict[str, Any]) -> "Order":
 
     from hdit_cli.engine.collect import image_count, sampling_of
     from hdit_cli.engine.pace import PACE, paced
+    from hdit_cli.engine.settings import check_asked
 
     if order.init_image and wanted["strength"] is None:
         wanted = {**wanted, "strength": STRENGTH}
     fast = {name: wanted[name] for name in PACE}
-    return replace(order, sampling=paced(model, sampling_of(model, **wanted), images=image_count(model, order), **fast))
+    sampling = sampling_of(model, **wanted)
+    check_asked([sampling], wanted)
+    return replace(order, sampling=paced(model, sampling, images=image_count(model, order), **fast))
 
 
 def _sentence(record: dict[str, Any], folder: Path) -> str:
@@ -245,7 +323,7 @@ def _sentence(record: dict[str, Any], folder: Path) -> str:
     else:
         words = [f"{record['n']} images"]
     if record["label"] is not None:
-        words.append("all classes" if record["label"] == "all" else f"class {record['label']}")
+        words.append(shared.classes_told(record["label"]))
     if record["init_image"]:
         words.append(f"from {record['init_image']['path']} at strength {record['sampling']['strength']:g}")
     return f"{', '.join(words)}; {record['overview']} and samples.json in {folder}"

@@ -36,9 +36,36 @@ Sampler = Annotated[
     str | None,
     typer.Option(help="euler, heun, dpmpp-2m, dpmpp-3m-sde, …", show_default="the recipe's, else dpmpp-3m-sde"),
 ]
-ClassName = Annotated[
+Schedule = Annotated[
+    str | None, typer.Option(help="Spacing of the noise levels.", show_default="the recipe's, else karras")
+]
+Eta = Annotated[
+    float | None,
+    typer.Option(
+        help="Noise that a stochastic sampler puts back, 0 to 10; 0 is none.",
+        parser=real("--eta", least=0, most=10),
+        show_default="the recipe's, else 1",
+    ),
+]
+Rho = Annotated[
+    float | None,
+    typer.Option(
+        help="Of the karras schedule: larger puts more steps at low noise.",
+        parser=real("--rho", least=0, most=100, above=True),
+        show_default="the recipe's, else 7",
+    ),
+]
+Device = Annotated[
     str | None,
-    typer.Option("--class", help="A class name or number, or all.", show_default="the proportions of the data"),
+    typer.Option(help="cpu, cuda, cuda:1 or mps.", show_default="a GPU if there is one"),
+]
+ClassNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--class",
+        help="A class name or number, or all; several with commas, or repeat it.",
+        show_default="the proportions of the data",
+    ),
 ]
 Cfg = Annotated[
     float | None,
@@ -117,30 +144,30 @@ def parse_size(text: str | None, *, option: str = "--size") -> tuple[int, int] |
     return sides
 
 
-def wanted(
-    *,
-    seed: int | None,
-    steps: int | None,
-    sampler: str | None,
-    cfg: float | None,
-    cfg_interval: str | None,
-    size: str | None,
-    batch_size: int | None,
-) -> dict[str, Any]:
+def wanted(**typed: Any) -> dict[str, Any]:
     """Fields of `Sampling` as they were typed; None where nothing was.
 
+    Args:
+        typed: the options of this module by their names; cfg_interval and size as texts.
+
     Raises:
-        UsageError: an option that cannot be read.
+        UsageError: an option that cannot be read, or no such sampler or schedule.
     """
-    return {
-        "seed": seed,
-        "steps": steps,
-        "sampler": sampler,
-        "cfg": cfg,
-        "cfg_interval": parse_interval(cfg_interval),
-        "size": parse_size(size),
-        "batch_size": batch_size,
-    }
+    from hdit_cli import catalog
+
+    for kind in ("sampler", "schedule"):
+        if typed[kind] is not None:
+            catalog.check(kind, typed[kind])
+    younger = ("schedule", "eta", "rho")  # left out where not asked: a sweep finds the table that it began without them
+    given = {name: value for name, value in typed.items() if name not in younger or value is not None}
+    return {**given, "cfg_interval": parse_interval(typed["cfg_interval"]), "size": parse_size(typed["size"])}
+
+
+def classes(typed: list[str] | None) -> str | tuple[str, ...] | None:
+    """What --class asks for: one text, several, or None."""
+    if not typed:
+        return None
+    return typed[0] if len(typed) == 1 else tuple(typed)
 
 
 def check_weights(weights: str) -> None:
@@ -159,6 +186,19 @@ def located(checkpoint: Path) -> Path:
     if found is not None and not is_child():
         say(f"there is no {checkpoint} here: this is {found}, the only one under runs/", err=True)
     return found or checkpoint
+
+
+def classes_told(label: str | list[str]) -> str:
+    """The classes of a record in words."""
+    if isinstance(label, list):
+        return f"classes {', '.join(label)}"
+    return "all classes" if label == "all" else f"class {label}"
+
+
+def tell_notes(notes: list[str]) -> None:
+    """Says on stderr what is to be known before the pictures come."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 def tell_origin(*, weights: str, origin: str) -> None:

@@ -101,12 +101,19 @@ def page(table: dict[str, Any]) -> list[str]:
     record = table["points"][0]["record"]
     counts = sorted({score["n"] for entry in table["points"] for score in entry["record"]["scores"]})
     lines.append(f"n = {', '.join(f'{n:,}' for n in counts)} against {record['reference']['path']}")
-    lines += [f"note: {note}" for note in record["notes"]]
+    lines += [f"note: {note}" for note in _notes(table["points"])]
     if len(table["points"]) > 1:
         lines.append(
             f"note: best of {len(table['points'])} on the same pictures that it is chosen by: score it again with another --seed"
         )
     return [*lines, f"table {table['table']}", f"plot  {table['plot']}"]
+
+
+def _notes(points: list[dict[str, Any]]) -> list[str]:
+    """Those of the first point, and what is said of guidance where only later ones have any."""
+    first = points[0]["record"]["notes"]
+    later = [note for point in points[1:] for note in point["record"]["notes"] if "guidance" in note]
+    return list(dict.fromkeys([*first, *later]))
 
 
 def _scores(entry: dict[str, Any]) -> dict[str, float]:

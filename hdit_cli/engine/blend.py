@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hdit_cli import runtime
-from hdit_cli.engine.generate import Sampling, choose_labels, class_index
+from hdit_cli.engine.classes import Wanted, class_index, class_indices
+from hdit_cli.engine.generate import Sampling, choose_labels
 from hdit_cli.engine.model import Model
 from hdit_cli.errors import UsageError
 
@@ -72,7 +73,7 @@ def way(
     *,
     seeds: Sequence[int],
     classes: Sequence[str],
-    label: str | None,
+    label: Wanted,
     sampling: Sampling,
     frames: int,
 ) -> Blend:
@@ -94,7 +95,7 @@ def way(
         )
     if frames < stops:
         raise UsageError(f"{frames} frames are fewer than the {stops} ends", hint=f"-n {stops} or more")
-    if label == "all" or (label is not None and classes):
+    if label is not None and (classes or len(class_indices(model, label)) > 1 or label == "all"):
         raise UsageError("an interpolation takes one --class, or --interpolate-classes", hint="leave --class out")
     numbers = list(seeds) or [sampling.seed] * stops
     if classes:

@@ -15,7 +15,8 @@ import numpy as np
 from hdit_cli import __version__, files
 from hdit_cli.data.shards import HELD_OUT
 from hdit_cli.engine.checkpoint import step_name
-from hdit_cli.engine.collect import class_name, sampling_of
+from hdit_cli.engine.classes import class_name
+from hdit_cli.engine.collect import sampling_of
 from hdit_cli.engine.export import Exported, for_others
 from hdit_cli.engine.generate import check, choose_labels, stream
 from hdit_cli.engine.grid import grid_png

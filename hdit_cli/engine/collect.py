@@ -1,26 +1,25 @@
 """A set of samples on the disk: pictures, a grid or strip, and the `samples.json` that makes them again."""
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hdit_cli import files, runtime
 from hdit_cli.engine.blend import Blend, way
-from hdit_cli.engine.generate import Draw, Sampling, check, choose_labels, class_index, stream
+from hdit_cli.engine.classes import Wanted, class_index, class_indices, class_name, label_name
+from hdit_cli.engine.generate import Draw, Sampling, check, choose_labels, stream
 from hdit_cli.engine.grid import grid_png, picture_png
 from hdit_cli.engine.load import InFile, find, open_source
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.picture import read_picture_for
-from hdit_cli.errors import CheckpointError, DataError, UsageError
+from hdit_cli.engine.sample_folder import FORMAT, GRID, RECORD, STRIP, clear
+from hdit_cli.errors import CheckpointError, DataError
 
-FORMAT = "hdit-samples/1"
-RECORD = "samples.json"
-GRID, STRIP = "grid.png", "strip.png"  # written beside the pictures, and none of them
 FRAMES = 9  # of an interpolation, where nobody says
 
 
@@ -30,8 +29,8 @@ class Order:
 
     Attributes:
         checkpoint: inference file or run folder.
-        n: number of images; None is 16, 8 of each class for "all", or 9 frames.
-        label: class name, number, "all", or None for the proportions of the data.
+        n: number of images; None is 16, 8 of each class for "all" and for several classes, or 9 frames.
+        label: class name or number, several of them, "all", or None for the proportions of the data.
         init_image: a picture that every image starts from.
         seeds, classes: ends of an interpolation; see `blend.way`.
     """
@@ -39,7 +38,7 @@ class Order:
     checkpoint: str
     sampling: Sampling
     n: int | None = None
-    label: str | None = None
+    label: Wanted = None
     weights: str = "ema"
     init_image: str | None = None
     seeds: tuple[int, ...] = ()
@@ -51,19 +50,15 @@ class Order:
         return bool(self.seeds or self.classes)
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """An order as `samples.json` tells it, with the SHA-256 of the files it depends on."""
-
-    order: Order
-    sha256: str
-    init_sha256: str = ""
-
-
 def sampling_of(model: Model, **wanted: Any) -> Sampling:
-    """The recipe's defaults of sampling under what the user asked for; None means not asked."""
+    """The recipe's defaults of sampling under what the user asked for; None means not asked.
+
+    The recipe's guidance is none for a model without classes.
+    """
     section = model.recipe["sample"]
     defaults = {name: section[name] for name in ("steps", "sampler", "schedule", "eta", "rho", "cfg", "batch_size")}
+    if not model.network.classes:
+        defaults["cfg"] = 1.0
     return Sampling(**{**defaults, **{name: value for name, value in wanted.items() if value is not None}})
 
 
@@ -73,46 +68,24 @@ def image_count(model: Model, order: Order) -> int:
         return order.n
     if order.interpolates:
         return max(FRAMES, len(order.seeds), len(order.classes))
-    return 8 * model.network.classes if order.label == "all" and model.network.classes else 16
+    classes = _rows(model, order)
+    return 8 * classes if classes else 16
 
 
-def read_order(path: Path) -> Recorded:
-    """What a `samples.json` records.
-
-    Raises:
-        UsageError: the file is not such a record.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']}")
-        values = record["sampling"]
-        pairs = {name: tuple(values[name]) for name in ("cfg_interval", "size") if values[name] is not None}
-        sampling = replace(Sampling(**{k: v for k, v in values.items() if k not in pairs}), **pairs)
-        start, ends = record.get("init_image") or {}, record.get("interpolate") or {}
-        order = Order(
-            record["checkpoint"],
-            sampling,
-            record["n"],
-            record["label"],
-            record["weights"],
-            init_image=start.get("path"),
-            seeds=tuple(ends.get("seeds", ())),
-            classes=tuple(ends.get("classes", ())),
-        )
-        return Recorded(order, record["checkpoint_sha256"], start.get("sha256", ""))
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}", hint="give the samples.json of an earlier sampling"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{path} is not a record of samples: {error}", hint="give a samples.json that hdit wrote"
-        ) from error
+def _rows(model: Model, order: Order) -> int:
+    """Over how many classes the images are dealt evenly; 0 where they are of one, or drawn."""
+    if order.label is None or order.interpolates:
+        return 0
+    named = class_indices(model, order.label)
+    return len(named) if len(named) > 1 or order.label == "all" else 0
 
 
-def load_for(order: Order, *, sha256: str = "") -> tuple[Model, str]:
+def load_for(order: Order, *, sha256: str = "", device: torch.device | None = None) -> tuple[Model, str]:
     """The model of an order and the SHA-256 of its file.
+
+    Args:
+        sha256: of the file as recorded; "" where nothing is.
+        device: where the model goes; None chooses.
 
     Raises:
         CheckpointError: it cannot be loaded, or is another file than the one recorded.
@@ -124,7 +97,7 @@ def load_for(order: Order, *, sha256: str = "") -> tuple[Model, str]:
             f"{source} is not the checkpoint these samples were made with",
             hint="the run has gone on, or it was moved: `hdit sample CKPT --from samples.json` says where the file is now",
         )
-    return open_source(source, weights=order.weights), found
+    return open_source(source, weights=order.weights, device=device), found
 
 
 @dataclass(frozen=True)
@@ -225,7 +198,9 @@ def collect(
 ) -> dict[str, Any]:
     """Makes the images of an order and writes `00000.png` …, `grid.png` or `strip.png`, and `samples.json` into `out`.
 
-    With several processes each makes its share; the first writes grid and record when all are done.
+    An earlier set there goes: what its record names. With several processes each makes its share; the first writes the grid
+    when all are done. The record is there from the start, with `"finished": false` until then, so that what was made is
+    known for this set's whatever happens.
 
     Args:
         content: of `prepare`; None prepares here.
@@ -240,23 +215,32 @@ def collect(
     content = content or prepare(model, order)
     here, n = runtime.ranks(), content.n
     mine: dict[int, np.ndarray] = {}
-    files.make_folder(out)
-    for batch, images in stream(
-        model,
-        indices=range(here.rank, n, here.world),
-        labels=content.labels,
-        sampling=order.sampling,
-        draw=content.draw,
-        x0=content.x0,
-        on_step=on_step,
-    ):
-        for i, image in zip(batch, images.numpy(), strict=True):
-            files.write_bytes(out / f"{i:05d}.png", picture_png(image))
-            mine[i] = image
-        if on_images is not None:
-            on_images(len(batch))
-    pictures = {i: image for part in runtime.gather(mine) for i, image in part.items()}
     record = _record(model, order, content, sha256=sha256)
+    files.make_folder(out)
+    if here.is_main:
+        clear(out)
+        files.write_json(out / RECORD, {**record, "finished": False})
+    runtime.wait_for_all()
+    try:
+        for batch, images in stream(
+            model,
+            indices=range(here.rank, n, here.world),
+            labels=content.labels,
+            sampling=order.sampling,
+            draw=content.draw,
+            x0=content.x0,
+            on_step=on_step,
+        ):
+            for i, image in zip(batch, images.numpy(), strict=True):
+                files.write_bytes(out / f"{i:05d}.png", picture_png(image))
+                mine[i] = image
+            if on_images is not None:
+                on_images(len(batch))
+    except BaseException:
+        if not mine and here.world == 1:  # nothing was made, and so nothing is left
+            files.remove_file(out / RECORD)
+        raise
+    pictures = {i: image for part in runtime.gather(mine) for i, image in part.items()}
     if here.is_main:
         stacked = np.stack([pictures[i] for i in range(n)])
         png = grid_png(stacked, labels=content.names, columns=_columns(model, order, n))
@@ -266,11 +250,11 @@ def collect(
 
 
 def _columns(model: Model, order: Order, n: int) -> int | None:
-    """One row for frames, one for each class where all are drawn, else about a square."""
+    """One row for frames, one for each class where they are dealt evenly, else about a square."""
     if order.interpolates:
         return n
-    classes = model.network.classes
-    return n // classes if order.label == "all" and classes and n % classes == 0 else None
+    classes = _rows(model, order)
+    return n // classes if classes and n % classes == 0 else None
 
 
 def _record(model: Model, order: Order, content: Content, *, sha256: str) -> dict[str, Any]:
@@ -289,17 +273,5 @@ def _record(model: Model, order: Order, content: Content, *, sha256: str) -> dic
         "sampling": asdict(order.sampling),
         "overview": STRIP if order.interpolates else GRID,
         "images": content.facts(model),
-        "environment": runtime.environment(),
+        "environment": runtime.environment(model.device),
     }
-
-
-def class_name(model: Model, label: int) -> str:
-    """Name of a label; its number where the model has no names; "no class" for the last one."""
-    if label < len(model.classes):
-        return model.classes[label]
-    return "no class" if label == model.network.classes else str(label)
-
-
-def label_name(model: Model, wanted: str | None) -> str | None:
-    """What `choose_labels` was asked for, a class by its name where it was given by number."""
-    return wanted if wanted in (None, "all") else class_name(model, class_index(model, wanted))

@@ -7,7 +7,7 @@ import numpy as np
 
 from hdit_cli import files, runtime
 from hdit_cli.engine.checkpoint import step_name
-from hdit_cli.engine.collect import class_name
+from hdit_cli.engine.classes import class_name
 from hdit_cli.engine.events import Drawn
 from hdit_cli.engine.generate import Sampling, choose_labels, stream
 from hdit_cli.engine.grid import grid_png

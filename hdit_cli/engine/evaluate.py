@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from hdit_cli import files, runtime
-from hdit_cli.engine.collect import label_name
+from hdit_cli.engine.classes import label_name
+from hdit_cli.engine.collect import sampling_of
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.nearest import draw_nearest
 from hdit_cli.engine.one_pass import Breaks, Fed, OnProgress, needs_net
@@ -35,6 +36,8 @@ from hdit_cli.engine.request import (
 )
 from hdit_cli.engine.run import run_of
 from hdit_cli.engine.scores import Score, States, check_counts, check_reference, collect_all, share_out, verdicts
+from hdit_cli.engine.settings import check_asked
+from hdit_cli.engine.settings import notes as notes_on_guidance
 from hdit_cli.engine.stop import StopRequest
 from hdit_cli.engine.unfinished import Unfinished
 from hdit_cli.errors import StorageError, UsageError
@@ -138,6 +141,7 @@ def plan(
     reference, notes = reference_of(request, model, session)
     pictures = pictures_of(request, model) if model else open_stored(request.source, n=request.n)
     notes += [note for each in (reference, pictures) if isinstance(each, Stored) for note in each.notes]
+    notes += notes_on_guidance(pictures.model, pictures.sampling) if isinstance(pictures, Generated) else []
     counts = {"pictures": pictures.count}
     if isinstance(reference, Stored):
         counts["reference"] = reference.count
@@ -182,6 +186,9 @@ def evaluate(
         Interrupted: by a signal; what was done is kept, and the same request goes on.
     """
     session = session or Session()
+    model = model_of(request, session)
+    if model is not None:
+        check_asked([sampling_of(model, **request.sampling)], request.sampling)
     job = plan(request, session, on_download=on_download)
     if job.model is not None:
         on_model(job.model)
@@ -352,10 +359,10 @@ def _facts(job: Job) -> dict[str, Any]:
         facts["model"] |= {"origin": model.origin, "sha256": job.weights}
     else:
         facts["fingerprint"] = pictures.fingerprint
-    return {**facts, "processes": runtime.ranks().world, "environment": environment()}
+    return {**facts, "processes": runtime.ranks().world, "environment": environment(request.device)}
 
 
-def environment() -> dict[str, str]:
-    """Versions and hardware that a score was made with."""
+def environment(on: torch.device | None = None) -> dict[str, str]:
+    """Versions and hardware that a score was made with, on a device; None is the one that is chosen by itself."""
     versions = {name: runtime.version(name) or "unknown" for name in ("numpy", "pillow")}
-    return {**runtime.environment(), **versions}
+    return {**runtime.environment(on), **versions}

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from hdit_cli import runtime
-from hdit_cli.data.prepare.words import label_text, same_label
 from hdit_cli.diffusion.guidance import classifier_free, conditioned
 from hdit_cli.diffusion.samplers import sampler as find_sampler
 from hdit_cli.diffusion.schedules import schedule as find_schedule
+from hdit_cli.engine.classes import Wanted, class_indices
 from hdit_cli.engine.compiled import CompiledDenoiser
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.out_of_memory import in_sampling, told
@@ -60,43 +60,27 @@ class Draw(Protocol):
 STOCHASTIC = ("euler-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde")
 
 
-def class_index(model: Model, wanted: str) -> int:
-    """Label of a class given by name, in whatever way it is written, or by number.
-
-    Raises:
-        UsageError: no such class; the nearest ones are named.
-    """
-    named = same_label(wanted, model.classes)
-    if named is not None:
-        return model.classes.index(named)
-    number = label_text(wanted)
-    if number.isascii() and number.isdigit() and len(number) < 10 and int(number) < model.network.classes:
-        return int(number)
-    if not model.network.classes:
-        raise UsageError("this model has no classes", hint="leave --class out")
-    known = ", ".join(model.classes[:20]) or f"0 ... {model.network.classes - 1}"
-    more = f", … ({len(model.classes)} in all)" if len(model.classes) > 20 else ""
-    raise UsageError(f"unknown class {wanted!r}", hint=f"one of: {known}{more}; or a number; or all")
-
-
-def choose_labels(model: Model, *, n: int, wanted: str | None, seed: int) -> Tensor | None:
+def choose_labels(model: Model, *, n: int, wanted: Wanted, seed: int) -> Tensor | None:
     """Labels of n images: None for an unconditional model.
 
     Args:
-        wanted: a class name or number; "all" deals the images evenly over the classes, in their order; None draws in the
-            proportions of the training data, image i as a function of (seed, i).
+        wanted: a class name or number, or several: the images are dealt evenly over them, in their order; so does "all"
+            over all classes; None draws in the proportions of the training data, image i as a function of (seed, i).
 
     Returns:
         int64 (n,), on the CPU.
 
     Raises:
-        UsageError: no such class, or a class of a model without any.
+        UsageError: no such class, a class of a model without any, or fewer images than classes that were named.
     """
     classes = model.network.classes
-    if wanted == "all" and classes:
-        return torch.arange(n) * classes // n
     if wanted is not None:
-        return torch.full((n,), class_index(model, wanted))
+        chosen = torch.tensor(class_indices(model, wanted))
+        if n < len(chosen) and wanted != "all":
+            raise UsageError(
+                f"{len(chosen)} classes for {n} images", hint=f"-n {len(chosen)} or more, or fewer classes"
+            )
+        return chosen[torch.arange(n) * len(chosen) // n]
     if not classes:
         return None
     known = model.data.get("class_counts")
@@ -248,7 +232,7 @@ def generate(
     n: int = 4,
     seed: int = 0,
     steps: int = 50,
-    label: str | None = None,
+    label: Wanted = None,
     init_image: str | Path | None = None,
     **options: Any,
 ) -> Tensor:
@@ -258,7 +242,7 @@ def generate(
         n: how many.
         seed: image i is a function of (seed, i).
         steps: of the sampler.
-        label: a class name, a number as text, or "all"; None draws in the proportions of the data.
+        label: a class name, a number as text, a list of them, or "all"; None draws in the proportions of the data.
         init_image: a picture that every image starts from; `strength` says how far it is left behind.
         options: the other fields of `Sampling`: sampler, schedule, eta, rho, cfg, cfg_interval, size, batch_size, strength,
             compile.

@@ -13,9 +13,9 @@ from hdit_cli import files, runtime
 from hdit_cli.data.folder import FolderReader
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import MANIFEST
-from hdit_cli.engine.collect import GRID, RECORD, STRIP
 from hdit_cli.engine.generate import Sampling, stream
 from hdit_cli.engine.model import Model
+from hdit_cli.engine.sample_folder import GRID, RECORD, STRIP, named_in
 from hdit_cli.errors import DataError
 from hdit_cli.metrics.moments import Gaussian
 from hdit_cli.metrics.statistics_file import read_statistics
@@ -68,14 +68,18 @@ class Stored:
         reader: where the pictures are.
         name: what to call them.
         n: how many; None is all. Which ones depends on their number alone.
+        notes: what is odd about them.
 
     Raises:
         DataError: there are fewer than n.
     """
 
-    def __init__(self, reader: ShardReader | FolderReader, *, name: str, n: int | None = None) -> None:
+    def __init__(
+        self, reader: ShardReader | FolderReader, *, name: str, n: int | None = None, notes: Sequence[str] = ()
+    ) -> None:
         self.reader = reader
         self.name = name
+        self._odd = list(notes)
         self.count = len(reader) if n is None else n
         if self.count > len(reader):
             raise DataError(f"{name} holds {len(reader):,} pictures, not {n:,}", hint=f"-n {len(reader)} or less")
@@ -104,10 +108,10 @@ class Stored:
         """What to know of how it was read."""
         over = [] if isinstance(self.reader, ShardReader) else self.reader.passed_over
         if not over:
-            return []
+            return self._odd
         some = ", ".join(sorted(over)[:_SHOWN]) + (", ..." if len(over) > _SHOWN else "")
         what = "file or folder" if len(over) == 1 else "files and folders"
-        return [f"{self.name}: {len(over)} hidden or system {what} passed over ({some})"]
+        return [*self._odd, f"{self.name}: {len(over)} hidden or system {what} passed over ({some})"]
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -212,5 +216,34 @@ def open_stored(path: Path, *, n: int | None = None, cut: tuple[int, int] | None
     if is_data_set(path):
         reader = ShardReader(path)
         return Stored(reader if cut is None else reader.centred(cut), name=str(path), n=n)
-    overview = frozenset({GRID, STRIP}) if (path / RECORD).is_file() else frozenset()  # of `hdit sample`
-    return Stored(FolderReader(path, skip=overview), name=str(path), n=n)
+    if (path / RECORD).exists():
+        return _open_samples(path, n=n)
+    return Stored(FolderReader(path), name=str(path), n=n)
+
+
+def _open_samples(path: Path, *, n: int | None) -> Stored:
+    """What `hdit sample` made: the pictures that its record names, and no others that lie there."""
+    named = named_in(path)
+    overviews = frozenset({GRID, STRIP})
+    if named is None:
+        note = f"{path / RECORD} is no record of samples: all pictures count but {GRID} and {STRIP}"
+        return Stored(FolderReader(path, skip=overviews), name=str(path), n=n, notes=[note])
+    reader = FolderReader(path, skip=overviews)
+    there, wanted = set(reader.paths), set(named.pictures)
+    if not there & wanted:
+        raise DataError(
+            f"{path} holds none of the {len(wanted):,} pictures that its {RECORD} names",
+            hint=f"move {RECORD} away, and every picture there counts",
+        )
+    notes = []
+    if there - wanted:
+        notes.append(
+            f"{len(there - wanted):,} pictures in {path} are none of those that its {RECORD} names: not counted"
+        )
+    if wanted - there:
+        why = "" if named.finished else ": the sampling was broken off"
+        notes.append(
+            f"{len(wanted - there):,} of the {len(wanted):,} pictures that {path / RECORD} names are not there{why}"
+        )
+    reader.paths = [name for name in reader.paths if name in wanted]
+    return Stored(reader, name=str(path), n=n, notes=notes)

@@ -12,6 +12,7 @@ import torch
 from hdit_cli import catalog, files, runtime
 from hdit_cli.data.shards import HELD_OUT
 from hdit_cli.engine.checkpoint import list_steps
+from hdit_cli.engine.classes import Wanted
 from hdit_cli.engine.collect import sampling_of
 from hdit_cli.engine.generate import choose_labels
 from hdit_cli.engine.grid import picture_png
@@ -48,11 +49,12 @@ class Request:
             the recipe's `eval.features`, or inception.
         reference: data set, folder or file of moments; None is the data that the checkpoint names.
         allow_small: score even where there are too few pictures for it to mean much.
-        label: class name, number, "all", or None for the proportions of the data.
+        label: class name or number, several of them, "all", or None for the proportions of the data.
         sampling: fields of `Sampling` that differ from the recipe's.
         save: folder for the generated pictures.
         patch: (h, w) in pixels, for patch-grid; None is the patch of the model.
         grid: PNG of the memorisation check; None is `memorisation.png` in the run, if there is one.
+        device: where model and feature nets compute; None chooses.
     """
 
     source: Path
@@ -61,12 +63,13 @@ class Request:
     features: str | None = None
     reference: Path | None = None
     allow_small: bool = False
-    label: str | None = None
+    label: Wanted = None
     weights: str = "ema"
     sampling: dict[str, Any] = field(default_factory=dict)
     save: Path | None = None
     patch: tuple[int, int] | None = None
     grid: Path | None = None
+    device: torch.device | None = None
 
 
 @dataclass
@@ -124,7 +127,7 @@ def model_of(request: Request, session: Session) -> Model | None:
     key = (source, request.weights)
     if key not in session.models:
         session.models.clear()  # one at a time: they may be large
-        session.models[key] = load(source, weights=request.weights)
+        session.models[key] = load(source, weights=request.weights, device=request.device)
     return session.models[key]
 
 
@@ -198,13 +201,22 @@ def _writer(folder: Path) -> Callable[[list[int], list[np.ndarray]], None]:
     return keep
 
 
-def open_net(named: str, *, on_download: Callable[[int, int], None] = lambda done, total: None) -> FeatureNet:
-    """The net; Inception is downloaded by the first process where nobody named a file and none is in the cache."""
+def open_net(
+    named: str,
+    *,
+    on_download: Callable[[int, int], None] = lambda done, total: None,
+    on: torch.device | None = None,
+) -> FeatureNet:
+    """The net; Inception is downloaded by the first process where nobody named a file and none is in the cache.
+
+    Args:
+        on: the device it computes on; None chooses.
+    """
     kind, path = feature_net.parse(named)
     if kind == "inception" and path is None and runtime.ranks().is_main and inception.locate() is None:
         inception.download(progress=on_download)
     runtime.wait_for_all()
-    device = runtime.device()
+    device = on or runtime.device()
     # TorchScript on MPS lacks operators of Inception; the CPU takes all nets there
     return catalog.get("features", kind)(path, device=device if device.type == "cuda" else torch.device("cpu"))
 
@@ -223,7 +235,7 @@ def open_nets(
         if each in session.nets:
             continue
         try:
-            session.nets[each] = open_net(each, on_download=on_download)
+            session.nets[each] = open_net(each, on_download=on_download, on=request.device)
         except DataError as error:
             raise DataError(error.message, hint="; ".join([error.hint, *not_opened(request, model)])) from error
     return [session.nets[each] for each in wanted]

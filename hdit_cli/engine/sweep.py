@@ -21,6 +21,7 @@ from hdit_cli.engine.one_pass import OnProgress
 from hdit_cli.engine.plot import Panel, curves_png
 from hdit_cli.engine.request import Request, Session, holds_pictures, model_of
 from hdit_cli.engine.run import run_of
+from hdit_cli.engine.settings import check_asked
 from hdit_cli.engine.unfinished import key_of
 from hdit_cli.errors import UsageError
 from hdit_cli.metrics.feature_net import split
@@ -152,8 +153,10 @@ def _check(wanted: Sweep, session: Session) -> Model:
     assert model is not None
     for weights in {wanted.request(point).weights for point in points}:
         find(first.source, weights=weights)
-    for point in points:
-        check(model, sampling_of(model, **wanted.request(point).sampling))
+    samplings = [sampling_of(model, **wanted.request(point).sampling) for point in points]
+    for sampling in samplings:
+        check(model, sampling)
+    check_asked(samplings, wanted.base.sampling)
     return model
 
 

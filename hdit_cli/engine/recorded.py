@@ -1,0 +1,114 @@
+"""What a `samples.json` asks for, checked: it may come from anywhere."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hdit_cli.engine.classes import Wanted
+from hdit_cli.engine.collect import Order
+from hdit_cli.engine.generate import Sampling
+from hdit_cli.engine.sample_folder import read_record
+from hdit_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An order as `samples.json` tells it, with the SHA-256 of the files it depends on."""
+
+    order: Order
+    sha256: str
+    init_sha256: str = ""
+    device: str = ""  # the kind that they were made on: noise is the same on devices of one kind
+
+
+def read_order(path: Path) -> Recorded:
+    """What a `samples.json` records.
+
+    Raises:
+        UsageError: the file is not such a record.
+    """
+    try:
+        record = read_record(path)
+        start, ends = record.get("init_image") or {}, record.get("interpolate") or {}
+        order = Order(
+            _typed(record, "checkpoint", str),
+            _recorded_sampling(record["sampling"]),
+            _typed(record, "n", int),
+            _label(record["label"]),
+            _typed(record, "weights", str),
+            init_image=_typed(start, "path", str) if start else None,
+            seeds=tuple(_each(ends.get("seeds", []), int)),
+            classes=tuple(_each(ends.get("classes", []), str)),
+        )
+        device = _typed(record.get("environment") or {}, "device", str, default="")
+        if order.n is not None and order.n < 1:
+            raise ValueError(f"n is {order.n}")
+        return Recorded(
+            order, _typed(record, "checkpoint_sha256", str), _typed(start, "sha256", str, default=""), device
+        )
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}", hint="give the samples.json of an earlier sampling"
+        ) from error
+    except KeyError as error:
+        raise UsageError(
+            f"{path} is not a record of samples: no {error}", hint="give a samples.json that hdit wrote"
+        ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{path} is not a record of samples: {error}", hint="give a samples.json that hdit wrote"
+        ) from error
+
+
+def _typed(table: Any, name: str, kind: type, *, default: Any = None) -> Any:
+    """A value of a record, of the kind that it must have.
+
+    Raises:
+        KeyError: there is none, and no default.
+        ValueError: it is of another kind.
+    """
+    value = table[name] if default is None else table.get(name, default)
+    numbers = (int, float) if kind is float else kind
+    if not isinstance(value, numbers) or (kind is not bool and isinstance(value, bool)):
+        raise ValueError(f"{name} is {value!r:.100}")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}")
+    return value
+
+
+def _each(values: Any, kind: type) -> list[Any]:
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise ValueError(f"ends {values!r:.100}")
+    return values
+
+
+def _recorded_sampling(values: dict[str, Any]) -> Sampling:
+    """The sampling of a record; fields that are younger than the record have their defaults."""
+    plain = Sampling()
+    unknown = sorted(set(values) - set(asdict(plain)))
+    if unknown:
+        raise ValueError(f"unknown setting {unknown[0]!r:.100}")
+    known: dict[str, Any] = {}
+    for name, default in asdict(plain).items():
+        if name in ("cfg_interval", "size"):
+            pair = values.get(name)
+            numbers = isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, int | float) for v in pair)
+            if pair is not None and not numbers:
+                raise ValueError(f"{name} is {pair!r:.100}")
+            known[name] = tuple(pair) if pair is not None else None
+        elif name in values:
+            known[name] = _typed(values, name, type(default))
+    found = replace(plain, **known)
+    if not (found.steps >= 1 and found.batch_size >= 1 and found.eta >= 0 and found.rho > 0):
+        raise ValueError("a setting is out of range")
+    return found
+
+
+def _label(told: Any) -> Wanted:
+    """What a record says of classes; several as a tuple."""
+    if told is None or isinstance(told, str):
+        return told
+    if not told or not isinstance(told, list) or not all(isinstance(text, str) for text in told):
+        raise ValueError(f"label is {told!r:.100}")
+    return tuple(told)
