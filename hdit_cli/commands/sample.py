@@ -180,7 +180,7 @@ def _device(typed: str | None, asked: "Recorded") -> "torch.device":
     from hdit_cli.errors import UsageError
 
     try:
-        chosen = runtime.device(typed or asked.device or None)
+        chosen = runtime.device(typed if typed is not None else asked.device or None)
     except UsageError:
         if typed is not None:
             raise
@@ -192,24 +192,6 @@ def _device(typed: str | None, asked: "Recorded") -> "torch.device":
             err=True,
         )
     return chosen
-
-
-def _folder(checkpoint: str | None, from_: Path | None, *, out: Path | None, force: bool) -> Path:
-    """Where the images go.
-
-    Raises:
-        UsageError: nothing names a checkpoint, or an earlier set lies there.
-    """
-    from hdit_cli.engine.launch import is_child
-    from hdit_cli.errors import UsageError
-
-    if checkpoint is None and from_ is None:
-        raise UsageError("give a checkpoint, or --from a samples.json", hint="hdit sample runs/NAME")
-    name = Path(checkpoint or str(from_)).resolve()
-    folder = out or Path("samples") / (name.parent.name if name.is_file() else name.name)
-    if folder.exists() and any(folder.iterdir()) and not force and not is_child():
-        raise UsageError(f"{folder} is not empty", hint="--out elsewhere, or --force to overwrite")
-    return folder
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

@@ -30,10 +30,10 @@ def read_order(path: Path) -> Recorded:
     """
     try:
         record = read_record(path)
-        start, ends = record.get("init_image") or {}, record.get("interpolate") or {}
+        start, ends = _table(record, "init_image"), _table(record, "interpolate")
         order = Order(
             _typed(record, "checkpoint", str),
-            _recorded_sampling(record["sampling"]),
+            _recorded_sampling(_typed(record, "sampling", dict)),
             _typed(record, "n", int),
             _label(record["label"]),
             _typed(record, "weights", str),
@@ -41,7 +41,7 @@ def read_order(path: Path) -> Recorded:
             seeds=tuple(_each(ends.get("seeds", []), int)),
             classes=tuple(_each(ends.get("classes", []), str)),
         )
-        device = _typed(record.get("environment") or {}, "device", str, default="")
+        device = _typed(_table(record, "environment"), "device", str, default="")
         if order.n is not None and order.n < 1:
             raise ValueError(f"n is {order.n}")
         return Recorded(
@@ -55,10 +55,18 @@ def read_order(path: Path) -> Recorded:
         raise UsageError(
             f"{path} is not a record of samples: no {error}", hint="give a samples.json that hdit wrote"
         ) from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise UsageError(
             f"{path} is not a record of samples: {error}", hint="give a samples.json that hdit wrote"
         ) from error
+
+
+def _table(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """A table of a record; empty where there is none."""
+    value = record.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r:.100}")
+    return value or {}
 
 
 def _typed(table: Any, name: str, kind: type, *, default: Any = None) -> Any:

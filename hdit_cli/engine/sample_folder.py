@@ -37,8 +37,8 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"larger than {_MOST >> 20} MiB")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    except (RecursionError, ValueError):
+        raise ValueError("not a JSON text") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError("another format")
     return record

@@ -15,7 +15,7 @@ def check_asked(samplings: Sequence[Sampling], asked: Mapping[str, Any]) -> None
         asked: fields of `Sampling` that the user named; None where nothing was.
 
     Raises:
-        UsageError: eta with deterministic samplers, rho with another schedule than Karras, an interval of no guidance.
+        UsageError: eta with deterministic samplers, rho with another schedule than Karras.
     """
     first = samplings[0]
     if asked.get("eta") is not None and not any(each.sampler in STOCHASTIC for each in samplings):
@@ -28,8 +28,6 @@ def check_asked(samplings: Sequence[Sampling], asked: Mapping[str, Any]) -> None
             f"--rho is of the karras schedule, and this is {first.schedule}",
             hint="leave --rho out, or --schedule karras",
         )
-    if asked.get("cfg_interval") is not None and all(each.cfg == 1 for each in samplings):
-        raise UsageError("--cfg-interval says where guidance acts, and cfg 1 is none", hint="--cfg 3, or leave it out")
 
 
 def notes(model: Model, sampling: Sampling) -> list[str]:
@@ -40,7 +38,8 @@ def notes(model: Model, sampling: Sampling) -> list[str]:
             cfg != 1
         )
     if sampling.cfg == 1:
-        return []
+        unused = ["--cfg-interval says where guidance acts: at cfg 1 it changes nothing"]
+        return unused if sampling.cfg_interval is not None else []
     dropped = model.recipe["diffusion"]["class_dropout"]
     if dropped == 0:
         return [

@@ -92,3 +92,184 @@ def test_options_that_would_do_nothing_are_refused(made, tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
     assert "0.3 keeps much" in refused(capsys, *here, "--init-image", tmp_path / "p.png", "--strength", 0)
     assert not (tmp_path / "b").exists()
+
+
+# Several classes, several sets, settings
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def record_of(folder):
+    return json.loads((folder / "samples.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("--class", "tulip", "--class", "rose"), ["tulip", "rose"]),
+        (("--class", "tulip,rose"), ["tulip", "rose"]),
+        (("--class", "1, 0"), ["tulip", "rose"]),
+    ],
+)
+def test_several_classes_are_dealt_evenly_and_come_again(words, wanted, made, tmp_path, capsys):
+    code, out, _ = run(capsys, made / "run", *words, "-n", 4, "--out", tmp_path / "a")
+    assert code == 0 and "classes tulip, rose" in out
+    assert record_of(tmp_path / "a")["label"] == wanted
+    assert [image["class"] for image in record_of(tmp_path / "a")["images"]] == ["tulip", "tulip", "rose", "rose"]
+    assert run(capsys, "--from", tmp_path / "a" / "samples.json", "--out", tmp_path / "b")[0] == 0
+    for name in names_in(tmp_path / "a"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_classes_that_cannot_be(made, tmp_path, capsys):
+    words = (made / "run", "--out", tmp_path / "a")
+    assert "did you mean 'tulip'?" in refused(capsys, *words, "--class", "Tulips")
+    assert "did you mean 'rose'?" in refused(capsys, *words, "--class", "tulip,ros")
+    assert "leave the other classes out" in refused(capsys, *words, "--class", "all", "--class", "rose")
+    assert "-n 2 or more" in refused(capsys, *words, "--class", "rose,tulip", "-n", 1)
+    assert "unknown class ','" in refused(capsys, *words, "--class", ",")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_second_sampling_makes_a_second_folder(made, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("run", "run-2", "run-3"):
+        code, out, _ = run(capsys, made / "run", "-n", 1, "--seed", len(place))
+        assert code == 0 and f"in samples/{place}\n" in out
+    assert record_of(tmp_path / "samples" / "run")["sampling"]["seed"] == 3
+    first = (tmp_path / "samples" / "run" / "00000.png").read_bytes()
+    assert run(capsys, "--from", "samples/run/samples.json")[0] == 0
+    assert (tmp_path / "samples" / "run-4" / "00000.png").read_bytes() == first
+    assert "is not empty" in refused(capsys, made / "run", "--out", "samples/run")
+    assert "unknown class" in refused(capsys, made / "run", "--class", "none")
+    assert names_in(tmp_path / "samples") == ["run", "run-2", "run-3", "run-4"]
+    assert run(capsys, made / "run", "-n", 2, "--force")[0] == 0
+    assert len(names_in(tmp_path / "samples" / "run")) == 4 and len(names_in(tmp_path / "samples")) == 4
+
+
+def test_nothing_made_leaves_no_folder(made, tmp_path, capsys, monkeypatch):
+    def broken(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hdit_cli.engine.generate.denoise_batch", broken)
+    assert run(capsys, made / "run", "-n", 1)[0] == 75
+    assert names_in(tmp_path / "samples") == []
+
+
+def test_force_takes_the_whole_earlier_set_away_and_nothing_else(made, tmp_path, capsys):
+    out = tmp_path / "a"
+    assert run(capsys, made / "run", "-n", 5, "--out", out)[0] == 0
+    victims = [tmp_path / "victim.png", tmp_path / "absolute.png", out / "below" / "mine.png", out / ".hidden.png"]
+    (out / "below").mkdir()
+    for path in [*victims, out / "mine.png", out / "notes.txt"]:
+        path.write_text("mine")
+    (out / "00004.png").unlink()
+    (out / "00004.png").symlink_to(tmp_path / "victim.png")
+    record = record_of(out)
+    bad = [
+        "../victim.png",
+        str(victims[1]),
+        "below/mine.png",
+        ".hidden.png",
+        "notes.txt",
+        "..",
+        "",
+        None,
+        3,
+        "below",
+        "a\0.png",
+    ]
+    record["images"] += [{"file": name} for name in bad] + ["mine.png", None]
+    (out / "samples.json").write_text(json.dumps(record))
+    assert run(capsys, made / "run", "-n", 2, "--out", out, "--force")[0] == 0
+    kept = [".hidden.png", "00000.png", "00001.png", "below", "grid.png", "mine.png", "notes.txt", "samples.json"]
+    assert names_in(out) == kept
+    assert {path.read_text() for path in victims} == {"mine"}
+    for broken in ("[" * 100_000, "{}", '{"format": "hdit-samples/1", "images": 3}', "\udcff"):
+        (out / "samples.json").write_text(broken, errors="surrogateescape")
+        assert run(capsys, made / "run", "-n", 2, "--out", out, "--force")[0] == 0
+        assert names_in(out) == kept
+    words = ("--interpolate-seeds", "1:2", "-n", 2)
+    assert run(capsys, made / "run", *words, "--out", out, "--force")[0] == 0
+    assert "strip.png" in names_in(out) and "grid.png" not in names_in(out)
+
+
+def test_a_set_broken_off_is_known_as_one(made, tmp_path, capsys, monkeypatch):
+    from hdit_cli.engine import generate
+
+    real, calls = generate.denoise_batch, []
+
+    def second_fails(*words, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*words, **options)
+
+    monkeypatch.setattr(generate, "denoise_batch", second_fails)
+    out = tmp_path / "a"
+    assert run(capsys, made / "run", "-n", 3, "--batch-size", 2, "--out", out)[0] == 75
+    assert names_in(out) == ["00000.png", "00001.png", "samples.json"]
+    assert record_of(out)["finished"] is False
+    assert run(capsys, made / "run", "-n", 1, "--out", out, "--force")[0] == 0
+    assert names_in(out) == ["00000.png", "grid.png", "samples.json"] and "finished" not in record_of(out)
+
+
+def test_schedule_eta_rho_and_device_act_and_come_again(made, tmp_path, capsys):
+    words = (made / "run", "-n", 1, "--steps", 4, "--device", "cpu", "--out")
+    changes = {
+        "plain": (),
+        "same": ("--schedule", "karras", "--eta", 1, "--rho", 7),
+        "schedule": ("--schedule", "exponential"),
+        "eta": ("--eta", 0.5),
+        "rho": ("--rho", 3),
+    }
+    pictures = {}
+    for name, options in changes.items():
+        assert run(capsys, *words, tmp_path / name, *options)[0] == 0
+        pictures[name] = (tmp_path / name / "00000.png").read_bytes()
+        again = tmp_path / f"{name}-again"
+        assert run(capsys, "--from", tmp_path / name / "samples.json", "--out", again)[0] == 0
+        assert (again / "00000.png").read_bytes() == pictures[name]
+    assert pictures["plain"] == pictures["same"] and len(set(pictures.values())) == 4
+    assert record_of(tmp_path / "eta")["sampling"]["eta"] == 0.5
+    assert record_of(tmp_path / "eta")["environment"]["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--sampler", "heun", "--eta", 0.5), "deterministic"),
+        (("--schedule", "exponential", "--rho", 3), "--rho is of the karras schedule"),
+        (("--eta", "nan"), "--eta must be 0 to 10"),
+        (("--eta", "-0.1"), "--eta must be 0 to 10"),
+        (("--rho", 0), "--rho must be above 0"),
+        (("--rho", "inf"), "--rho must be above 0"),
+        (("--schedule", "karas"), "did you mean 'karras'?"),
+        (("--device", "gpu"), "no device 'gpu'"),
+        (("--device", "meta"), "no device 'meta'"),
+        (("--device", ""), "no device ''"),
+    ],
+)
+def test_settings_that_cannot_act_are_told(words, told, made, tmp_path, capsys):
+    assert told in refused(capsys, made / "run", *words, "-n", 1, "--out", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_records_from_anywhere(made, tmp_path, capsys):
+    assert run(capsys, made / "run", "-n", 1, "--out", tmp_path / "a")[0] == 0
+    good, file = record_of(tmp_path / "a"), tmp_path / "record.json"
+    assert good["environment"]["device"] == "cpu"
+    for changes in (
+        {"n": "many"}, {"n": 0}, {"n": True}, {"label": []}, {"label": [3]}, {"checkpoint": 4}, {"weights": None},
+        {"sampling": {**good["sampling"], "eta": float("nan")}}, {"sampling": {**good["sampling"], "steps": 2.5}},
+        {"sampling": {**good["sampling"], "size": "big"}}, {"sampling": {**good["sampling"], "evil": 1}},
+        {"sampling": []}, {"interpolate": {"seeds": [1, "b"]}}, {"environment": []}, {"init_image": {"path": 3}},
+    ):  # fmt: skip
+        file.write_text(json.dumps({**good, **changes}))
+        assert "is not a record of samples" in refused(capsys, "--from", file, "--out", tmp_path / "b")
+    file.write_text(json.dumps({**good, "environment": {"device": "abacus"}}))
+    code, _, err = run(capsys, "--from", file, "--out", tmp_path / "b")
+    assert code == 0 and "made on abacus, and this is cpu" in err
