@@ -52,6 +52,8 @@ COMMANDS = {
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG}
 _CLICK_INTERRUPTED = 130  # what typer exits with after Ctrl-C
 
+_GO_ON = ("prepare", "train", "eval-fid")  # commands that find what they had done
+
 # what helps against a full memory, by command: three switches with values that usually do
 _SMALLER = {
     "train": "--set train.accumulate=4 (the same batch in four pieces), --set train.precision=bf16, "
@@ -161,7 +163,7 @@ def _as_told(error: BaseException, arguments: list[str]) -> HditError:
     if isinstance(error, HditError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted("interrupted", hint="the same command goes on, or starts again")
+        return _interrupted(arguments)
     if is_out_of_memory(error):
         command = next((argument for argument in arguments if argument in COMMANDS), "")
         return OutOfMemory("out of memory", hint=f"what helps: {_SMALLER.get(command, _SMALLER_ELSEWHERE)}")
@@ -173,6 +175,12 @@ def _as_told(error: BaseException, arguments: list[str]) -> HditError:
     sentence = " ".join(str(error).split())[:300]
     told = f"unexpected {type(error).__name__}{': ' if sentence else ''}{sentence}"
     return HditError(told, hint="this is a bug; run again with --debug for the traceback")
+
+
+def _interrupted(arguments: list[str]) -> Interrupted:
+    """What Ctrl-C means where a command says nothing of its own."""
+    goes_on = any(argument in _GO_ON for argument in arguments[:1])
+    return Interrupted("interrupted", hint=f"the same command {'goes on' if goes_on else 'starts again'}")
 
 
 def _is_lost_connection(error: BaseException) -> bool:
@@ -193,7 +201,10 @@ def _tell_usage(error: Any) -> int:
 
 
 def _tell(error: HditError) -> int:
+    """Says on stderr what happened. What the user broke off is no error."""
     message, *more = re.split(r"\n(?= )", error.message)  # lists are indented; other line breaks are of a name in it
+    kind = "interrupted" if isinstance(error, Interrupted) else "error"
+    said = message if message.startswith(kind) else f"{kind}: {message}"
     with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be closed, or None
-        say(f"error: {message}", *more, *([f"  hint: {error.hint}"] if error.hint else []), err=True)
+        say(said, *more, *([f"  hint: {error.hint}"] if error.hint else []), err=True)
     return error.exit_code

@@ -59,8 +59,10 @@ def class_indices(model: Model, wanted: str | Sequence[str]) -> list[int]:
 
 def label_name(model: Model, wanted: Wanted) -> str | list[str] | None:
     """What was asked for, classes by their names where they were given by number: None, "all", a name, or several."""
-    if wanted is None or (wanted == "all" and model.network.classes):
-        return wanted
+    if wanted is None:
+        return None
+    if wanted == "all" and model.network.classes:
+        return "all"
     names = [class_name(model, label) for label in class_indices(model, wanted)]
     return names[0] if len(names) == 1 else names
 

@@ -99,12 +99,12 @@ RAISED = [
     (errors.NonFiniteError("m"), 5, "error: m\n"),
     (errors.OutOfMemory("m"), 6, "error: m\n"),
     (errors.StorageError("m"), 74, "error: m\n"),
-    (errors.Interrupted("m"), 75, "error: m\n"),
+    (errors.Interrupted("m", hint="h"), 75, "interrupted: m\n  hint: h\n"),
     (MemoryError(), 6, "train.accumulate=4"),
     (OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), 6, "train.batch_size=8"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 6, "train.precision=bf16"),
     (RuntimeError("MPS backend out of memory"), 6, "out of memory"),
-    (KeyboardInterrupt(), 75, "interrupted"),
+    (KeyboardInterrupt(), 75, "interrupted\n  hint: the same command"),
     (OSError(errno.ENOSPC, "No space left on device", "x.tar"), 74, "No space left on device (x.tar)"),
     (PermissionError(errno.EACCES, "Permission denied", "x"), 74, "Permission denied (x)"),
     (BrokenPipeError(errno.EPIPE, "Broken pipe"), 74, ""),
@@ -126,6 +126,18 @@ def test_exit_codes(error, code, words, raising, capsys):
     found, out, err = run(capsys, "train")
     assert found == code and words in err and not out and "Traceback" not in err
     assert words or not err
+    assert code != 75 or "error" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"), [("train", "goes on"), ("sample", "starts again"), ("export", "starts again")]
+)
+def test_what_ctrl_c_means_to_a_command(command, hint, capsys, monkeypatch):
+    def stopped(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", stopped)
+    assert run(capsys, command) == (75, "", f"interrupted\n  hint: the same command {hint}\n")
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "train"], ["train", "--debug"]])
