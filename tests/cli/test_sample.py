@@ -90,7 +90,7 @@ def test_options_that_would_do_nothing_are_refused(made, tmp_path, capsys):
     assert "one of: rose, tulip" in refused(capsys, *here, "--interpolate-classes", "rose:lily")
     assert "-n 3 or more" in refused(capsys, *here, "--interpolate-seeds", "1:2:3", "-n", 2)
     Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
-    assert "0.3 keeps much" in refused(capsys, *here, "--init-image", tmp_path / "p.png", "--strength", 0)
+    assert "above 0, at most 1" in refused(capsys, *here, "--init-image", tmp_path / "p.png", "--strength", 0)
     assert not (tmp_path / "b").exists()
 
 
