@@ -186,7 +186,7 @@ def _device(typed: str | None, asked: "Recorded") -> "torch.device":
             raise
         chosen = runtime.device()
     if asked.device and chosen.type != asked.device and runtime.ranks().is_main:
-        typer.echo(
+        say(
             f"warning: the samples were made on {asked.device}, and this is {chosen.type}: its noise, and so the images, "
             "are others",
             err=True,

@@ -198,7 +198,7 @@ def classes_told(label: str | list[str]) -> str:
 def tell_notes(notes: list[str]) -> None:
     """Says on stderr what is to be known before the pictures come."""
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
 
 
 def tell_origin(*, weights: str, origin: str) -> None:
