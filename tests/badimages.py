@@ -166,7 +166,7 @@ def _foreign() -> Iterator[Case]:
         "film.jpg": b"\0\0\0\x18ftypmp42" + bytes(40),
         "text.jpg": b"a text renamed to a picture\n" * 9,
         "pointer.png": b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64,
-        ".DS_Store": b"\0\0\0\1Bud1" + bytes(60),
+        "DS_Store.jpg": b"\0\0\0\1Bud1" + bytes(60),
         "._x.jpg": b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(60),
         "sound.webp": b"RIFF\x24\0\0\0WAVEfmt " + bytes(40),
         "note.ppm": b"P6 is the road to take, not P7",

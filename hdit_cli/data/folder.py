@@ -16,6 +16,7 @@ from hdit_cli.data.prepare.pictures import read_picture
 from hdit_cli.data.prepare.refused import Refused
 from hdit_cli.errors import DataError
 
+READING = 2  # counts up where the same file comes to other pixels than before: 2 since colour profiles are followed
 _WHOLE = PrepareOptions(size=(16_383, 16_383))  # larger than any picture: nothing is decoded at less than its own size
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from hdit_cli import files, runtime
-from hdit_cli.data.folder import FolderReader
+from hdit_cli.data.folder import READING, FolderReader
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import MANIFEST
 from hdit_cli.engine.generate import Sampling, stream
@@ -97,6 +97,11 @@ class Stored:
     def cut(self) -> tuple[int, int] | None:
         """(H, W) that larger stored pictures are cut to, at their centres."""
         return self.reader.cut if isinstance(self.reader, ShardReader) else None
+
+    @property
+    def reading(self) -> list[int]:
+        """What the pixels depend on besides the files and `cut`; nothing for a data set."""
+        return [] if isinstance(self.reader, ShardReader) else [READING]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -29,7 +29,7 @@ def told_of(kind: type[Metric], net: FeatureNet | None) -> list[Any]:
 
 def _cache_file(kind: type[Metric], reference: Stored, net: FeatureNet | None) -> Path:
     cut = [list(reference.cut)] if reference.cut else []
-    key = key_of([_FORMAT, *told_of(kind, net), reference.fingerprint, reference.count, *cut])
+    key = key_of([_FORMAT, *told_of(kind, net), reference.fingerprint, reference.count, *cut, *reference.reading])
     return runtime.cache_folder() / "reference" / f"{kind.state}-{key}.safetensors"
 
 

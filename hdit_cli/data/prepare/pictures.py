@@ -18,7 +18,6 @@ from PIL import (  # the plugins register their formats when they are imported
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
     Image,
-    ImageCms,
     ImageFile,
     JpegImagePlugin,  # noqa: F401
     MpoImagePlugin,  # noqa: F401
@@ -29,6 +28,7 @@ from PIL import (  # the plugins register their formats when they are imported
     WebPImagePlugin,  # noqa: F401
 )
 
+from hdit_cli.data.prepare.colour import Convert, meant, meant_16_bit, through_profile
 from hdit_cli.data.prepare.options import PrepareOptions
 from hdit_cli.data.prepare.refused import Refused
 
@@ -310,31 +310,37 @@ def _reduced(image: Image.Image, factor: int, convert: Callable[[Image.Image], I
 # Modes
 
 
-def _converter(
-    image: Image.Image, background: tuple[int, int, int], notes: set[str]
-) -> Callable[[Image.Image], Image.Image]:
-    """The function that brings a band of this picture to L or RGB; it adds to `notes` what it finds."""
+def _converter(image: Image.Image, background: tuple[int, int, int], notes: set[str]) -> Convert:
+    """The function that brings a band of this picture to L or RGB, in sRGB; it adds to `notes` what it finds."""
     mode = image.mode
     if mode in ("1", "L", "LA", "La", "F") or mode.startswith("I"):
         notes.add("grey")
     if mode.startswith("I"):
-        return lambda band: _from_integers(band, notes)
+        table = meant_16_bit(image, notes)
+        return lambda band: _from_integers(band, notes, table)
     if mode == "F":
         return _from_floats([image], notes)
     if mode in ("CMYK", "LAB"):
         notes.add(mode.lower())
-        return _through_profile(image, notes)
+        return through_profile(image, notes)
+    to_srgb = meant(image, notes)
     if image.has_transparency_data:
-        return lambda band: _over(band, background, notes)
-    if mode in ("L", "RGB"):
-        return lambda band: band  # converting to its own mode would copy it
-    if mode == "1":
-        return lambda band: band.convert("L")
-    return lambda band: band.convert("RGB")
+        return lambda band: _over(band, background, notes, to_srgb)
+    plain = "L" if mode in ("1", "L") else "RGB"
+
+    def convert(band: Image.Image) -> Image.Image:
+        band = band if mode == plain else band.convert(plain)  # converting to its own mode would copy it
+        return band if to_srgb is None else to_srgb(band)
+
+    return convert
 
 
-def _over(band: Image.Image, background: tuple[int, int, int], notes: set[str]) -> Image.Image:
-    layer = (band.convert("LA") if band.mode == "La" else band).convert("RGBA")
+def _over(band: Image.Image, background: tuple[int, int, int], notes: set[str], to_srgb: Convert | None) -> Image.Image:
+    """The band laid over the background, which is sRGB: so its own colours are, before."""
+    layer = band.convert("LA") if band.mode == "La" else band
+    if to_srgb is not None:
+        layer = to_srgb(layer.convert("LA" if layer.mode in ("1", "L", "LA") else "RGBA"))
+    layer = layer.convert("RGBA")
     opaque = layer.getchannel("A").getextrema() == (255, 255)
     if opaque:
         return layer.convert("RGB")
@@ -342,13 +348,16 @@ def _over(band: Image.Image, background: tuple[int, int, int], notes: set[str]) 
     return Image.alpha_composite(Image.new("RGBA", layer.size, (*background, 255)), layer).convert("RGB")
 
 
-def _from_integers(band: Image.Image, notes: set[str]) -> Image.Image:
+def _from_integers(band: Image.Image, notes: set[str], table: bytes | None) -> Image.Image:
     import numpy as np
 
     values = np.asarray(band).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         notes.add("clipped")
-    return Image.fromarray(((np.clip(values, 0, 65535) + 128) // 257).astype(np.uint8))  # [0, 65535] => [0, 255]
+    values = np.clip(values, 0, 65535)
+    if table is not None:
+        return Image.fromarray(np.frombuffer(table, dtype=np.uint8)[values])
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # [0, 65535] => [0, 255]
 
 
 def _from_floats(channels: list[Image.Image], notes: set[str]) -> Callable[[Image.Image], Image.Image]:
@@ -372,30 +381,3 @@ def _from_floats(channels: list[Image.Image], notes: set[str]) -> Callable[[Imag
         return Image.fromarray(np.rint(np.clip(values * factor, 0, 255)).astype(np.uint8))
 
     return convert
-
-
-def _through_profile(image: Image.Image, notes: set[str]) -> Callable[[Image.Image], Image.Image]:
-    """CMYK and Lab to sRGB: by the picture's own profile, else plainly (Lab: as CIE Lab of the D50 white point)."""
-    mode = image.mode
-    transform = None
-    if image.info.get("icc_profile"):
-        transform = _transform(ImageCms.ImageCmsProfile, io.BytesIO(image.info["icc_profile"]), mode)
-        notes.add("icc" if transform else "bad-icc")
-    if transform is None and mode == "LAB":
-        transform = _transform(ImageCms.createProfile, "LAB", mode)
-    if transform is None:
-        return lambda band: band.convert("RGB")
-
-    def convert(band: Image.Image) -> Image.Image:
-        converted = ImageCms.applyTransform(band, transform)
-        assert converted is not None, "only in-place transforms return nothing"
-        return converted
-
-    return convert
-
-
-def _transform(load: Callable[..., Any], given: Any, mode: str) -> ImageCms.ImageCmsTransform | None:
-    try:
-        return ImageCms.buildTransform(load(given), ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError):  # not a profile, or not of this mode
-        return None
