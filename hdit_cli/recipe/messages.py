@@ -1,5 +1,7 @@
 """Pydantic's findings as sentences: place, key, what is wrong, what would be right."""
 
+import datetime
+import itertools
 import reprlib
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +19,7 @@ _TAGGED = ("diffusion", "density")  # pydantic puts the density's type into the 
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-_SHORT.maxlevel = 2
+_ENTRIES = 6  # of a list or table that are shown
 
 _WANTED = {
     "bool": "true or false",
@@ -96,31 +98,72 @@ def _sentence(found: ErrorDetails, path: KeyPath, keys: "KeyTree") -> str:
         return _choice_sentence(value, context)
     if kind in _LIMITS:
         words, key = _LIMITS[kind]
-        return f"must be {words} {context[key]}, is {_SHORT.repr(value)}"
+        return f"must be {words} {context[key]}, is {_shown(value)}"
     if kind in ("too_long", "too_short"):
         words, key = ("at most", "max_length") if kind == "too_long" else ("at least", "min_length")
         return f"must have {words} {context[key]} entries, has {len(value)}"
     if kind == "string_too_long":
         return f"must be at most {context['max_length']} characters long, has {len(value)}"
+    if kind == "string_too_short":
+        return "must not be empty"
+    if kind == "string_unicode":
+        return f"has a character that no text file can hold: {_shown(value)}"
     wanted = _WANTED.get(kind.partition("_")[0])
-    return f"must be {wanted}, is {_described(value)}" if wanted else found["msg"].lower()
+    return f"must be {wanted}, is {_described(value)}" if wanted else f"cannot be {_described(value)}"
 
 
 def _choice_sentence(value: Any, context: dict[str, Any]) -> str:
-    value = context.get("tag", value)
+    if "tag" in context and isinstance(value, dict):
+        value = value.get("type", context["tag"])
     listed = context.get("choices") or context.get("expected") or context.get("expected_tags") or ""
     if isinstance(listed, str):
         listed = [part.strip(" '") for part in listed.replace(" or ", ", ").split(",")]
     best = nearest(value, listed) if isinstance(value, str) else None
     guess = f"did you mean {best!r}? " if best else ""
-    return f"{_SHORT.repr(value)} is not known here; {guess}one of: {', '.join(listed)}"
+    return f"{_shown(value)} is not known here; {guess}one of: {', '.join(listed)}"
 
 
 def _described(value: Any) -> str:
+    kinds = {
+        bool: "",
+        int: "the number ",
+        float: "the number ",
+        str: "the text ",
+        list: "the list ",
+        tuple: "the list ",
+        dict: "the table ",
+        datetime.date: "the date ",
+        datetime.datetime: "the date ",
+        datetime.time: "the time ",
+    }
+    return f"{kinds.get(type(value), '')}{_shown(value)}"
+
+
+def _shown(value: Any, *, depth: int = 2) -> str:
+    """A value about as TOML writes it, shortened."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    names = {int: "the number ", float: "the number ", str: "the text ", list: "the list ", dict: "the table "}
-    return f"{names.get(type(value), '')}{_SHORT.repr(value)}"
+    if value is None:
+        return "nothing"
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (list, tuple)):
+        return (
+            f"[{_entries([_shown(entry, depth=depth - 1) for entry in value[: _ENTRIES + 1]] if depth else ['...'])}]"
+        )
+    if isinstance(value, dict):
+        first = itertools.islice(value.items(), _ENTRIES + 1)
+        words = (
+            [f"{_SHORT.repr(key)[1:-1]} = {_shown(entry, depth=depth - 1)}" for key, entry in first]
+            if depth
+            else ["..."]
+        )
+        return f"{{{_entries(words)}}}"
+    return _SHORT.repr(value)
+
+
+def _entries(words: list[str]) -> str:
+    return ", ".join([*words[:_ENTRIES], *(["..."] if len(words) > _ENTRIES else [])])
 
 
 class KeyTree:
