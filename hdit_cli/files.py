@@ -234,8 +234,13 @@ def remove_folder(path: Path) -> None:
         if trash.is_symlink():
             trash.unlink()
             return
-        with contextlib.suppress(FileNotFoundError):  # another process reaps it at the same time
+        try:
             shutil.rmtree(trash)
+        except (
+            OSError
+        ) as error:  # reaped by another process; or NFS keeps a file that is still open: it is reaped later
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
+                raise
 
 
 def remove_file(path: Path) -> None:
@@ -285,6 +290,11 @@ def read_regular(path: str | os.PathLike[str], *, most: int) -> bytes:
         if size > most:
             raise OSError(errno.EFBIG, f"{size} bytes, expected at most {most}", os.fspath(path))
         return handle.read()
+
+
+def real_path(path: Path) -> Path:
+    """`path.resolve()`, also where links lead in a circle: then as far as it goes."""
+    return Path(os.path.realpath(path))
 
 
 def left_by_others(name: str) -> bool:

@@ -7,6 +7,8 @@ import typer
 
 from hdit_cli.commands.say import say
 
+_LARGEST_CONFIG = 1 << 24  # bytes
+
 
 def convert(
     source: Annotated[
@@ -56,15 +58,16 @@ def convert(
 def _read_config(path: Path | None) -> dict[str, Any] | None:
     import json
 
+    from hdit_cli import files
     from hdit_cli.errors import UsageError
 
     if path is None:
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(files.read_regular(path, most=_LARGEST_CONFIG))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise UsageError(f"{path} holds no JSON object", hint="give the configuration file of the training run")

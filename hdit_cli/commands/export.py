@@ -48,7 +48,7 @@ def export(
     """Write a file that other software loads, check it by loading it back, and put a model card (README.md) beside it."""
     import json
 
-    from hdit_cli import catalog
+    from hdit_cli import catalog, files
     from hdit_cli.engine.card import own_grid
     from hdit_cli.engine.card_file import write_card
     from hdit_cli.engine.load import load
@@ -57,7 +57,7 @@ def export(
 
     shared.check_weights(weights)
     checkpoint = shared.located(checkpoint)
-    place = checkpoint.resolve()
+    place = files.real_path(checkpoint)
     name = place.parent.name if place.is_file() else place.name
     own = name if weights == "ema" else f"{name}-{weights}"
     path = out or Path("export") / own / f"{own}{SUFFIX[to]}"  # a folder each: the model card lies in it

@@ -27,6 +27,7 @@ def info(
 
 
 def _facts(name: str) -> dict[str, Any]:
+    from hdit_cli import files
     from hdit_cli.errors import UsageError
     from hdit_cli.recipe import load_recipe, shipped
 
@@ -34,7 +35,8 @@ def _facts(name: str) -> dict[str, Any]:
     if name in shipped() or path.suffix == ".toml":
         tell_stand_in(name)
         return {"kind": "recipe", **_recipe_facts(load_recipe(name), classes=None)}
-    inside = sorted(file for file in path.glob("*.safetensors") if file.name != "optimizer.safetensors")
+    found = sorted(file for file in path.glob("*.safetensors") if not files.left_by_others(file.name))
+    inside = [file for file in found if file.name != "optimizer.safetensors"]
     if inside and (path / "manifest.json").is_file():  # a step's folder in checkpoints/ or ema/
         text = f"{path} is a folder of weights: {', '.join(file.name for file in inside)}"
         raise UsageError(text, hint=f"name one of them, {inside[0]}, or the run")
@@ -42,7 +44,7 @@ def _facts(name: str) -> dict[str, Any]:
         return _data_facts(path)
     if (path / "recipe.toml").is_file() or (path / "ckpt.safetensors").is_file():
         return _run_facts(path)
-    if path.is_file():
+    if (path.exists() or path.suffix == ".safetensors") and not path.is_dir():  # whatever it is: the reader says so
         return _checkpoint_facts(path)
     if path.is_dir():
         text = f"{path} is neither a data set (no manifest.json) nor a run (no recipe.toml)"
@@ -141,14 +143,12 @@ def _run_facts(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:
-    from hdit_cli.engine.assemble import check_is_ours
+    from hdit_cli.engine.assemble import check_announced, check_is_ours
     from hdit_cli.engine.checkpoint import read_announced
-    from hdit_cli.engine.header import check_layers, read_facts
 
     tensors, metadata = read_announced(path)
     check_is_ours(tensors, metadata, where=str(path))
-    facts = read_facts(metadata, where=str(path))
-    check_layers(facts.recipe, tensors, where=str(path))
+    facts = check_announced(tensors, metadata, where=str(path))
     data = dict(facts.data)
     if facts.classes and data.get("class_counts"):
         data["class_counts"] = dict(zip(facts.classes, data["class_counts"], strict=True))

@@ -155,13 +155,14 @@ def _folder(checkpoint: str | None, from_: Path | None, *, out: Path | None, for
     Raises:
         UsageError: nothing names a checkpoint, or an earlier set lies in --out.
     """
+    from hdit_cli import files
     from hdit_cli.engine.launch import is_child
     from hdit_cli.errors import UsageError
 
     if checkpoint is None and from_ is None:
         raise UsageError("give a checkpoint, or --from a samples.json", hint="hdit sample runs/NAME")
     if out is None:
-        name = Path(checkpoint or str(from_)).resolve()
+        name = files.real_path(Path(checkpoint or str(from_)))
         return Path("samples") / (name.parent.name if name.is_file() else name.name)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is not a folder", hint="--out names the folder for the images")

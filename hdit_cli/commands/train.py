@@ -53,6 +53,7 @@ def train(
     json_: Annotated[bool, typer.Option("--json", help="Facts as JSON on stdout.")] = False,
 ) -> None:
     """Train a recipe; goes on by itself where the run folder holds a checkpoint."""
+    from hdit_cli import files
     from hdit_cli.engine.launch import relaunch
     from hdit_cli.errors import UsageError
     from hdit_cli.recipe import load_recipe
@@ -74,7 +75,7 @@ def train(
         show(loaded, processes=processes, as_json=json_)
         return
     if fresh:
-        if init is not None and init.resolve().is_relative_to(folder.resolve()):
+        if init is not None and files.real_path(init).is_relative_to(files.real_path(folder)):
             raise UsageError(f"--fresh would move {init} away", hint="choose another --run, which may start from it")
         _checked(loaded, init=init)  # what cannot start must not cost the old run its place
         _set_aside(folder)

@@ -57,6 +57,13 @@ class FolderReader:
             ]
         return found
 
+    def _regular(self, path: str) -> Path:
+        """The file, which is no pipe that would be waited for."""
+        found = self.folder / path
+        if not found.is_file():
+            raise DataError(f"{found} is not a regular file", hint="take it out of the folder")
+        return found
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -71,7 +78,7 @@ class FolderReader:
         """SHA-256 over the names and contents of the files."""
         told = hashlib.sha256()
         for path in self.paths:
-            told.update(f"{path}\0{files.sha256(self.folder / path)}\n".encode("utf-8", "surrogateescape"))
+            told.update(f"{path}\0{files.sha256(self._regular(path))}\n".encode("utf-8", "surrogateescape"))
         return told.hexdigest()
 
     def picture(self, index: int) -> np.ndarray:
@@ -83,9 +90,7 @@ class FolderReader:
         Raises:
             DataError: it cannot be read, or is no picture.
         """
-        path = self.folder / self.paths[index]
-        if not path.is_file():
-            raise DataError(f"{path} is not a regular file", hint="take it out of the folder")
+        path = self._regular(self.paths[index])
         try:
             with open(path, "rb") as stream:
                 picture = read_picture(stream, _WHOLE)

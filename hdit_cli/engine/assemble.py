@@ -24,11 +24,16 @@ def blank(facts: header.Facts) -> HDiT:
         return build_network(facts.recipe, classes=class_count(facts.recipe, classes=facts.classes))
 
 
-def check_announced(tensors: header.Table, metadata: dict[str, str], *, where: str) -> None:
-    """Raises CheckpointError unless the tensors that a header announces are those of the network that it describes."""
+def check_announced(tensors: header.Table, metadata: dict[str, str], *, where: str) -> header.Facts:
+    """What a header says, held against itself: the tensors that it announces are those of the network that it describes.
+
+    Raises:
+        CheckpointError: they are not, or it cannot be read.
+    """
     facts = header.read_facts(metadata, where=where)
     header.check_layers(facts.recipe, tensors, where=where)
     header.check_table({name: tensor.shape for name, tensor in blank(facts).state_dict().items()}, tensors, where=where)
+    return facts
 
 
 def assemble(tensors: dict[str, Tensor], metadata: dict[str, str], *, where: str) -> Model:

@@ -51,7 +51,7 @@ def begin(model: Model, run: Path, init: Path | None) -> Beginning | None:
         UsageError: `init` does not fit, lies in the run itself, or is not what the run was started from.
         CheckpointError: `init` is not a checkpoint.
     """
-    if init is not None and init.resolve().is_relative_to(run.resolve()):
+    if init is not None and files.real_path(init).is_relative_to(files.real_path(run)):
         raise UsageError(f"--init {init} lies in the run {run} itself", hint="choose another --run")
     recorded = read_record(run)
     if list_steps(run):

@@ -14,7 +14,7 @@ from hdit_cli.engine.blend import Blend, way
 from hdit_cli.engine.classes import Wanted, class_index, class_indices, class_name, label_name
 from hdit_cli.engine.generate import Draw, Sampling, check, choose_labels, stream
 from hdit_cli.engine.grid import grid_png, picture_png
-from hdit_cli.engine.load import InFile, find, open_source
+from hdit_cli.engine.load import find, open_source
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.picture import read_picture_for
 from hdit_cli.engine.sample_folder import FORMAT, GRID, RECORD, STRIP, clear
@@ -91,7 +91,8 @@ def load_for(order: Order, *, sha256: str = "", device: torch.device | None = No
         CheckpointError: it cannot be loaded, or is another file than the one recorded.
     """
     source = find(Path(order.checkpoint), weights=order.weights)
-    found = "" if isinstance(source, InFile) and not source.file.is_file() else source.sha256()
+    model = open_source(source, weights=order.weights)  # before it is hashed: a file may be a hole of any size
+    found = source.sha256()
     if sha256 and found and found != sha256:
         raise CheckpointError(
             f"{source} is not the checkpoint these samples were made with",

@@ -5,6 +5,7 @@ The one place that reads pickle, through `weights_only=True`, which builds tenso
 
 import contextlib
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -90,7 +91,9 @@ def _read_pickled(path: Path) -> Any:
             f"{path} unpacks to more than it is, which no file of torch.save does", hint="do not trust it"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about its own storages
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # whatever a cut or foreign file makes torch's restricted unpickler trip over
         if not zipped:
             raise CheckpointError(

@@ -52,7 +52,8 @@ def grid_png(
 def _fitting(
     text: str, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
 ) -> str:
-    """The name, cut to the width of its picture."""
+    """The name on one line, cut to the width of its picture."""
+    text = "".join(character if character.isprintable() else " " for character in text)
     while len(text) > 1 and draw.textlength(text, font=font) > width:
         text = text[:-1]
     return text

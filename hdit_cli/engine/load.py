@@ -79,7 +79,13 @@ def find(path: Path, *, weights: str | float) -> Source:
 
 def is_checkpoint_folder(path: Path) -> bool:
     """Whether this is the folder of a step: of a checkpoint, or of a snapshot of averages."""
-    return (path / MANIFEST).is_file() and any(path.glob("*.safetensors"))
+    return (path / MANIFEST).is_file() and bool(weights_in(path))
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """The files of weights directly in a folder, by name; what a desktop or file system left there is none."""
+    found = sorted(file for file in folder.glob("*.safetensors") if not files.left_by_others(file.name))
+    return [file for file in found if file.name != "optimizer.safetensors"]
 
 
 def _in_folder(folder: Path, name: str) -> Path:
@@ -92,7 +98,7 @@ def _in_folder(folder: Path, name: str) -> Path:
     wanted = {"ema": "ema.safetensors", "raw": "model.safetensors"}.get(name) or names.file_name(std or 0.0)
     if (folder / wanted).is_file():
         return folder / wanted
-    there = sorted(file.name for file in folder.glob("*.safetensors") if file.name != "optimizer.safetensors")
+    there = [file.name for file in weights_in(folder)]
     raise CheckpointError(
         f"{folder} holds no {wanted}", hint=f"name a file in it: {', '.join(there)}" if there else "give the run folder"
     )

@@ -17,6 +17,8 @@ from hdit_cli.data.prepare.pictures import read_picture
 from hdit_cli.data.prepare.refused import Refused
 from hdit_cli.errors import DataError, UsageError
 
+_LARGEST = 1 << 31  # bytes of a picture file
+
 
 @dataclass(frozen=True)
 class StartPicture:
@@ -46,7 +48,7 @@ def read_picture_for(path: Path, *, size: tuple[int, int], channels: int) -> Sta
         raise UsageError(f"the model makes pictures of {channels} channels", hint="leave --init-image out")
     options = PrepareOptions(size=size)
     try:
-        data = path.read_bytes()
+        data = files.read_regular(path, most=_LARGEST)
         image, _ = fit(read_picture(io.BytesIO(data), options), options)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", hint="--init-image FILE, one picture") from error

@@ -128,7 +128,7 @@ class RunFolder:
 
 def run_of(checkpoint: Path) -> Path | None:
     """The run folder that a CKPT argument lies in; None for a file by itself."""
-    place = checkpoint.resolve()
+    place = files.real_path(checkpoint)
     return next((p for p in (place, *place.parents[:3]) if p.is_dir() and (p / "recipe.toml").is_file()), None)
 
 

@@ -28,6 +28,7 @@ from hdit_cli.metrics.feature_net import split
 
 FORMAT = "hdit-sweep/1"
 TABLE, PLOT = "sweep.json", "sweep.png"
+_LARGEST_TABLE = 1 << 28
 _PANELS = 6  # of the plot at most
 
 
@@ -163,11 +164,11 @@ def _check(wanted: Sweep, session: Session) -> Model:
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     """Finished points by their keys; none where there is no table, or not a whole one."""
     try:
-        table = json.loads(path.read_bytes())
+        table = json.loads(files.read_regular(path, most=_LARGEST_TABLE))
         return {point["key"]: point for point in table["points"]} if table["format"] == FORMAT else {}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{path} is not a table of a sweep", hint="remove it, or --out elsewhere") from None
 
 

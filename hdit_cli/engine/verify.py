@@ -122,6 +122,8 @@ def _verify_shards(data: Path, manifest: shards.Manifest, *, prefix: str = "") -
         yield Checked(prefix + shard.name, size, problem)
     known = {path for shard in manifest.shards for path in (data / shard.name, shards.index_path(data, shard))}
     for path in sorted({*data.glob("*.tar"), *data.glob("*.idx")} - known):
+        if files.left_by_others(path.name):
+            continue
         yield Checked(prefix + path.name, path.stat().st_size if path.is_file() else 0, "is not in the manifest")
 
 

@@ -104,11 +104,7 @@ def locate(name_or_path: str) -> Path:
 
 def is_of_a_run(place: str) -> bool:
     """Whether a place, `file:line`, is in the recipe that a run wrote into its folder."""
-    path = Path(place.rpartition(":")[0])
-    try:
-        path = path.resolve()
-    except (OSError, RuntimeError, ValueError):  # a place that is no file: `--set ...`
-        return False
+    path = Path(os.path.realpath(place.rpartition(":")[0]))  # a link to it is no file of the user's own
     return path.name == "recipe.toml" and any((path.parent / name).exists() for name in _OF_A_RUN)
 
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hdit_cli import files
+
 POINTS = 3000  # of a curve: more than a screen has columns; longer logs become means over several lines
+_LARGEST_JSON = 1 << 26
 _LAST_STEP = 1 << 53  # what a double counts exactly
 
 
@@ -27,7 +30,7 @@ def read_log(path: Path) -> Log:
         return Log(found=False)
     log, bad = Log(), 0
     try:
-        with open(path, "rb") as handle:
+        with files.open_regular(path) as handle:
             for raw in handle:
                 line = _parsed(raw)
                 if line is not None:
@@ -58,7 +61,7 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is none."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(files.read_regular(path, most=_LARGEST_JSON))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

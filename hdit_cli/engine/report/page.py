@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hdit_cli import files
+
 _ASSETS = Path(__file__).parent / "assets"
 _STYLES = ("style.css", "print.css")
 _SCRIPTS = ("format.js", "scale.js", "chart.js", "curves.js", "grids.js", "tables.js", "main.js")
@@ -31,7 +33,7 @@ def build(facts: dict[str, Any]) -> bytes:
 def is_report(path: Path) -> bool:
     """Whether a file is a page that `build` made."""
     try:
-        with open(path, "rb") as handle:
+        with files.open_regular(path) as handle:
             return _MARK in handle.read(_HEAD)
     except OSError:
         return False
