@@ -14,7 +14,7 @@ from hdit_cli.engine.blend import Blend, way
 from hdit_cli.engine.classes import Wanted, class_index, class_indices, class_name, label_name
 from hdit_cli.engine.generate import Draw, Sampling, check, choose_labels, stream
 from hdit_cli.engine.grid import grid_png, picture_png
-from hdit_cli.engine.load import find, open_source
+from hdit_cli.engine.load import InFile, find, open_source
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.picture import read_picture_for
 from hdit_cli.engine.sample_folder import FORMAT, GRID, RECORD, STRIP, clear
@@ -91,9 +91,13 @@ def load_for(order: Order, *, sha256: str = "", device: torch.device | None = No
         CheckpointError: it cannot be loaded, or is another file than the one recorded.
     """
     source = find(Path(order.checkpoint), weights=order.weights)
-    model = open_source(source, weights=order.weights)  # before it is hashed: a file may be a hole of any size
+    if not sha256:
+        model = open_source(source, weights=order.weights, device=device)
+        return model, source.sha256()
+    if isinstance(source, InFile):
+        source.look()  # before it is hashed: what is no checkpoint may be of any size
     found = source.sha256()
-    if sha256 and found and found != sha256:
+    if found != sha256:
         raise CheckpointError(
             f"{source} is not the checkpoint these samples were made with",
             hint="the run has gone on, or it was moved: `hdit sample CKPT --from samples.json` says where the file is now",

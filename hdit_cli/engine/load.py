@@ -10,7 +10,7 @@ from hdit_cli import files, runtime
 from hdit_cli.engine import posthoc, snapshots
 from hdit_cli.engine import weights as names
 from hdit_cli.engine.assemble import assemble, check_announced, check_is_ours
-from hdit_cli.engine.checkpoint import MANIFEST, list_steps, read_header, read_tensors, step_name
+from hdit_cli.engine.checkpoint import MANIFEST, list_steps, read_announced, read_header, read_tensors, step_name
 from hdit_cli.engine.header import Table, read_facts
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.trained import missing
@@ -33,6 +33,10 @@ class InFile:
             CheckpointError: not a safetensors file, damaged, or not ours.
         """
         return read_tensors(self.file, check=self._check)
+
+    def look(self) -> None:
+        """Raises CheckpointError as `read` does, by the header alone."""
+        self._check(*read_announced(self.file))
 
     def _check(self, tensors: Table, header: dict[str, str]) -> None:
         check_is_ours(tensors, header, where=str(self.file))
