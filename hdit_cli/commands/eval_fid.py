@@ -21,7 +21,8 @@ def eval_fid(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="CKPT_OR_DIR", help="A checkpoint file, a run folder, a folder of pictures, or a prepared data set."
+            metavar="CKPT_OR_DIR",
+            help="A checkpoint file, a run folder, a folder of pictures, a prepared data set, or an .npz of samples (arr_0).",
         ),
     ],
     n: Annotated[
@@ -60,7 +61,8 @@ def eval_fid(
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="Data set, folder, or .npz of moments to compare with.", show_default="the data the checkpoint names"
+            help="Data set, folder, or .npz of moments or samples to compare with.",
+            show_default="the data the checkpoint names",
         ),
     ] = None,
     patch: Annotated[
@@ -291,16 +293,23 @@ def _page(evaluation: "Evaluation") -> list[str]:
     facts = evaluation.facts
     lines = [_line(score) for score in evaluation.scores]
     lines = [*lines, *_tables(evaluation)]
-    reference, size, features = facts["reference"], facts["size"], facts["features"]
-    lines.append(f"pictures   {facts['source']}, {size[0]}x{size[1]}{_how(facts)}")
+    reference, features = facts["reference"], facts["features"]
+    lines.append(f"pictures   {facts['source']}, {_size(facts)}{_how(facts)}")
     fingerprint = reference["fingerprint"][:12]
-    pixels = "moments" if reference["size"] is None else f"{reference['size'][0]}x{reference['size'][1]}"
-    lines.append(f"reference  {reference['path']}, {pixels}, {fingerprint}")
+    lines.append(f"reference  {reference['path']}, {_size(reference)}, {fingerprint}")
     for net in _listed(features):
         mark = "" if net["published"] else ", not the published file"
         lines.append(f"features   {_net(net)}{mark}")
     lines += [f"closest    {place}" for place in _listed(facts.get("nearest"))]
     return lines + [f"note: {note}" for note in evaluation.notes]
+
+
+def _size(told: dict[str, Any]) -> str:
+    """Height x width of the pictures of a set; how many sizes they have, where that is more than one."""
+    if told["size"] is None:
+        return "moments"
+    sizes = ["{}x{}".format(*size) for size in told.get("sizes", [told["size"]])]
+    return sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes from {sizes[0]} to {sizes[-1]}"
 
 
 def _listed(told: Any) -> list[Any]:

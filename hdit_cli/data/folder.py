@@ -2,21 +2,24 @@
 
 import hashlib
 import os
+import warnings
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from hdit_cli import files
 from hdit_cli.data.prepare.fit import fit
 from hdit_cli.data.prepare.listing import is_side_name, utf8
 from hdit_cli.data.prepare.options import PrepareOptions
 from hdit_cli.data.prepare.passed_over import is_tool_file, is_tool_folder
-from hdit_cli.data.prepare.pictures import read_picture
+from hdit_cli.data.prepare.pictures import read_picture, sniff
 from hdit_cli.data.prepare.refused import Refused
 from hdit_cli.errors import DataError
 
 READING = 2  # counts up where the same file comes to other pixels than before: 2 since colour profiles are followed
+_ORIENTATION = 0x0112  # EXIF tag
 _WHOLE = PrepareOptions(size=(16_383, 16_383))  # larger than any picture: nothing is decoded at less than its own size
 
 
@@ -74,6 +77,12 @@ class FolderReader:
         return height, width
 
     @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Every (H, W) that a picture has, smallest area first, from the heads of the files; what cannot be read has none."""
+        found = {size for path in self.paths if (size := _size_of(self.folder / path)) is not None}
+        return sorted(found, key=lambda size: (size[0] * size[1], size))
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names and contents of the files."""
         told = hashlib.sha256()
@@ -103,3 +112,21 @@ class FolderReader:
         width, height = picture.size
         size = (width, height) if picture.orientation >= 5 else (height, width)  # quarter turns swap the sides
         return np.asarray(fit(picture, PrepareOptions(size=size, fit="squash"))[0])
+
+
+def _size_of(path: Path) -> tuple[int, int] | None:
+    """(H, W) of a picture as it is turned, from the head of its file; None where that cannot be told."""
+    if not path.is_file():
+        return None
+    try:
+        with open(path, "rb") as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            kind = sniff(stream)
+            if kind == "PFM":
+                (width, height), turn = read_picture(stream, _WHOLE).size, 1
+            else:
+                with Image.open(stream, formats=(kind,)) as image:
+                    (width, height), turn = image.size, image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # whatever a decoder makes of a foreign file: reading the picture tells it
+        return None
+    return (width, height) if turn in (5, 6, 7, 8) else (height, width)

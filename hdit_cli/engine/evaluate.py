@@ -43,7 +43,9 @@ from hdit_cli.engine.unfinished import Unfinished
 from hdit_cli.errors import StorageError, UsageError
 from hdit_cli.metrics import feature_net
 from hdit_cli.metrics.feature_net import FeatureNet
+from hdit_cli.metrics.frechet import FID
 from hdit_cli.metrics.memorisation import Memorisation
+from hdit_cli.metrics.per_class import PerClassFID
 
 FORMAT = "hdit-scores/1"
 SCORES = "scores.jsonl"  # in a run folder: a line for each evaluation of its checkpoints
@@ -138,10 +140,14 @@ def plan(
     model = model_of(request, session)
     names = request.metrics or (tuple(model.recipe["eval"]["metrics"]) if model else ("fid", "kid"))
     metrics = metrics_of(names, request, model)
-    reference, notes = reference_of(request, model, session)
+    moments = all(kind.alone or issubclass(kind, FID) for kind in metrics)
+    reference, notes = reference_of(request, model, session, moments=moments)
     pictures = pictures_of(request, model) if model else open_stored(request.source, n=request.n)
     notes += [note for each in (reference, pictures) if isinstance(each, Stored) for note in each.notes]
     notes += notes_on_guidance(pictures.model, pictures.sampling) if isinstance(pictures, Generated) else []
+    if isinstance(pictures, Stored):
+        known = reference.classes if isinstance(reference, Stored) and PerClassFID in metrics else []
+        notes += pictures.name_classes(known)
     counts = {"pictures": pictures.count}
     if isinstance(reference, Stored):
         counts["reference"] = reference.count
@@ -350,6 +356,9 @@ def _facts(job: Job) -> dict[str, Any]:
         },
         "features": nets if len(nets) > 1 else nets[0] if nets else None,
     }
+    for told, of in ((facts, pictures), (facts["reference"], reference)):
+        if isinstance(of, Stored) and of.sizes > 1:
+            told["sizes"] = [list(size) for size in of.every_size]
     if pictures.classes:
         facts["classes"] = list(pictures.classes)
     if isinstance(pictures, Generated):

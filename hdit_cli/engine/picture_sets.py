@@ -12,7 +12,9 @@ from torch import Tensor
 from hdit_cli import files, runtime
 from hdit_cli.data.folder import READING, FolderReader
 from hdit_cli.data.reader import ShardReader
+from hdit_cli.data.sample_file import SampleFileReader, arrays_in, holds_samples
 from hdit_cli.data.shards import MANIFEST
+from hdit_cli.engine.file_kind import SAMPLES, looked_at
 from hdit_cli.engine.generate import Sampling, stream
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.sample_folder import GRID, RECORD, STRIP, named_in
@@ -75,7 +77,12 @@ class Stored:
     """
 
     def __init__(
-        self, reader: ShardReader | FolderReader, *, name: str, n: int | None = None, notes: Sequence[str] = ()
+        self,
+        reader: ShardReader | FolderReader | SampleFileReader,
+        *,
+        name: str,
+        n: int | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.reader = reader
         self.name = name
@@ -91,7 +98,14 @@ class Stored:
 
     @property
     def sizes(self) -> int:
-        return len(self.reader.sizes) if isinstance(self.reader, ShardReader) else 1
+        return max(1, len(self.every_size))
+
+    @property
+    def every_size(self) -> list[tuple[int, int]]:
+        """Each (H, W) of the data set or folder, by area."""
+        if isinstance(self.reader, SampleFileReader):
+            return [self.reader.image_size]
+        return sorted(self.reader.sizes, key=lambda size: (size[0] * size[1], size))
 
     @property
     def cut(self) -> tuple[int, int] | None:
@@ -111,7 +125,7 @@ class Stored:
     @property
     def notes(self) -> list[str]:
         """What to know of how it was read."""
-        over = [] if isinstance(self.reader, ShardReader) else self.reader.passed_over
+        over = self.reader.passed_over if isinstance(self.reader, FolderReader) else []
         if not over:
             return self._odd
         some = ", ".join(sorted(over)[:_SHOWN]) + (", ..." if len(over) > _SHOWN else "")
@@ -120,11 +134,36 @@ class Stored:
 
     @property
     def labels(self) -> np.ndarray | None:
-        return self.reader.labels[self._chosen].astype(np.int64) if isinstance(self.reader, ShardReader) else None
+        if isinstance(self.reader, FolderReader) or (isinstance(self.reader, SampleFileReader) and not self.classes):
+            return None
+        return self.reader.labels[self._chosen].astype(np.int64)
 
     @property
     def classes(self) -> list[str]:
-        return self.reader.classes if isinstance(self.reader, ShardReader) else []
+        return [] if isinstance(self.reader, FolderReader) else self.reader.classes
+
+    def name_classes(self, names: Sequence[str]) -> list[str]:
+        """Gives the numbers in a file of samples the names of these classes; none: they are not used.
+
+        Returns:
+            what to know about the labels.
+
+        Raises:
+            DataError: there are other numbers.
+        """
+        if not isinstance(self.reader, SampleFileReader) or not self.reader.has_labels:
+            return []
+        if not names:
+            return [f"{self.name}: its labels (arr_1) are not used; --metrics fid-per-class would"]
+        numbers = self.reader.labels
+        if numbers.min() < 0 or numbers.max() >= len(names):
+            raise DataError(
+                f"{self.name}: its labels (arr_1) are {numbers.min()} ... {numbers.max()}, and the reference has "
+                f"{len(names)} classes",
+                hint="a reference with the classes that the samples were made of, or leave fid-per-class out",
+            )
+        self.reader.classes = list(names)
+        return [f"{self.name}: its labels (arr_1) are the classes of the reference, by their number"]
 
     def batches(self, index: Sequence[int]) -> Iterator[Batch]:
         for start in range(0, len(index), _READ):
@@ -193,23 +232,41 @@ def some_of(total: int, n: int) -> np.ndarray:
     return np.sort(np.argsort(words, kind="stable")[:n])
 
 
+def check_samples(path: Path) -> None:
+    """Raises DataError where a file is of another kind than an `.npz`."""
+    kind = looked_at(path)
+    if kind is not SAMPLES:
+        told = "no file of samples" if kind is None else kind.name
+        raise DataError(
+            f"{path} is {told}", hint="pictures: a data set, a folder, or an .npz with arr_0; moments: an .npz"
+        )
+
+
 def is_data_set(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def open_reference(path: Path, *, cut: tuple[int, int] | None = None) -> Stored | StatisticsFile:
+def open_reference(path: Path, *, moments: bool) -> Stored | StatisticsFile:
     """As `open_stored`, or a file of moments.
+
+    Args:
+        moments: take the moments of a file that holds pictures too, as guided-diffusion's references do.
 
     Raises:
         DataError: missing, empty or damaged.
     """
-    if path.suffix not in (".npz", ".pkl"):
-        return open_stored(path, cut=cut)
+    if path.suffix not in (".npz", ".pkl") and looked_at(path) is not SAMPLES:
+        return open_stored(path)
+    if path.suffix != ".pkl" and path.is_file():
+        check_samples(path)
+        has_moments = {"mu", "sigma"} <= arrays_in(path).keys()
+        if holds_samples(path) and not (moments and has_moments):
+            return open_stored(path)
     return StatisticsFile(str(path), read_statistics(path), files.sha256(path))
 
 
 def open_stored(path: Path, *, n: int | None = None, cut: tuple[int, int] | None = None) -> Stored:
-    """A data set made by `hdit prepare`, or a plain folder of pictures.
+    """A data set made by `hdit prepare`, a plain folder of pictures, or an `.npz` file of samples.
 
     Args:
         cut: (H, W) that larger pictures of a data set are cut to, at their centres.
@@ -218,6 +275,9 @@ def open_stored(path: Path, *, n: int | None = None, cut: tuple[int, int] | None
         DataError: missing, empty, damaged, or fewer than n pictures.
         UsageError: they cannot be cut to that.
     """
+    if path.is_file():
+        check_samples(path)
+        return Stored(SampleFileReader(path), name=str(path), n=n)
     if is_data_set(path):
         reader = ShardReader(path)
         return Stored(reader if cut is None else reader.centred(cut), name=str(path), n=n)

@@ -14,6 +14,7 @@ from hdit_cli.data.shards import HELD_OUT
 from hdit_cli.engine.checkpoint import list_steps
 from hdit_cli.engine.classes import Wanted
 from hdit_cli.engine.collect import sampling_of
+from hdit_cli.engine.file_kind import SAMPLES, looked_at
 from hdit_cli.engine.generate import choose_labels
 from hdit_cli.engine.grid import picture_png
 from hdit_cli.engine.load import is_checkpoint_folder, load
@@ -112,7 +113,9 @@ def metrics_of(names: Sequence[str], request: Request, model: Model | None) -> l
 
 
 def holds_pictures(source: Path) -> bool:
-    """Whether pictures are there already, in a folder or a data set."""
+    """Whether pictures are there already, in a folder, a data set, or a file of samples."""
+    if looked_at(source) is SAMPLES:
+        return True
     return source.is_dir() and not is_checkpoint_folder(source) and (is_data_set(source) or not is_run(source))
 
 
@@ -138,16 +141,22 @@ def _refuse_sampling(request: Request) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in wanted.items() if value not in (None, unset.get(name))]
     if given:
         raise UsageError(
-            f"{request.source} is a folder of pictures: nothing is sampled there", hint=f"leave out {', '.join(given)}"
+            f"{request.source} holds pictures: nothing is sampled there", hint=f"leave out {', '.join(given)}"
         )
 
 
-def reference_of(request: Request, model: Model | None, session: Session) -> tuple[Stored | StatisticsFile, list[str]]:
-    """The pictures to compare with, and what is odd about them."""
+def reference_of(
+    request: Request, model: Model | None, session: Session, *, moments: bool
+) -> tuple[Stored | StatisticsFile, list[str]]:
+    """The pictures to compare with, and what is odd about them.
+
+    Args:
+        moments: whether moments do, for all that is asked.
+    """
     if request.reference is not None:
         key = (request.reference, None)
         if key not in session.stored:
-            session.stored[key] = open_reference(request.reference)
+            session.stored[key] = open_reference(request.reference, moments=moments)
         return session.stored[key], []
     assert model is not None
     if not model.data_path:

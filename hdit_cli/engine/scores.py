@@ -142,8 +142,8 @@ def check_reference(metrics: Sequence[type[Metric]], pictures: PictureSet, refer
     verb = "compares" if len(of_pixels) == 1 else "compare"
     for mixed in (each for each in (pictures, reference) if of_pixels and each.sizes > 1):
         raise DataError(
-            f"{mixed.name} holds pictures of {mixed.sizes} sizes (buckets): {' and '.join(of_pixels)} {verb} equal sizes",
-            hint="--metrics fid,kid, or --reference with a set of one size: `hdit prepare` without --buckets",
+            f"{mixed.name} holds pictures of {mixed.sizes} sizes: {' and '.join(of_pixels)} {verb} equal sizes",
+            hint="--metrics fid,kid, or a set of one size: `hdit prepare` makes one, without --buckets",
         )
     if of_pixels and pictures.size != reference.size:
         (h, w), (height, width) = pictures.size, reference.size
