@@ -176,7 +176,6 @@ def _foreign() -> Iterator[Case]:
         "zeros.jpg": bytes(5000),
         "random.jpg": np.random.default_rng(5).bytes(5000),
         "letters.png": bytes(range(256)) * 9,
-        "heif.jpg": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40),
         "fits.jpg": b"SIMPLE  =                    T" + b" " * 50,
         "wmf.jpg": b"\xd7\xcd\xc6\x9a\0\0" + bytes(60),
         "emf.jpg": b"\1\0\0\0" + bytes(36) + b" EMF" + bytes(60),
@@ -192,6 +191,8 @@ def _foreign() -> Iterator[Case]:
     }
     for name, data in told.items():
         yield Case(name, data, ("not-a-picture",))
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+    yield Case("heif.jpg", heic, ("heic", "damaged"))  # the second where something reads it
     image = Image.fromarray(SMOOTH)
     for kind in (
         "EPS",

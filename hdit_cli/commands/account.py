@@ -68,6 +68,11 @@ def _remarks(report: "Report", *, asked_to_hold_out: bool) -> list[str]:
         groups = "; ".join(" and ".join(group) for group in alike[:_MOST_ALIKE])
         more = f"; and {len(alike) - _MOST_ALIKE} more" if len(alike) > _MOST_ALIKE else ""
         remarks.append(f"classes of their own, though nearly the same name: {groups}{more}")
+    heic = report.codes.get("heic", 0)
+    if heic:
+        what = "1 picture is HEIC" if heic == 1 else f"{heic} pictures are HEIC"
+        again = f"then remove {report.out} and run the same command"
+        remarks.append(f"{what}, which phones write; to read them: pip install 'hdit-cli[heic]', {again}")
     if report.duplicates:
         groups = f"{report.duplicates} pictures equal an earlier one, in {report.duplicate_groups} groups"
         remarks.append(f"{groups}; {'they were left out' if report.deduped else '--dedupe keeps the first of each'}")

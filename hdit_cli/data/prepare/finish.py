@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from hdit_cli import files
 from hdit_cli.data.prepare.duplicates import Double, Duplicates, drop, find_duplicates
+from hdit_cli.data.prepare.heic import HEIC, INSTALL
 from hdit_cli.data.prepare.plan import Plan
 from hdit_cli.data.prepare.preview import write_preview
 from hdit_cli.data.prepare.report import DUPLICATE, REPORT, Report, Tally, report_of, write_report
@@ -111,10 +112,13 @@ def _nothing_kept(plan: Plan, report: Report) -> DataError:
             f"every picture that can be kept ({report.held_out}) was held out, none is left to train on",
             hint="a smaller --hold-out, or more pictures",
         )
+    hint = "is this the right folder? pictures are JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF, PPM"
+    if report.codes.get(HEIC):
+        hint = f"{report.codes[HEIC]} of them are HEIC, which phones write: {INSTALL}, then the same command"
     first = f"; the first: {report.first_refused[0]} ({report.first_refused[1]})" if report.first_refused else ""
     return DataError(
         f"none of the {report.seen} files in {plan.source['name']} is a picture that can be kept{first}",
-        hint="is this the right folder? pictures are JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF, PPM",
+        hint=hint,
     )
 
 

@@ -29,6 +29,7 @@ from PIL import (  # the plugins register their formats when they are imported
 )
 
 from hdit_cli.data.prepare.colour import Convert, meant, meant_16_bit, through_profile
+from hdit_cli.data.prepare.heic import HEIC, INSTALL, brand_kind, is_read
 from hdit_cli.data.prepare.options import PrepareOptions
 from hdit_cli.data.prepare.refused import Refused
 
@@ -106,9 +107,9 @@ def sniff(stream: BinaryIO) -> str:
     """The format that the first bytes promise.
 
     Raises:
-        Refused: empty, or not-a-picture of a format that is read.
+        Refused: empty, not-a-picture of a format that is read, or heic where nothing here reads that.
     """
-    head = stream.read(32)
+    head = stream.read(256)
     stream.seek(0)
     if not head:
         raise Refused("empty", "zero bytes")
@@ -117,11 +118,11 @@ def sniff(stream: BinaryIO) -> str:
             return kind
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
-    if head[4:8] == b"ftyp":
-        if any(brand in head[8:] for brand in (b"avif", b"avis")):
-            return "AVIF"
-        if any(brand in head[8:] for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")):
-            raise Refused("not-a-picture", "HEIF is not read; save it as JPEG or PNG")
+    kind = brand_kind(head)
+    if kind == "HEIF" and not is_read():
+        raise Refused(HEIC, f"HEIC, which phones write, needs a decoder: {INSTALL}")
+    if kind:
+        return kind
     if head[:1] == b"P" and head[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6", b"f"):
         return "PPM"
     if head[:3] == b"PF\n" or head[:4] == b"PF\r\n":
@@ -181,7 +182,8 @@ def _verdict(error: Exception) -> Refused:
         return Refused("too-many-pixels", told[0] if told else detail)
     if isinstance(error, MemoryError) or "out of memory" in text.lower():  # the words of AVIF's decoder
         return Refused("too-large", "not enough memory to decode it")
-    if isinstance(error, EOFError) or "truncated" in text.lower():
+    cut = "truncated" in text.lower() or "unexpected end of file" in text.lower()  # the second are HEIC's words
+    if isinstance(error, EOFError) or cut:
         return Refused("truncated", detail)
     return Refused("damaged", detail)
 
