@@ -1,11 +1,11 @@
 """What a run started from: loaded once, remembered in `init.json`, and not needed again once the run has a checkpoint."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hdit_cli import files
+from hdit_cli.engine import header
 from hdit_cli.engine.checkpoint import list_steps
 from hdit_cli.engine.init import apply, match, read_source
 from hdit_cli.engine.load import find
@@ -96,10 +96,10 @@ def read_record(run: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT or not {"path", "sha256", "weights", "step"} <= record["source"].keys():
-            raise ValueError("of another kind")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        record = header.parse_json(files.read_regular(path, most=header.LARGEST), what="it")
+        header.expect(isinstance(record, dict) and record.get("format") == FORMAT, "it is of another kind")
+        header.check_source(record.get("source"), what="its source")
+    except (header.Garbled, OSError) as error:
         raise UsageError(f"{path} cannot be read: {error}", hint="restore it, or use --fresh") from error
     return record
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from hdit_cli import files
 from hdit_cli.errors import UsageError
 from hdit_cli.recipe import Recipe, diff
+from hdit_cli.recipe.source import parse, read_text
 
 # a resumed run may differ in these: they say when to stop, what to write down and how a step is cut into pieces that fit
 MAY_CHANGE = (
@@ -69,10 +69,10 @@ class RunFolder:
         if not self.recipe_file.is_file():
             return
         try:
-            old = tomllib.loads(self.recipe_file.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            old = parse(read_text(self.recipe_file), label=self.recipe_file.name).values
+        except UsageError as error:
             raise UsageError(
-                f"{self.recipe_file} cannot be read: {error}", hint="restore it, or use --fresh"
+                f"{self.recipe_file} cannot be read: {error.message}", hint="restore it, or use --fresh"
             ) from error
         if not any(self.checkpoints.glob("step-*")):  # nothing to go on from, so nothing that must fit
             return

@@ -154,6 +154,11 @@ class TrainState:
                 raise CheckpointError(
                     f"optimizer.safetensors has an unknown tensor {key}", hint="use an older checkpoint"
                 )
+            if value.shape not in ((), parameters[name].shape):
+                raise CheckpointError(
+                    f"optimizer.safetensors: {key} has shape {list(value.shape)}, and {name} {list(parameters[name].shape)}",
+                    hint="use an older checkpoint",
+                )
             states[name][kind] = value.to(parameters[name].device)
         for name, state in states.items():
             if state:

@@ -155,5 +155,5 @@ def flat(value: Any, path: str = "") -> dict[str, str]:
     elif isinstance(value, (list, tuple)) and any(isinstance(entry, dict) for entry in value):
         entries = list(enumerate(value))
     else:
-        return {path: json.dumps(value)}
+        return {path: json.dumps(value, default=str)}  # a foreign TOML may hold a date
     return {key: text for name, entry in entries for key, text in flat(entry, f"{path}.{name}".lstrip(".")).items()}
