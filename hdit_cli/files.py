@@ -12,18 +12,17 @@ import json
 import os
 import shutil
 import socket
-import stat
 import time
 from collections.abc import Callable, Iterator
-from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
+from hdit_cli import owned
 from hdit_cli.errors import StorageError, UsageError
+from hdit_cli.owned import TEMPORARY, open_regular, read_regular, refuse_link, temporary_name
 
 observer: Callable[[str, str], None] | None = None  # (operation, path), called before the operation; a seam for tests
 
-_TEMPORARY = ".tmp-"
 _LEFT = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "lost+found")
 _CHUNK = 1 << 22  # 4 MiB: large enough for the disk, small enough to be interrupted between
 
@@ -53,8 +52,15 @@ def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Creates a folder and its parents, and makes their names durable; already there is fine."""
+    """Creates a folder and its parents, and makes their names durable; already there is fine.
+
+    Raises:
+        UsageError: one of them is a link that leads nowhere.
+    """
     missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    for folder in missing:
+        if folder.is_symlink() and not folder.exists():
+            raise UsageError(f"{folder} is a link that leads nowhere", hint="remove it, or make the folder it names")
     with storage_errors(path):
         for folder in reversed(missing):
             _announce("mkdir", folder)
@@ -72,6 +78,12 @@ def claim_folder(path: Path) -> bool:
             return False
         sync_folder(path.parent)
     return True
+
+
+def make_own_folder(path: Path) -> None:
+    """As `make_folder`, inside a folder of ours: a link in its place is refused, by a UsageError."""
+    refuse_link(path)
+    make_folder(path)
 
 
 def sync_folder(path: Path) -> None:
@@ -99,11 +111,6 @@ def require_space(folder: Path, *, size: int) -> None:
         )
 
 
-def temporary_name(path: Path) -> Path:
-    """A name beside `path`, on the same file system, that `reap` recognises."""
-    return path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}")
-
-
 def _write_through(handle: BinaryIO, data: bytes | bytearray | memoryview, path: Path) -> None:
     view = memoryview(data)
     for start in range(0, len(view), _CHUNK):
@@ -114,14 +121,26 @@ def _write_through(handle: BinaryIO, data: bytes | bytearray | memoryview, path:
     os.fsync(handle.fileno())
 
 
+def _open_held(temporary: Path) -> tuple[BinaryIO, int | None]:
+    """A new file, and what keeps `reap` from it."""
+    while True:
+        handle: BinaryIO = open(temporary, "wb", opener=owned.new_opener)  # noqa: SIM115 - the caller closes it
+        held = owned.hold(handle.fileno())
+        if held is None or owned.is_at(held, temporary):
+            return handle, held
+        handle.close()  # reaped between the two
+        owned.release(held)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file for writing that replaces `path`, whole and synced, when the block ends well."""
-    temporary = temporary_name(path)
+    temporary, held = temporary_name(path), None
     with storage_errors(path):
         try:
             _announce("open", temporary)
-            with open(temporary, "wb") as handle:
+            handle, held = _open_held(temporary)
+            with handle:
                 yield handle
                 handle.flush()
                 _announce("fsync", temporary)
@@ -133,15 +152,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+        finally:
+            owned.release(held)
 
 
 def write_bytes(path: Path, data: bytes | bytearray | memoryview) -> None:
     """Writes a file whole: temporary name, fsync, rename, fsync of the folder."""
-    temporary = temporary_name(path)
+    temporary, held = temporary_name(path), None
     with storage_errors(path):
         try:
             _announce("open", temporary)
-            with open(temporary, "wb") as handle:
+            handle, held = _open_held(temporary)
+            with handle:
                 _write_through(handle, data, temporary)
             _announce("rename", path)
             os.replace(temporary, path)
@@ -150,6 +172,8 @@ def write_bytes(path: Path, data: bytes | bytearray | memoryview) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+        finally:
+            owned.release(held)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -171,14 +195,14 @@ def append_line(path: Path, line: str) -> None:
     """Adds one line to a log in a single write; durable only after `sync_file`."""
     with storage_errors(path):
         _announce("append", path)
-        with open(path, "a", encoding="utf-8") as handle:
+        with open(path, "a", encoding="utf-8", opener=owned.opener) as handle:
             handle.write(line + "\n")
 
 
 def sync_file(path: Path) -> None:
     """Makes what was appended to a file durable, and its name."""
     with storage_errors(path):
-        with open(path, "rb+") as handle:
+        with open(path, "rb+", opener=owned.opener) as handle:
             _announce("fsync", path)
             os.fsync(handle.fileno())
         sync_folder(path.parent)
@@ -186,10 +210,19 @@ def sync_file(path: Path) -> None:
 
 def truncate(path: Path, size: int) -> None:
     """Cuts a log back to `size` bytes."""
-    with storage_errors(path), open(path, "rb+") as handle:
+    with storage_errors(path), open(path, "rb+", opener=owned.opener) as handle:
         _announce("truncate", path)
         handle.truncate(size)
         os.fsync(handle.fileno())
+
+
+def unshare(path: Path) -> None:
+    """Gives a file that has names elsewhere too (hard links) a body of its own, so that writing to it changes this one alone."""
+    refuse_link(path)
+    if path.is_file() and path.stat().st_nlink > 1:
+        with storage_errors(path):
+            data = path.read_bytes()
+        write_bytes(path, data)
 
 
 @contextlib.contextmanager
@@ -198,11 +231,16 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
     `path` must not exist. On any error the temporary folder is removed and `path` does not appear.
     """
-    stage = temporary_name(path)
+    stage, held = temporary_name(path), None
     with storage_errors(path):
         try:
             _announce("mkdir", stage)
-            stage.mkdir(parents=True)
+            while True:
+                stage.mkdir(parents=True)
+                held = owned.hold_folder(stage)
+                if stage.is_dir() and (held is None or owned.is_at(held, stage)):
+                    break
+                owned.release(held)  # reaped between the two
             yield stage
             sync_folder(stage)
             _announce("rename", path)
@@ -211,6 +249,8 @@ def staged_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
             raise
+        finally:
+            owned.release(held)
 
 
 def rename(source: Path, target: Path) -> None:
@@ -251,45 +291,23 @@ def remove_file(path: Path) -> None:
 
 
 def reap(folder: Path, *, of: str = "") -> None:
-    """Removes what a killed process left under temporary names in `folder`. Call it under the lock of that folder.
+    """Removes what dead processes left under temporary names in `folder`; what a live one is writing stays, whoever it is.
 
     Args:
-        folder: need not exist.
-        of: only what was to become a name that begins so; then a lock on these names is enough.
+        folder: need not exist; if it may be a link, call `refuse_link` before.
+        of: only what was to become a name that begins so.
     """
     if not folder.is_dir():
         return
-    for leftover in folder.glob(f"{_TEMPORARY}{glob.escape(of)}*"):
-        _announce("reap", leftover)
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
-
-
-# Reading what may be anything
-
-
-def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
-    """Opens a file for reading; a pipe, a device or a folder is an OSError (EINVAL), and not waited for."""
-
-    def unblocked(name: str, _: int) -> int:
-        return os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-
-    handle = open(path, "rb", opener=unblocked)  # noqa: SIM115 - the caller closes it
-    if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
-        handle.close()
-        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
-    return handle
-
-
-def read_regular(path: str | os.PathLike[str], *, most: int) -> bytes:
-    """The content of a regular file of up to `most` bytes; anything else is an OSError."""
-    with open_regular(path) as handle:
-        size = os.fstat(handle.fileno()).st_size
-        if size > most:
-            raise OSError(errno.EFBIG, f"{size} bytes, expected at most {most}", os.fspath(path))
-        return handle.read()
+    for leftover in folder.glob(f"{TEMPORARY}{glob.escape(of)}*"):
+        with owned.dead(leftover) as dead:
+            if not dead:
+                continue
+            _announce("reap", leftover)
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def real_path(path: Path) -> Path:
@@ -324,7 +342,8 @@ def lock(path: Path, *, what: str, shared: bool = False, wait: bool = False) -> 
         wait: until it is free, instead of an error.
 
     Raises:
-        UsageError: another process holds it; or it was moved or removed, with its folder, this moment.
+        UsageError: another process holds it; it was moved or removed, with its folder, this moment; or it is no lock file, but
+            a link or something of the user's.
     """
     try:
         import fcntl
@@ -332,7 +351,7 @@ def lock(path: Path, *, what: str, shared: bool = False, wait: bool = False) -> 
         yield
         return
     with storage_errors(path):
-        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open for the life of the lock
+        handle = open(path, "a+", encoding="utf-8", errors="replace", opener=owned.opener)  # noqa: SIM115 - for as long as the lock
     with handle:
         try:
             kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -347,25 +366,24 @@ def lock(path: Path, *, what: str, shared: bool = False, wait: bool = False) -> 
             raise StorageError(
                 f"cannot lock {path}: {error.strerror}", hint="this file system has no locks; use a local folder"
             ) from error
-        if not _is_at(handle, path):  # moved with its folder between opening and locking: it locks nothing here
+        if not owned.is_at(
+            handle.fileno(), path
+        ):  # moved with its folder between opening and locking: it locks nothing here
             raise UsageError(f"{what} has just been moved away", hint="start again")
+        handle.seek(0)
+        written = handle.read(5).strip("\0")  # zeros: the power went
+        if not "host ".startswith(written):
+            raise UsageError(f"{path} is not a lock file of ours", hint="move it away")
         handle.truncate(0)
         handle.write(f"host {socket.gethostname()} pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         handle.flush()
         yield
 
 
-def _is_at(handle: TextIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
-    except OSError:
-        return False
-
-
 def is_held(path: Path) -> bool:
     """Whether the process that `lock` wrote down lives on this machine. Only looks: taking the lock could stop that process."""
     try:
-        words = path.read_text(encoding="utf-8", errors="replace").split()
+        words = read_regular(path, most=4096).decode("utf-8", "replace").split()
         host, pid = words[1], int(words[3])
     except (OSError, IndexError, ValueError):
         return False

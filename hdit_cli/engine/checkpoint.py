@@ -218,7 +218,7 @@ def save_snapshot(run: Path, snapshot: Snapshot, *, proceed: Callable[[], None] 
     check_publishable({**named, **snapshot.averages.tensors}, step=snapshot.state["step"])
     step = int(snapshot.state["step"])
     target = run / "checkpoints" / step_name(step)
-    files.make_folder(target.parent)
+    files.make_own_folder(target.parent)
     files.require_space(run, size=snapshot.size + sum(t.nbytes for t in snapshot.ema.values()))
     state = dict(snapshot.state)
     if snapshot.averages.tensors:

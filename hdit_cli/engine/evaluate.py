@@ -299,7 +299,10 @@ def _keep(evaluation: Evaluation, source: Path) -> list[str]:
     try:
         for line in lines:
             files.append_line(run / SCORES, line)
-    except StorageError as error:  # the scores took long to make: they are printed, whatever becomes of the log
+    except (
+        StorageError,
+        UsageError,
+    ) as error:  # the scores took long to make: they are printed, whatever becomes of the log
         return [f"the scores were not added to {run / SCORES}: {error.message}"]
     return []
 

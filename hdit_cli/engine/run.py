@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "validation.",
     "log.",
 )
+_TRACKERS = ("tensorboard", "wandb")  # folders that these packages write to
 _CHECKPOINTING = re.compile(r"model\.levels\.\d+\.checkpoint:")  # the same values, computed again
 
 
@@ -63,6 +64,7 @@ class RunFolder:
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.averages = path / "ema"
+        self.folders = (self.samples, self.checkpoints)
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Raises UsageError, with the differences, if the folder's recipe computes something else than `recipe`."""
@@ -88,12 +90,20 @@ class RunFolder:
                 hint="undo the change, choose another --run, or start over with --fresh (the old run is kept)",
             )
 
+    def refuse_links(self) -> None:
+        """Raises UsageError where a log, the lock or a folder inside the run is a link; the run folder itself may be one."""
+        files.refuse_link(self.path / ".lock", self.timing_file, *self.reproducible)
+        files.refuse_link(*self.folders, self.averages, *(self.path / name for name in _TRACKERS))
+
     def start(self, recipe: Recipe) -> None:
         """Creates the folders and writes the resolved recipe; call it under the lock."""
-        for folder in (self.path, self.samples, self.checkpoints):
+        self.refuse_links()
+        for folder in (self.path, *self.folders):
             files.make_folder(folder)
+        for folder in (self.path, *self.folders, self.averages):
             files.reap(folder)
-        files.reap(self.averages)
+        for file in (self.timing_file, *self.reproducible):
+            files.unshare(file)
         files.write_text(self.recipe_file, recipe.to_toml())
 
     def log_sizes(self) -> dict[str, int]:

@@ -50,7 +50,7 @@ def write(run: Path, averages: Averages, *, step: int, proceed: Callable[[], Non
     """
     check_publishable(averages.tensors, step=step)
     target = folder_of(run, step)
-    files.make_folder(target.parent)
+    files.make_own_folder(target.parent)
     files.require_space(run, size=averages.size)
     facts = {"step": step, "updates": averages.updates, "stds": averages.stds}
     write_folder(target, averages.parts(), facts=facts, proceed=proceed)

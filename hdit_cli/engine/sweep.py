@@ -109,6 +109,8 @@ def sweep(
     names = set(runtime.gather(list(known))[0])
     entries: list[dict[str, Any]] = []
     if main:
+        if wanted.folder is None:  # inside the run
+            files.refuse_link(folder.parent, folder)
         files.make_folder(folder)
     for point in wanted.points():
         job = plan(wanted.request(point), session, on_download=on_download)

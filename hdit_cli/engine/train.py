@@ -373,6 +373,7 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch, init: Path 
     here = runtime.join_processes()
     runtime.keep_freed_memory()
     run = RunFolder(folder)
+    run.refuse_links()
     run.check_recipe(recipe)
     check_trackers(recipe)
     trainer = Trainer(run, recipe, data=data, init=init)  # fails on bad input before the folder exists

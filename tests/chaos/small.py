@@ -17,7 +17,8 @@ def snapshot(step, *, values=48):
     def tensors(offset):
         return {f"layer{n}.weight": torch.arange(values) + step + offset + n / 8 for n in range(2)}
 
-    facts = {"step": step, "log_bytes": {}}
+    window = {"loss": [0.5], "grad_norm": 0.5, "skipped": 0, "steps": 1}
+    facts = {"step": step, "log_bytes": {}, "data": "", "window": window}
     headers = {"raw": {"step": str(step)}, "ema": {"step": str(step)}}
     return checkpoint.Snapshot(tensors(0.0), tensors(0.25), tensors(0.5), facts, headers=headers)
 
@@ -66,7 +67,9 @@ class Recorder:
     @contextlib.contextmanager
     def recording(self):
         shim = mock.Mock(wraps=os)
-        shim.O_RDONLY, shim.PathLike = os.O_RDONLY, os.PathLike
+        shim.PathLike = os.PathLike
+        for name in filter(lambda name: name.startswith("O_"), dir(os)):
+            setattr(shim, name, getattr(os, name))  # numbers, which a mock would wrap
 
         def renamed(source, target):
             os.rename(source, target)

@@ -23,7 +23,7 @@ from hdit_cli.data.prepare.plan import WORK, Plan, check_same, exhaust, open_pla
 from hdit_cli.data.prepare.report import Report, read_report
 from hdit_cli.data.prepare.scan import scan
 from hdit_cli.data.prepare.task import unfinished
-from hdit_cli.data.shards import MANIFEST, load_manifest
+from hdit_cli.data.shards import HELD_OUT, MANIFEST, load_manifest
 from hdit_cli.errors import Interrupted, StorageError, UsageError
 
 ENGINES = {"local": make_here, "ray": make_on_ray}
@@ -216,7 +216,8 @@ def _make_work(out: Path) -> None:
     if taken and not (out / WORK).is_dir():
         hint = "choose another folder with --out, or move it away"
         raise UsageError(f"{out} exists and is not a data set of this command", hint=hint)
-    files.make_folder(out / WORK)
+    files.refuse_link(out / HELD_OUT)
+    files.make_own_folder(out / WORK)
 
 
 def _make(wish: _Wish, plan: Plan, numbers: range) -> None:

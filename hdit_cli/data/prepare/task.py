@@ -111,6 +111,8 @@ def make_shard(
 
 def _new_shard(plan: Plan, number: int, side: str) -> "contextlib.AbstractContextManager[ShardWriter]":
     folder = plan.out / side
+    if side:  # the folder of the set itself may be a link
+        files.refuse_link(folder)
     files.make_folder(folder)
     return writing_shard(folder, number, sized=plan.options.buckets is not None)
 
