@@ -97,7 +97,9 @@ def test_every_page_is_linked_both_ways():
 def typed():
     """(page, words) of each `hdit` that stands in a block of shell lines."""
     for page in PAGES:
-        for block in re.findall(r"^```(?:bash)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for block in re.findall(
+            r"^```(?:bash)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
             for line in block.replace("\\\n", " ").splitlines():
                 found = re.match(r"(?:\$ )?(?:.*-m -- hdit_cli|(?:\.venv/bin/)?hdit) (.*)", line)
                 if found:
