@@ -16,6 +16,7 @@ def print_report(report: "Report", *, as_json: bool, asked_to_hold_out: bool) ->
     """The table at the end of `hdit prepare`."""
     from dataclasses import asdict
 
+    say(*(f"note: {note}" for note in report.notes), err=True)
     if as_json:
         say_json(asdict(report))
         return

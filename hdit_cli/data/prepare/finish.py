@@ -157,6 +157,7 @@ class _Account:
             duplicate_groups=twice.groups,
             duplicates_across=twice.across,
             deduped=self._plan.options.dedupe,
+            notes=self._plan.notes,
         )
 
     def held_out_report(self) -> Report:

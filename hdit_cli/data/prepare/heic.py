@@ -23,7 +23,7 @@ def brand_kind(head: bytes) -> str:
 def is_read() -> bool:
     """Whether pillow-heif is there; then Pillow knows the format HEIF from now on."""
     try:
-        from pillow_heif import register_heif_opener
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
     except ImportError:  # not installed, or its library does not load
         return False
     register_heif_opener(decode_threads=1, thumbnails=False)

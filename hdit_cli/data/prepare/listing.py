@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from hdit_cli.data.prepare.layout import Layout
 from hdit_cli.data.prepare.passed_over import PASSED_OVER
 from hdit_cli.data.prepare.places import Place
 from hdit_cli.data.prepare.words import label_text
@@ -112,7 +113,8 @@ class Listing:
 
     With several sources each path begins with its source's name; a name that comes again gets "-2" behind it. Once
     `stream` has come to its end, `classes`, `newest` and `source()` hold. `newest` is 0 where it is in the future. `fixed`
-    are the classes in their order where the sources themselves have a list of them, else None.
+    are the classes in their order where the sources themselves have a list of them, else None. `layout` tells what is odd
+    about the folders.
 
     Raises:
         DataError: the first source cannot be read, or there is nothing in it.
@@ -126,6 +128,7 @@ class Listing:
         self._sources = dict(zip(names, sources, strict=True))
         first = sources[0].classes
         self.fixed = first if all(source.classes == first for source in sources) else None
+        self.layout = Layout()
         self._files = 0
         self._told = hashlib.sha256()
         begun = self._entries()
@@ -139,6 +142,7 @@ class Listing:
         """
         entries, self._begun = self._begun or self._entries(), None
         self._files, self._told = 0, hashlib.sha256()
+        self.layout = Layout()
         groups: set[str] = set()
         for entry in entries:
             self._files += 1
@@ -151,6 +155,8 @@ class Listing:
             self._told.update(json.dumps(told).encode() + b"\n")
             if entry.group is not None and not entry.code and not file_name(entry.path).startswith("._"):
                 groups.add(entry.group)
+            if not entry.code:
+                self.layout.see(entry.path, entry.group)
             yield entry
         self.classes = self._in_order(groups)
         newest = max(source.newest for source in self._sources.values())

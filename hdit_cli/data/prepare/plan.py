@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Plan:
         source: as the manifest keeps it.
         classes: in the order of their indices.
         cuts: of each task, where its entries start, in bytes, and how many there are; at last where they end, and 0.
+        notes: what is odd about the source, for people.
     """
 
     out: Path
@@ -55,6 +56,7 @@ class Plan:
     source: dict[str, Any]
     classes: list[str]
     cuts: list[list[int]]
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.cuts) - 1
@@ -108,7 +110,7 @@ def open_plan(out: Path, listing: Listing, options: PrepareOptions, *, sources: 
         if files.sha256(out / WORK / _ENTRIES) != before["entries"]:
             raise UsageError(f"{out / WORK / _ENTRIES} is damaged", hint=hint)
         told = before
-    return Plan(out, roots, options, told["source"], told["classes"], told["tasks"])
+    return Plan(out, roots, options, told["source"], told["classes"], told["tasks"], told.get("notes", []))
 
 
 def exhaust(listing: Listing) -> None:
@@ -164,6 +166,7 @@ def _write(out: Path, listing: Listing, options: PrepareOptions, *, sources: Seq
         "classes": listing.classes,
         "entries": hashed.hexdigest(),
         "tasks": [*cuts, [size, 0]],
+        "notes": listing.layout.notes(sources),
     }
     files.write_bytes(out / WORK / _PLAN, json.dumps(plan).encode())
     return plan

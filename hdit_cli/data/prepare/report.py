@@ -19,7 +19,7 @@ DUPLICATE = "duplicate"  # code of a picture that is equal, as prepared, to an e
 _FILES = '  "files": ['  # the line that the lines of files follow
 _MILLION = 1_000_000
 # facts that are left out where they say nothing: a report without held-out pictures does not speak of them
-_WHERE_ANY = ("held_out", "buckets", "duplicates_across", "deduped")
+_WHERE_ANY = ("held_out", "buckets", "duplicates_across", "deduped", "notes")
 
 
 @dataclass
@@ -124,6 +124,7 @@ class Report:
     duplicate_groups: int = 0
     duplicates_across: int = 0
     deduped: bool = False
+    notes: list[str] = field(default_factory=list)  # what is odd about the source, in sentences
 
 
 def report_of(tally: Tally, *, out: Path, classes: list[str], size: tuple[int, int], shards: list[ShardInfo]) -> Report:
