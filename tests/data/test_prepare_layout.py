@@ -20,7 +20,8 @@ def notes(*paths, labels=None):
 
 
 @pytest.mark.parametrize("names", [
-    ("train", "val", "test"), ("training", "validation"), ("Train", "Test"), ("train2017", "val2017"), ("train_images", "test_images"),
+    ("train", "val", "test"), ("training", "validation"), ("Train", "Test"), ("train2017", "val2017"),
+    ("train_images", "test_images"),
     ("train", "val", "annotations"), ("test",), ("train", "held-out"),
 ])  # fmt: skip
 def test_parts_of_a_data_set_are_no_kinds_of_picture(names):
