@@ -30,6 +30,7 @@ from hdit_cli.commands import (
     train,
     verify,
 )
+from hdit_cli.commands.layout import Command
 from hdit_cli.commands.say import say
 from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError, is_out_of_memory
 
@@ -93,7 +94,7 @@ def options(
 
 
 for _name, (_function, _summary) in COMMANDS.items():
-    app.command(_name, short_help=_summary)(_function)
+    app.command(_name, cls=Command, short_help=_summary)(_function)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

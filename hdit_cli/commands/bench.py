@@ -5,19 +5,34 @@ from typing import Annotated, Any
 
 import typer
 
+from hdit_cli.commands import completion
 from hdit_cli.commands.numbers import MOST_STEPS, whole
-from hdit_cli.commands.recipe import tell_stand_in
+from hdit_cli.commands.recipe import complete_recipe, tell_stand_in
 from hdit_cli.commands.say import say, say_json
 
 
 def bench(
-    recipe: Annotated[str, typer.Argument(help="A recipe: a file, or a shipped name.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe file, or the name of a shipped recipe (`hdit recipe`).", autocompletion=complete_recipe
+        ),
+    ],
     data: Annotated[
         Path | None,
-        typer.Option(help="A prepared data set; without one, noise stands for pictures.", show_default="none"),
+        typer.Option(
+            metavar="DIR", help="A prepared data set; without one, noise stands for pictures.", show_default=False
+        ),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a key of the recipe, e.g. train.batch_size=8; repeatable.",
+            autocompletion=completion.settings,
+            show_default=False,
+        ),
     ] = None,
     runs: Annotated[
         int, typer.Option(help="Rounds of each comparison.", parser=whole("--runs", least=1, most=10_000))
@@ -30,12 +45,14 @@ def bench(
         typer.Option("--compile/--no-compile", help="Time the compiled network too.", show_default="on CUDA alone"),
     ] = None,
     sizes: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Image sides of a curve over resolution.", show_default="none")
+        str, typer.Option(metavar="N,...", help="Image sides of a curve over resolution.", show_default=False)
     ] = "",
     batches: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Batch sizes of a curve over the batch.", show_default="none")
+        str, typer.Option(metavar="N,...", help="Batch sizes of a curve over the batch.", show_default=False)
     ] = "",
-    plot: Annotated[Path | None, typer.Option(help="Write the measurements as a PNG.", show_default="none")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the measurements as a PNG.", show_default=False)
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="The same facts as JSON.")] = False,
 ) -> None:
     """Measure a recipe here: speed of training and sampling, time by part, attention backends, curves."""

@@ -18,9 +18,12 @@ def convert(
         ),
     ],
     config: Annotated[
-        Path | None, typer.Option(help="Its configuration (JSON), where the file carries none.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="Its configuration (JSON), where the file carries none.", show_default=False),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="<name>.hdit.safetensors")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="<name>.hdit.safetensors")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Facts on stdout as JSON.")] = False,
 ) -> None:

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 def ema(
     run: Annotated[Path, typer.Argument(help="A run that was trained with ema.stds and ema.snapshot_every.")],
     std: Annotated[
-        str, typer.Option(help="Widths with commas: standard deviations, as a part of the training so far; 0.05,0.10.")
+        str,
+        typer.Option(
+            metavar="X,...",
+            help="Widths with commas: standard deviations, as a part of the training so far; 0.05,0.10.",
+        ),
     ],
     step: Annotated[
         int | None,
@@ -25,7 +29,7 @@ def ema(
             show_default="the newest",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="RUN")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the files.", show_default="RUN")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Facts on stdout as JSON, with the coefficients.")] = False,
 ) -> None:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hdit_cli import catalog
+from hdit_cli.commands import completion
 from hdit_cli.commands import sampling as shared
 from hdit_cli.commands.say import say, say_json
 
@@ -37,14 +39,16 @@ def eval_fid(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Of fid, kid, is, precision-recall, fid-per-class, fd, kd (of any net), memorisation, swd, patch-grid, with "
-            "commas; the last two need no weights.",
+            metavar="NAME,...",
+            help=f"{', '.join(catalog.names('metric'))}; fd and kd are of any net, the last two need none.",
+            autocompletion=completion.listed_names("metric"),
             show_default="the recipe's: fid,kid",
         ),
     ] = None,
     inception: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
             help="Inception weights; another net than the published one is marked as such. A TorchScript file is a "
             "program: name only files you trust.",
             show_default="the cache, else downloaded",
@@ -53,6 +57,7 @@ def eval_fid(
     features: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME,...",
             help="Feature net: inception, pytorch-fid, dinov2:FOLDER, clip:FOLDER, or a .pt2 file of torch.export; several "
             "with commas, of the same pictures. A .pt2 file is a program, and a folder steers a large library: both can run "
             "code, so name only what you trust. One that a received checkpoint names is not opened.",
@@ -68,7 +73,11 @@ def eval_fid(
     ] = None,
     patch: Annotated[
         str | None,
-        typer.Option(help="Patch for patch-grid: 4, or height x width.", show_default="the patch of the model"),
+        typer.Option(
+            metavar="HxW",
+            help="Patch for patch-grid, or one number for both sides.",
+            show_default="the patch of the model",
+        ),
     ] = None,
     allow_small: Annotated[
         bool, typer.Option("--allow-small", help="FID of fewer than 2,048 pictures; it is biased upwards.")
@@ -90,11 +99,13 @@ def eval_fid(
     oversubscribe: shared.Oversubscribe = False,
     device: shared.Device = None,
     save: Annotated[
-        Path | None, typer.Option(help="Keep the generated pictures in this folder, as PNG.", show_default=False)
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the generated pictures in this folder, as PNG.", show_default=False),
     ] = None,
     grid: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
             help="memorisation: PNG of the closest samples beside their nearest training pictures.",
             show_default="memorisation.png in the run",
         ),
@@ -102,14 +113,19 @@ def eval_fid(
     sweep: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=VALUES, of cfg, steps, sampler, seed, weights: a score for each value, e.g. cfg=1:3:0.25 or "
+            metavar="NAME=VALUES",
+            help="Of cfg, steps, sampler, seed, weights: a score for each value, e.g. cfg=1:3:0.25 or "
             "steps=10,20; repeat it for a grid. Finished points are kept.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="--sweep: folder for the table and the plot.", show_default="sweeps/… in the run, else here"),
+        typer.Option(
+            metavar="DIR",
+            help="--sweep: folder for the table and the plot.",
+            show_default="sweeps/… in the run, else here",
+        ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="The scores and all they depend on, on stdout.")] = False,
 ) -> None:

@@ -36,10 +36,13 @@ def export(
     dtype: Annotated[Dtype, typer.Option(help="Number format of the weights.")] = Dtype.FP32,
     weights: shared.Weights = "ema",
     out: Annotated[
-        Path | None, typer.Option(help="File to write.", show_default="export/<name>/<name><suffix>")
+        Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="export/<name>/<name><suffix>")
     ] = None,
     license_: Annotated[
-        str, typer.Option("--license", help="Licence named in the model card, e.g. apache-2.0 or cc-by-4.0.")
+        str,
+        typer.Option(
+            "--license", metavar="NAME", help="Licence named in the model card, e.g. apache-2.0 or cc-by-4.0."
+        ),
     ] = "unknown",
     no_grid: Annotated[bool, typer.Option("--no-grid", help="Leave the picture out of the model card.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hdit_cli.commands import sampling as shared
-from hdit_cli.commands.recipe import tell_stand_in
+from hdit_cli.commands.recipe import complete_recipe, tell_stand_in
 from hdit_cli.commands.say import say, say_json
 
 if TYPE_CHECKING:
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def info(
-    path: Annotated[str, typer.Argument(help="A recipe (file or shipped name), data set, run folder or checkpoint.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe (file or shipped name), data set, run folder or checkpoint.", autocompletion=complete_recipe
+        ),
+    ],
     json_: Annotated[bool, typer.Option("--json", help="The same facts as JSON.")] = False,
 ) -> None:
     """Say what a recipe, data set, run or checkpoint is."""

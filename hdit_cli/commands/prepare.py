@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hdit_cli.commands import completion
 from hdit_cli.commands.numbers import MOST_PROCESSES, MOST_SIDE, real, whole
 from hdit_cli.errors import UsageError
 
@@ -29,17 +30,35 @@ def prepare(
             "before a .json beside the picture, and that before the folder."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder to be made (default: data/<src name><size>).")] = None,
-    size: Annotated[str, typer.Option(help="Pixels: 256, or height x width as 256x384.")] = "256",
-    fit: Annotated[str, typer.Option(help="crop (centred), pad, or squash.")] = "crop",
-    format: Annotated[str, typer.Option(help="jpeg (quality 95, 4:4:4), webp, or png (lossless).")] = "jpeg",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to be made.", show_default="data/<src name><size>")
+    ] = None,
+    size: Annotated[
+        str, typer.Option(metavar="HxW", help="Height and width in pixels, or one number for both.")
+    ] = "256",
+    fit: Annotated[
+        str,
+        typer.Option(
+            metavar="crop|pad|squash",
+            help="How a picture comes to that shape; crop is centred.",
+            autocompletion=completion.words("crop", "pad", "squash"),
+        ),
+    ] = "crop",
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="jpeg|webp|png",
+            help="How pictures are stored: jpeg has quality 95, 4:4:4; png loses nothing.",
+            autocompletion=completion.words("jpeg", "webp", "png"),
+        ),
+    ] = "jpeg",
     shard_size: Annotated[
         int, typer.Option(help="Pictures in one shard.", parser=whole("--shard-size", least=1, most=100_000_000))
     ] = 1000,
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes (default: one per core).", parser=whole("--workers", least=1, most=MOST_PROCESSES)
+            help="Processes.", parser=whole("--workers", least=1, most=MOST_PROCESSES), show_default="one per core"
         ),
     ] = None,
     max_pixels: Annotated[
@@ -48,7 +67,9 @@ def prepare(
             help="Refuse larger pictures, by their header.", parser=whole("--max-pixels", least=1, most=10**12)
         ),
     ] = 150_000_000,
-    background: Annotated[str, typer.Option(help="Colour under transparency and around padded pictures.")] = "white",
+    background: Annotated[
+        str, typer.Option(metavar="COLOUR", help="Colour under transparency and around padded pictures.")
+    ] = "white",
     hold_out: Annotated[
         float,
         typer.Option(
@@ -103,7 +124,9 @@ def prepare(
     engine: Annotated[
         str,
         typer.Option(
-            help="local: processes here. ray: a Ray cluster that sees source and OUT (pip install 'hdit-cli[ray]')."
+            metavar="local|ray",
+            autocompletion=completion.words("local", "ray"),
+            help="local: processes here. ray: a Ray cluster that sees source and OUT (pip install 'hdit-cli[ray]').",
         ),
     ] = "local",
     strict: Annotated[bool, typer.Option("--strict", help="End with an error if any file was refused.")] = False,

@@ -18,6 +18,7 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
             help="The HTML file; an earlier report is replaced.",
             show_default="RUN/report.html; report.html here for several runs",
         ),

@@ -50,7 +50,7 @@ def sample(
     batch_size: shared.BatchSize = None,
     compile_: shared.Compile = None,
     init_image: Annotated[
-        Path | None, typer.Option(help="A picture that every image starts from.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="A picture that every image starts from.", show_default=False)
     ] = None,
     strength: Annotated[
         float | None,
@@ -61,21 +61,23 @@ def sample(
         ),
     ] = None,
     interpolate_seeds: Annotated[
-        str | None, typer.Option(help="A:B[:C…], seeds: frames from image 0 of one to that of the next.")
+        str | None, typer.Option(metavar="A:B[:C...]", help="Seeds: frames from image 0 of one to that of the next.")
     ] = None,
     interpolate_classes: Annotated[
-        str | None, typer.Option(help="A:B[:C…], classes: frames from one to the next, the noise the same.")
+        str | None, typer.Option(metavar="A:B[:C...]", help="Classes: frames from one to the next, the noise the same.")
     ] = None,
     processes: shared.Processes = 1,
     oversubscribe: shared.Oversubscribe = False,
     device: shared.Device = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the images.", show_default="samples/<name>, then <name>-2, …")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the images.", show_default="samples/<name>, then <name>-2, …"),
     ] = None,
     from_: Annotated[
         Path | None,
         typer.Option(
             "--from",
+            metavar="FILE",
             help="A samples.json: makes the same images again, on the same kind of device. CKPT and --init-image say where a "
             "file is now.",
             show_default=False,

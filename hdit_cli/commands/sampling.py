@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hdit_cli import catalog
+from hdit_cli.commands import completion
 from hdit_cli.commands.numbers import (
     MOST_BATCH,
     MOST_CFG,
@@ -34,10 +36,21 @@ Steps = Annotated[
 ]
 Sampler = Annotated[
     str | None,
-    typer.Option(help="euler, heun, dpmpp-2m, dpmpp-3m-sde, …", show_default="the recipe's, else dpmpp-3m-sde"),
+    typer.Option(
+        metavar="NAME",
+        help=f"{', '.join(catalog.names('sampler'))}.",
+        autocompletion=completion.names("sampler"),
+        show_default="the recipe's, else dpmpp-3m-sde",
+    ),
 ]
 Schedule = Annotated[
-    str | None, typer.Option(help="Spacing of the noise levels.", show_default="the recipe's, else karras")
+    str | None,
+    typer.Option(
+        metavar="|".join(catalog.names("schedule")),
+        help="Spacing of the noise levels.",
+        autocompletion=completion.names("schedule"),
+        show_default="the recipe's, else karras",
+    ),
 ]
 Eta = Annotated[
     float | None,
@@ -57,12 +70,19 @@ Rho = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda, cuda:1 or mps.", show_default="a GPU if there is one"),
+    typer.Option(
+        metavar="NAME",
+        help="cpu, cuda, cuda:1 for a certain card, or mps.",
+        autocompletion=completion.words("cpu", "cuda", "mps"),
+        show_default="a GPU if there is one",
+    ),
 ]
 ClassNames = Annotated[
     list[str] | None,
     typer.Option(
         "--class",
+        metavar="NAME",
+        autocompletion=completion.classes,
         help="A class name or number, or all; several with commas, or repeat it.",
         show_default="the proportions of the data",
     ),
@@ -76,10 +96,21 @@ Cfg = Annotated[
     ),
 ]
 CfgInterval = Annotated[
-    str | None, typer.Option(help="LO:HI, the noise levels (sigmas) within which guidance acts.", show_default="all")
+    str | None,
+    typer.Option(metavar="LO:HI", help="The noise levels (sigmas) within which guidance acts.", show_default="all"),
 ]
-Size = Annotated[str | None, typer.Option(help="HxW or one number, in pixels.", show_default="as trained")]
-Weights = Annotated[str, typer.Option(help="ema, raw, or the width of a power-function average, as 0.05.")]
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="HxW", help="Height and width in pixels, or one number for both.", show_default="as trained"),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="ema, raw, or the width of a power-function average, as 0.05.",
+        autocompletion=completion.words("ema", "raw"),
+    ),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(
@@ -153,8 +184,6 @@ def wanted(**typed: Any) -> dict[str, Any]:
     Raises:
         UsageError: an option that cannot be read, or no such sampler or schedule.
     """
-    from hdit_cli import catalog
-
     for kind in ("sampler", "schedule"):
         if typed[kind] is not None:
             catalog.check(kind, typed[kind])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hdit_cli.commands import following
+from hdit_cli.commands import completion, following
 from hdit_cli.commands import sampling as shared
 from hdit_cli.commands.recipe import complete_recipe, tell_stand_in
 from hdit_cli.commands.say import say
@@ -23,17 +23,28 @@ def train(
             help="A recipe file, or the name of a shipped recipe (`hdit recipe`).", autocompletion=complete_recipe
         ),
     ],
-    data: Annotated[str, typer.Option(help="The prepared data set; overrides data.path of the recipe.")] = "",
+    data: Annotated[
+        str, typer.Option(metavar="DIR", help="The prepared data set; overrides data.path of the recipe.")
+    ] = "",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value, e.g. train.steps=1000; repeatable.", show_default=False),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a key of the recipe, e.g. train.steps=1000; repeatable.",
+            autocompletion=completion.settings,
+            show_default=False,
+        ),
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<recipe name>")] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder.", show_default="runs/<recipe name>")
+    ] = None,
     processes: shared.Processes = 1,
     oversubscribe: shared.Oversubscribe = False,
     init: Annotated[
         Path | None,
         typer.Option(
+            metavar="CKPT",
             help="Start a new run from the weights of this checkpoint: a run folder (its EMA weights), or a file (as it is). "
             "Classes are matched by name, levels from the innermost outwards; what fits nowhere is new.",
             show_default=False,
@@ -48,7 +59,8 @@ def train(
         bool, typer.Option("--find-batch", help="Try batches and name the accumulation that is fastest; write nothing.")
     ] = False,
     memory: Annotated[
-        str | None, typer.Option(help="--find-batch: memory to stay within, e.g. 8G.", show_default="what is free")
+        str | None,
+        typer.Option(metavar="SIZE", help="--find-batch: memory to stay within, e.g. 8G.", show_default="what is free"),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Facts as JSON on stdout.")] = False,
 ) -> None:
