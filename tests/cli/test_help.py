@@ -6,7 +6,27 @@ import pytest
 
 from hdit_cli import catalog, cli
 
-KINDS = "N X TEXT NAME PATH FILE DIR CKPT SIZE COLOUR HxW I/N LO:HI KEY=VALUE NAME=VALUES A:B[:C...] N,... X,... NAME,...".split()
+KINDS = [
+    "N",
+    "X",
+    "TEXT",
+    "NAME",
+    "PATH",
+    "FILE",
+    "DIR",
+    "CKPT",
+    "SIZE",
+    "COLOUR",
+    "HxW",
+    "I/N",
+    "LO:HI",
+    "KEY=VALUE",
+    "NAME=VALUES",
+    "A:B[:C...]",
+    "N,...",
+    "X,...",
+    "NAME,...",
+]
 VALUE = re.compile(rf"{'|'.join(map(re.escape, KINDS))}|[a-z0-9-]+(?:\|[a-z0-9-]+)+")
 OPTION = re.compile(r"(?:-[a-z], )?-{1,2}[a-z-]+(?: / --[a-z-]+)?(?: (\S+))?")
 
