@@ -48,7 +48,7 @@ def prepare(
         str,
         typer.Option(
             metavar="jpeg|webp|png",
-            help="How pictures are stored: jpeg has quality 95, 4:4:4; png loses nothing.",
+            help="How pictures are stored: jpeg (or jpg) has quality 95, 4:4:4; png loses nothing.",
             autocompletion=completion.words("jpeg", "webp", "png"),
         ),
     ] = "jpeg",
