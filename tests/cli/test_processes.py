@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +83,32 @@ def test_an_error_in_one_child_alone_is_told(made, tmp_path):
     assert done.returncode == 3, done.stderr
     assert "00000.tar" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_stopped_process_does_not_make_the_command_deaf(made, tmp_path, signals):
+    """One of two is stopped (SIGSTOP). The first signal wakes it, and all is saved; the second ends everything at once."""
+    import signal
+
+    run = tmp_path / "run"
+    words = ["train", made / "tiny.toml", "--data", made / "data", "--run", run, "--processes", 2, "--oversubscribe"]
+    words += ["--set", "train.steps=100000"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "hdit_cli", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ranks = [int(pid) for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()]
+    os.kill(ranks[1], signal.SIGSTOP)
+    time.sleep(0.5)
+    for _ in range(signals):
+        child.send_signal(signal.SIGTERM)
+    _, text = child.communicate(timeout=60)
+    assert child.returncode == 75, text
+    assert "Traceback" not in text
+    assert not any(os.path.exists(f"/proc/{rank}") for rank in ranks)
+    if signals == 1:
+        assert len(list((run / "checkpoints").iterdir())) == 1
