@@ -40,8 +40,15 @@ def class_index(model: Model, wanted: str) -> int:
     raise UsageError(f"unknown class {wanted[:100]!r}", hint=f"{guess}one of: {known}{more}; or a number; or all")
 
 
+def classes_shown(model: Model) -> list[int]:
+    """Labels of the classes that the model has seen a picture of; of all where it is not known how many it saw."""
+    counts = model.data.get("class_counts") or []
+    seen = [label for label, count in enumerate(counts) if count]
+    return seen if seen and len(counts) == model.network.classes else list(range(model.network.classes))
+
+
 def class_indices(model: Model, wanted: str | Sequence[str]) -> list[int]:
-    """Labels of the classes asked for, in that order, `"all"` in the order of the labels.
+    """Labels of the classes asked for, in that order, `"all"` as `classes_shown` has them.
 
     A text that is the name of a class is that class. Any other is a list with commas, in which the longest pieces that
     are names count: names may hold commas themselves.
@@ -53,7 +60,7 @@ def class_indices(model: Model, wanted: str | Sequence[str]) -> list[int]:
     if "all" in texts and model.network.classes:
         if len(texts) > 1:
             raise UsageError("--class all is every class", hint="leave the other classes out, or all")
-        return list(range(model.network.classes))
+        return classes_shown(model)
     return [label for text in texts for label in _listed(model, text)]
 
 

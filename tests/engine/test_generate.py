@@ -260,3 +260,11 @@ def test_convert_says_what_does_not_fit(tmp_path):
     with pytest.raises(UsageError, match="not complete"):
         convert(tmp_path / "x.pth", out=tmp_path / "o.safetensors", config={"model": {"type": "image_transformer_v2"}})
     assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_all_leaves_out_classes_that_no_picture_was_seen_of(model):
+    told = dataclasses.replace(model, data={"class_counts": [6, 0, 1]})
+    assert choose_labels(told, n=4, wanted="all", seed=0).tolist() == [0, 0, 2, 2]
+    assert choose_labels(told, n=1, wanted="b", seed=0).tolist() == [1]  # asked for by name it is drawn
+    unknown = dataclasses.replace(model, data={})
+    assert choose_labels(unknown, n=3, wanted="all", seed=0).tolist() == [0, 1, 2]

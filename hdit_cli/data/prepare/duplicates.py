@@ -8,14 +8,15 @@ import struct
 import tarfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from hdit_cli import files
+from hdit_cli.data.prepare.numbering import Numbering, numbering_of
 from hdit_cli.data.prepare.plan import Plan
 from hdit_cli.data.prepare.task import SIDES, Picture, Record, record_path, write_record
-from hdit_cli.data.shards import index_path, shard_name, writing_shard
+from hdit_cli.data.shards import NO_LABEL, index_path, shard_name, writing_shard
 
 _AT_ONCE = 1 << 19  # pictures whose digests are in memory, 40 MB
 
@@ -89,30 +90,30 @@ def _among(seen: list[bytes]) -> Iterator[bytes]:
             yield each[16:24] + first[16:24] + bytes([each[24] != first[24]])
 
 
-def drop(plan: Plan, record: Record, rows: list[int]) -> Record:
-    """Takes pictures out of the shards of a task. Under the lock of the whole.
+def rewrite(plan: Plan, record: Record, rows: list[int], numbering: Numbering) -> None:
+    """Takes pictures out of the shards of a task, and numbers the classes of the others anew. Under the lock of the whole.
 
     The record is gone meanwhile, so that a task that was killed here counts as not done, and is made again.
     """
     files.remove_file(record_path(plan, record.task))
     files.sync_folder(plan.work)
+    before = numbering_of(plan, record)
     shards = {}
     for verdict, side in SIDES.items():
         if side not in record.shards:
             continue
-        pictures = [picture for picture in record.pictures if picture.verdict == verdict]
-        told = record.shards[side]
-        if any(picture.row in rows for picture in pictures):
-            told = _rewritten(plan, record, side, pictures, rows)
+        pictures = [each for each in record.pictures if each.verdict == verdict and each.row not in record.dropped]
+        told: dict[str, object] | None = record.shards[side]
+        stays = all(each.row not in rows and before.of(each.label) == numbering.of(each.label) for each in pictures)
+        if not stays:
+            told = _rewritten(plan, record, side, pictures, rows, numbering)
         if told is not None:
             shards[side] = told
-    after = Record(record.task, record.entries, shards, record.lines, record.pictures, rows)
-    write_record(plan, after)
-    return after
+    write_record(plan, replace(record, shards=shards, dropped=rows, numbered=numbering.told()))
 
 
 def _rewritten(
-    plan: Plan, record: Record, side: str, pictures: list[Picture], rows: list[int]
+    plan: Plan, record: Record, side: str, pictures: list[Picture], rows: list[int], numbering: Numbering
 ) -> dict[str, object] | None:
     """The shard without some pictures, as the record tells it; None where none is left."""
     folder, info = plan.out / side, record.info(side)
@@ -123,8 +124,12 @@ def _rewritten(
         return None
     with writing_shard(folder, record.task, sized=plan.options.buckets is not None) as writer:
         for picture, (key, members) in zip(pictures, _samples(folder / info.name), strict=True):
-            if picture.row not in rows:
-                writer.add(key, members, label=picture.label, size=(picture.size[0], picture.size[1]))
+            if picture.row in rows:
+                continue
+            label = numbering.of(picture.label)
+            if label != NO_LABEL:
+                members[".cls"] = str(label).encode()
+            writer.add(key, members, label=label, size=(picture.size[0], picture.size[1]))
     return {**asdict(writer.info(shard_name(record.task))), "index": files.sha256_of(writer.index())}
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from hdit_cli import files
-from hdit_cli.data.prepare.duplicates import Double, Duplicates, drop, find_duplicates
+from hdit_cli.data.prepare.duplicates import Double, Duplicates, find_duplicates, rewrite
 from hdit_cli.data.prepare.heic import HEIC, INSTALL
+from hdit_cli.data.prepare.numbering import Numbering, numbering_for
 from hdit_cli.data.prepare.plan import Plan
 from hdit_cli.data.prepare.preview import write_preview
 from hdit_cli.data.prepare.report import DUPLICATE, REPORT, Report, Tally, report_of, write_report
@@ -20,7 +21,7 @@ from hdit_cli.errors import DataError
 
 
 def finish(plan: Plan, *, strict: bool) -> Report:
-    """Takes out duplicates where asked, writes reports, previews, manifests, removes the work. Under the lock of the whole.
+    """Takes out duplicates where asked, and empty classes; writes reports, previews, manifests; under the lock of the whole.
 
     Args:
         plan: of which every task is done.
@@ -33,10 +34,10 @@ def finish(plan: Plan, *, strict: bool) -> Report:
     for folder in (plan.work, *(plan.out / side for side in SIDES.values())):
         files.reap(folder)
     entries = sum(plan.task(number).entries for number in range(len(plan)))
-    duplicates = find_duplicates(lambda: records(plan), most=entries)
-    if plan.options.dedupe:
-        _dedupe(plan, duplicates)
-    account = _Account(plan, duplicates)
+    look = _Look(plan)
+    duplicates = find_duplicates(look.records, most=entries)
+    numbering = _settle(plan, duplicates, look)
+    account = _Account(plan, duplicates, numbering)
     report = account.report()
     _remove_others(plan, account)
     if not report.kept:
@@ -46,8 +47,8 @@ def finish(plan: Plan, *, strict: bool) -> Report:
         check_strict(report)
     if report.held_out:
         write_report(plan.out / HELD_OUT, account.held_out_report(), account.held_out_lines())
-        _write_set(plan, HELD_OUT, account.held_out, account.shards[HELD_OUT])
-    _write_set(plan, "", account.training, account.shards[""])
+        _write_set(plan, HELD_OUT, account)
+    _write_set(plan, "", account)
     files.remove_folder(plan.work)
     return report
 
@@ -67,23 +68,57 @@ def check_strict(report: Report) -> None:
         )
 
 
-def _dedupe(plan: Plan, duplicates: Duplicates) -> None:
+class _Look:
+    """What is noticed while all records are read for the duplicates: so that they need not be read once more."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.labels: set[int] = set()  # of the plan, that some picture has
+        self.was_numbered = False  # by a finish that was stopped
+
+    def records(self) -> Iterator[Record]:
+        for record in records(self._plan):
+            self.labels.update(picture.label for picture in record.pictures)
+            self.was_numbered = self.was_numbered or record.numbered is not None
+            yield record
+
+
+def _settle(plan: Plan, duplicates: Duplicates, look: _Look) -> Numbering:
+    """Takes duplicates out where asked, and classes that no picture is left of; both in one go through the shards."""
+    dedupe = plan.options.dedupe
+    if dedupe and len(duplicates):
+        numbering = numbering_for(plan, _labels_left(plan, duplicates))
+    else:
+        numbering = numbering_for(plan, look.labels)
+    if not dedupe and not look.was_numbered and numbering.told() is None:
+        return numbering
     for record in records(plan):
-        rows = sorted(duplicates.of(record.task))
+        rows = sorted(duplicates.of(record.task)) if dedupe else []
         if record.dropped and record.dropped != rows:  # a shard made again came to other pictures
             files.remove_file(record_path(plan, record.task))
             hint = "has the source changed meanwhile? the same command goes on"
             raise DataError(f"shard {record.task} is no longer what it was made from", hint=hint)
-        if record.dropped != rows:
-            drop(plan, record, rows)
+        if record.dropped != rows or not numbering.holds_for(plan, record):
+            rewrite(plan, record, rows, numbering)
+    return numbering
 
 
-def _write_set(plan: Plan, side: str, tally: Tally, shards: list[ShardInfo]) -> None:
+def _labels_left(plan: Plan, duplicates: Duplicates) -> set[int]:
+    """Of all pictures but the duplicates."""
+    labels: set[int] = set()
+    for record in records(plan):
+        out = duplicates.of(record.task)
+        labels.update(picture.label for picture in record.pictures if picture.row not in out)
+    return labels
+
+
+def _write_set(plan: Plan, side: str, account: "_Account") -> None:
+    tally = account.held_out if side else account.training
     manifest = Manifest(
         count=tally.kept,
-        classes=plan.classes,
+        classes=account.numbering.classes,
         image_size=list(plan.options.size),
-        shards=shards,
+        shards=account.shards[side],
         source=plan.source,
         options=plan.options.told(),
         buckets=tally.buckets() if plan.options.buckets else [],
@@ -137,8 +172,8 @@ class _Ruling(NamedTuple):
 class _Account:
     """Counts all records; then tells the report and its lines, which read the records again."""
 
-    def __init__(self, plan: Plan, duplicates: Duplicates) -> None:
-        self._plan, self._duplicates = plan, duplicates
+    def __init__(self, plan: Plan, duplicates: Duplicates, numbering: Numbering) -> None:
+        self._plan, self._duplicates, self.numbering = plan, duplicates, numbering
         self.training, self.held_out = Tally(), Tally()
         self.shards: dict[str, list[ShardInfo]] = {side: [] for side in SIDES.values()}
         for record in records(plan):
@@ -179,8 +214,9 @@ class _Account:
 
     def _report(self, side: str, tally: Tally) -> Report:
         plan = self._plan
+        classes = {plan.classes[index]: tally.labels[index] for index in self.numbering.kept}
         report = report_of(
-            tally, out=plan.out / side, classes=plan.classes, size=plan.options.size, shards=self.shards[side]
+            tally, out=plan.out / side, classes=classes, size=plan.options.size, shards=self.shards[side]
         )
         return replace(report, buckets=tally.told_buckets() if plan.options.buckets else [])
 

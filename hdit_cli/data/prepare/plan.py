@@ -45,9 +45,10 @@ class Plan:
         roots: the sources, absolute, where this process finds them.
         options: what the bytes depend on besides the source.
         source: as the manifest keeps it.
-        classes: in the order of their indices.
+        classes: in the order of their indices, while the work goes on.
         cuts: of each task, where its entries start, in bytes, and how many there are; at last where they end, and 0.
         notes: what is odd about the source, for people.
+        fixed: the sources have this list of classes themselves, so that those without a picture stay in it.
     """
 
     out: Path
@@ -57,6 +58,7 @@ class Plan:
     classes: list[str]
     cuts: list[list[int]]
     notes: list[str] = field(default_factory=list)
+    fixed: bool = False
 
     def __len__(self) -> int:
         return len(self.cuts) - 1
@@ -110,7 +112,8 @@ def open_plan(out: Path, listing: Listing, options: PrepareOptions, *, sources: 
         if files.sha256(out / WORK / _ENTRIES) != before["entries"]:
             raise UsageError(f"{out / WORK / _ENTRIES} is damaged", hint=hint)
         told = before
-    return Plan(out, roots, options, told["source"], told["classes"], told["tasks"], told.get("notes", []))
+    notes, fixed = told.get("notes", []), listing.fixed is not None
+    return Plan(out, roots, options, told["source"], told["classes"], told["tasks"], notes, fixed)
 
 
 def exhaust(listing: Listing) -> None:

@@ -127,7 +127,9 @@ class Report:
     notes: list[str] = field(default_factory=list)  # what is odd about the source, in sentences
 
 
-def report_of(tally: Tally, *, out: Path, classes: list[str], size: tuple[int, int], shards: list[ShardInfo]) -> Report:
+def report_of(
+    tally: Tally, *, out: Path, classes: dict[str, int], size: tuple[int, int], shards: list[ShardInfo]
+) -> Report:
     """The report of what was counted, without buckets and duplicates."""
     return Report(
         out=str(out),
@@ -137,7 +139,7 @@ def report_of(tally: Tally, *, out: Path, classes: list[str], size: tuple[int, i
         side=tally.side,
         held_out=tally.held_out,
         unlabelled=tally.labels[NO_LABEL],
-        classes={name: tally.labels[index] for index, name in enumerate(classes)},
+        classes=classes,
         codes=dict(sorted(tally.codes.items())),
         first_refused=tally.first_refused,
         image_size=list(size),

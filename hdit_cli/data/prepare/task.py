@@ -60,6 +60,7 @@ class Record:
         lines: of files that were not plainly kept, in order.
         pictures: of the shards as they were made, in order.
         dropped: rows of pictures that were taken out again, being equal to an earlier one.
+        numbered: the classes of the plan that the labels in the shards count through; None = all of them.
     """
 
     task: int
@@ -68,6 +69,7 @@ class Record:
     lines: list[Line] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
+    numbered: list[int] | None = None
 
     def info(self, side: str) -> ShardInfo | None:
         """The shard on one side, None where it has no picture."""
