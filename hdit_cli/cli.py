@@ -35,18 +35,18 @@ from hdit_cli.commands.say import say
 from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError, is_out_of_memory
 
 COMMANDS = {
-    "prepare": (prepare.prepare, "Pictures to a checked, resized, sharded data set."),
-    "train": (train.train, "Train a recipe; goes on by itself after a stop."),
+    "prepare": (prepare.prepare, "Turn pictures into a checked, resized, sharded data set."),
+    "train": (train.train, "Train a recipe; the same command goes on after a stop."),
     "sample": (sample.sample, "Make images with a checkpoint."),
     "eval-fid": (eval_fid.eval_fid, "Score a checkpoint or a folder of pictures."),
-    "export": (export.export, "A file that other software loads."),
-    "convert": (convert.convert, "A foreign checkpoint to one of ours."),
-    "ema": (ema.ema, "An average of any width, from a run's snapshots."),
-    "verify": (verify.verify, "Whether checkpoints or shards are what was written."),
-    "report": (report.report, "One HTML page about runs: curves, grids, scores."),
-    "bench": (bench.bench, "How fast a recipe is here, and where the time goes."),
-    "info": (info.info, "What a recipe, data set, run or checkpoint is."),
-    "doctor": (doctor.doctor, "What this machine has, and what is missing."),
+    "export": (export.export, "Write a file that other software loads."),
+    "convert": (convert.convert, "Turn another project's checkpoint into one of ours."),
+    "ema": (ema.ema, "Make averages of any width from a run's snapshots."),
+    "verify": (verify.verify, "Check that checkpoints or shards are what was written."),
+    "report": (report.report, "Make one HTML page about runs: curves, grids, scores."),
+    "bench": (bench.bench, "Measure how fast a recipe is here, and where the time goes."),
+    "info": (info.info, "Say what a recipe, data set, run or checkpoint is."),
+    "doctor": (doctor.doctor, "Say what this machine has, and what is missing."),
     "recipe": (recipe.recipe, "Print a shipped recipe, to be edited."),
 }
 

@@ -88,7 +88,7 @@ def _read_pickled(path: Path) -> Any:
     zipped = zipfile.is_zipfile(path)
     if zipped and _unpacked_size(path) > path.stat().st_size:
         raise CheckpointError(
-            f"{path} unpacks to more than it is, which no file of torch.save does", hint="do not trust it"
+            f"{path} unpacks to more bytes than it has, which no file of torch.save does", hint="do not trust it"
         )
     try:
         with warnings.catch_warnings():

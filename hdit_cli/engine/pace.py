@@ -39,7 +39,7 @@ def paced(model: Model, sampling: Sampling, *, images: int, batch_size: int | No
     if compile is None:
         compile = model.device.type == "cuda" and share >= MANY and not runtime.why_not_compiled(model.device)
     elif compile and (reason := runtime.why_not_compiled(model.device)):
-        raise UsageError(f"--compile cannot be: {reason}", hint="leave it out: slower, the same images to 1/255")
+        raise UsageError(f"cannot compile: {reason}", hint="leave --compile out: slower, the same images within 1/255")
     return replace(sampling, batch_size=batch_size, compile=all(runtime.gather(compile)))
 
 

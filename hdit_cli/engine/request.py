@@ -107,7 +107,7 @@ def metrics_of(names: Sequence[str], request: Request, model: Model | None) -> l
     patch = request.patch or (model.network.patch if model else None)
     if patch is None:
         raise UsageError(
-            f"patch-grid needs a patch size, and {request.source} is no model that would tell it", hint="--patch 4"
+            f"patch-grid needs a patch size, and {request.source} is not a model that has one", hint="--patch 4"
         )
     return [PatchGrid.of(patch) if kind is PatchGrid else kind for kind in kinds]
 

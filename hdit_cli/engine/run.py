@@ -81,7 +81,7 @@ class RunFolder:
         changed = differences(old, recipe)
         if changed == [line for line in changed if line.startswith("train.steps:")] != []:
             raise UsageError(
-                f"with optimizer.schedule=cosine every learning rate of {self.path} hangs on {changed[0]}",
+                f"with optimizer.schedule=cosine every learning rate of {self.path} depends on {changed[0]}",
                 hint="undo the change, or start over with --fresh (the old run is kept)",
             )
         if changed:

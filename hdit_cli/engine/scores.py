@@ -50,7 +50,7 @@ def check_net(metrics: Sequence[type[Metric]], net: FeatureNet) -> None:
     of_inception = [kind.name for kind in metrics if kind.needs == "inception"]
     if of_inception and not is_inception(net):
         raise UsageError(
-            f"{','.join(of_inception)}: of Inception features by definition, and {net.path} is another net",
+            f"{','.join(of_inception)}: needs Inception's features by definition, and {net.path} is another net",
             hint=f"of any net are the metrics {_OF_ANY}",
         )
     if any(kind.needs == "logits" for kind in metrics) and not net.classifier:
@@ -74,7 +74,7 @@ def share_out(metrics: Sequence[type[Metric]], nets: Sequence[FeatureNet]) -> li
     lacking = [kind.name for kind in metrics if kind.needs and not any(_feeds(net, kind) for net in nets)]
     if lacking:
         raise UsageError(
-            f"{','.join(lacking)}: of Inception features (is: of its classes), which none of {names} gives",
+            f"{','.join(lacking)}: needs Inception's features (is: its classes), and none of {names} gives them",
             hint=f"add inception to --features, or take --metrics {_OF_ANY}",
         )
     fed = [Fed([kind for kind in metrics if _feeds(net, kind)], net) for net in nets]
@@ -82,7 +82,7 @@ def share_out(metrics: Sequence[type[Metric]], nets: Sequence[FeatureNet]) -> li
         if not each.metrics:
             wanted = ",".join(kind.name for kind in metrics)
             raise UsageError(
-                f"--features names {net.path}, and none of the metrics {wanted} is of its features",
+                f"--features names {net.path}, and none of the metrics {wanted} uses its features",
                 hint=f"leave it out, or add some of --metrics {_OF_ANY}",
             )
     return [Fed([kind for kind in metrics if kind in fed[0].metrics or not kind.needs], nets[0]), *fed[1:]]

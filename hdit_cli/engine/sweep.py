@@ -147,7 +147,9 @@ def _check(wanted: Sweep, session: Session) -> Model:
         UsageError, CheckpointError: one cannot, or there are several feature nets.
     """
     if wanted.base.features and len(split(wanted.base.features)) > 1:
-        raise UsageError("a sweep is of one feature net, and --features names several", hint="a sweep for each net")
+        raise UsageError(
+            "a sweep takes one feature net, and --features names several", hint="make a sweep for each net"
+        )
     points = wanted.points()
     first = wanted.request(points[0])
     if holds_pictures(first.source):

@@ -262,7 +262,7 @@ def test_a_net_that_is_missing_or_does_not_fit_is_told_before_the_first_step(tin
     assert f"put it at {tmp_path / 'gone.pt2'}" in caught.value.hint
     with pytest.raises(DataError, match="takes pictures of 32x32, not 16x16"):
         run(tmp_path / "run", scored(eval=exported(tmp_path / "large.pt2", side=32)), tiny_data)
-    with pytest.raises(UsageError, match="kid: of Inception features"):
+    with pytest.raises(UsageError, match="kid: needs Inception's features"):
         run(tmp_path / "run", scored(eval={**exported(tmp_path / "net.pt2"), "during_metrics": ["kid"]}), tiny_data)
     with pytest.raises(DataError, match=r"dinov2 are missing.*config\.json"):
         run(tmp_path / "run", scored(eval={"features": "dinov2:none", "during_metrics": ["fd"]}), tiny_data)

@@ -68,7 +68,7 @@ def test_more_steps_would_bend_a_cosine_that_was_begun(tiny_data, tmp_path):
     cosine_recipe = tiny_recipe(optimizer__schedule="cosine", train__sample_every=0)
     train(tmp_path / "run", cosine_recipe, data=tiny_data, watch=lambda event: None)
     longer = tiny_recipe(optimizer__schedule="cosine", train__sample_every=0, train__steps=9)
-    with pytest.raises(UsageError, match=r"every learning rate of .* hangs on train.steps: 8 -> 9"):
+    with pytest.raises(UsageError, match=r"every learning rate of .* depends on train.steps: 8 -> 9"):
         train(tmp_path / "run", longer, data=tiny_data, watch=lambda event: None)
 
 

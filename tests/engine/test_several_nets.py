@@ -144,7 +144,7 @@ def test_what_several_nets_cannot_do(place, nets, tmp_path):
         (
             request(place, [nets[1], str(other / "net.pt2")], metrics=("is", "fd")),
             UsageError,
-            "^is: of Inception features",
+            "^is: needs Inception's features",
         ),
         (request(place, nets, metrics=("fid", "swd")), UsageError, r"net\.pt2, and none of the metrics fid,swd"),
         (request(place, nets, metrics=("swd",)), UsageError, "none of the metrics swd"),

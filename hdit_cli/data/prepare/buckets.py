@@ -51,7 +51,7 @@ def bucket_sizes(size: Size, *, step: int, widest: float) -> tuple[Size, ...]:
             found |= {(short, long), (long, short)}
     if len(found) == 1:
         raise UsageError(
-            f"there is one bucket alone between 1:{widest:g} and {widest:g}:1 at {height}x{width} in steps of {step}",
+            f"there is only one bucket between 1:{widest:g} and {widest:g}:1 at {height}x{width} in steps of {step}",
             hint="a smaller --bucket-step or a larger --bucket-ratio; without --buckets all pictures get one size",
         )
     return tuple(sorted(found, key=lambda each: (Fraction(each[1], each[0]), each)))

@@ -89,7 +89,7 @@ class PrepareOptions:
     def _check_buckets(self, buckets: Buckets) -> None:
         if self.fit != "crop":
             raise UsageError(
-                f"--buckets crop what is over, and --fit is {self.fit}", hint="leave out --fit, or leave out --buckets"
+                f"--buckets always crops, and --fit is {self.fit}", hint="leave out --fit, or leave out --buckets"
             )
         if buckets.step < 1:
             raise UsageError(f"--bucket-step is {buckets.step}", hint="pixels, 1 or more; 16 is usual at 256 pixels")
