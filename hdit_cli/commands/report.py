@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared on one page.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders, or folders with runs below such as runs/; several are compared on one page.",
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -24,6 +28,10 @@ def report(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is no report.")] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Write the page again while a run trains, until it ends or Ctrl-C."),
+    ] = False,
     json_: Annotated[
         bool, typer.Option("--json", help="Path, size, and each run's facts and notes on stdout.")
     ] = False,
@@ -33,11 +41,17 @@ def report(
     Curves to hover and zoom, loss by noise level, validation, sample grids over time, scores, differences between the recipes,
     environment. It reads the run folders only, also while a run trains; what is not there is said on the page.
     """
+    from hdit_cli.engine.report import watch_report, write_report
+    from hdit_cli.engine.report.gather import runs_in
 
-    from hdit_cli.engine.report import write_report
-
-    one = len({folder.resolve() for folder in runs}) == 1
-    written = write_report(runs, out=out or (runs[0] / "report.html" if one else Path("report.html")), force=force)
+    found = {folder.resolve(): folder for folder in runs_in(runs)}
+    place = out or (next(iter(found.values())) / "report.html" if len(found) == 1 else Path("report.html"))
+    if watch:
+        for written in watch_report(runs, out=place, force=force):
+            steps = ", ".join(f"{run['name']} at step {run['summary']['step']:,}" for run in written.facts["runs"])
+            say(f"wrote {place}: {steps}", err=True)
+    else:
+        written = write_report(runs, out=place, force=force)
     if json_:
         told = [{key: run[key] for key in ("name", "path", "summary", "notes")} for run in written.facts["runs"]]
         say_json({"path": str(written.path), "bytes": written.bytes, "runs": told})

@@ -62,7 +62,7 @@ def test_what_a_run_started_from_is_told(tmp_path):
     assert only(folder)["summary"]["init"] is None
     source = {"path": "runs/old", "sha256": "f" * 64, "weights": "ema", "step": 400}
     (folder / "init.json").write_text(json.dumps({"format": "hdit-init/1", "source": source}))
-    assert only(folder)["summary"]["init"] == "runs/old, ema weights of step 400"
+    assert only(folder)["summary"]["init"] == "old, ema weights of step 400"
     (folder / "init.json").write_text("{")
     facts = only(folder)
     assert facts["summary"]["init"] is None and any("init.json cannot be read" in note for note in facts["notes"])

@@ -4,6 +4,7 @@ import json
 import time
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from hdit_cli.engine.report.logs import Axes, Log, exact, newest_of_each_step, n
 from hdit_cli.engine.report.pictures import grids
 from hdit_cli.engine.run import RunFolder
 from hdit_cli.errors import HditError, UsageError
-from hdit_cli.recipe import Recipe, flat, load_recipe, shipped
+from hdit_cli.recipe import Recipe, flat, load_recipe, named, shipped, without_folders
 
 FORMAT = "hdit-report/1"
+_DEPTH = 3  # of runs below a folder that is named: runs/sweep/seed-1
 
 
 def gather(folders: Sequence[Path]) -> dict[str, Any]:
@@ -40,6 +42,59 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
     runs = [_run(RunFolder(folder), name=name, runs=len(chosen)) for folder, name in zip(typed, names, strict=True)]
     made = {"date": time.strftime("%Y-%m-%d %H:%M"), "hdit": __version__}
     return {"format": FORMAT, "made": made, "runs": runs}
+
+
+def runs_in(folders: Sequence[Path]) -> list[Path]:
+    """The runs that are named, and all runs below a folder that is none itself.
+
+    Raises:
+        UsageError: a folder is neither a run nor holds any.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        below = [] if _is_run(folder) else _below(folder, depth=_DEPTH)
+        if not below:
+            _check(folder)
+        found += below or [folder]
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    run = RunFolder(folder)
+    return run.recipe_file.is_file() or run.metrics_file.is_file() or run.checkpoints.is_dir()
+
+
+def _below(folder: Path, *, depth: int) -> list[Path]:
+    """Run folders inside a folder, by name; hidden folders, and what lies in a run, are not looked into."""
+    try:
+        inside = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+    found = []
+    for entry in inside:
+        if _is_run(entry):
+            found.append(entry)
+        elif depth > 1:
+            found += _below(entry, depth=depth - 1)
+    return found
+
+
+def any_held(folders: Sequence[Path]) -> bool:
+    """Whether the process that trained last in one of the runs is alive."""
+    return any(files.is_held(folder / ".lock") for folder in runs_in(folders))
+
+
+def signature(folders: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """Path, size and time of what a page is made of: it differs where a run has written something."""
+    found = []
+    for folder in runs_in(folders):
+        run = RunFolder(folder)
+        logs = (run.metrics_file, run.validation_file, run.timing_file, run.path / SCORES, run.recipe_file)
+        for path in (*logs, run.samples, run.checkpoints):
+            with suppress(OSError):
+                facts = path.stat()
+                found.append((str(path), facts.st_size, facts.st_mtime_ns))
+    return found
 
 
 def _check(folder: Path) -> None:
@@ -95,7 +150,7 @@ def _run(run: RunFolder, *, name: str, runs: int) -> dict[str, Any]:
         "validation": curves.validation(logs["validation"].lines, axes),
         "grids": shown,
         "scores": curves.scores([*evaluated, *logs["scores"].lines], axes),
-        "recipe": flat(values),
+        "recipe": flat(without_folders(values)),
         "base": _base(recipe),
         "environment": _environment(run),
     }
@@ -178,7 +233,7 @@ def _init(run: RunFolder, notes: list[str]) -> str | None:
     if record is None:
         return None
     source = record["source"]
-    return f"{source['path']}, {source['weights']} weights of step {source['step']}"
+    return f"{named(source['path'])}, {source['weights']} weights of step {source['step']}"
 
 
 def _state(run: RunFolder, *, last: int, steps: int | None) -> str:
@@ -195,7 +250,7 @@ def _base(recipe: Recipe | None) -> dict[str, Any] | None:
     if recipe is None:
         return None
     name = next((name for name in shipped() if name.rpartition("/")[2] == recipe.name), None)
-    return {"name": name, "recipe": flat(load_recipe(name).to_dict())} if name else None
+    return {"name": name, "recipe": flat(without_folders(load_recipe(name).to_dict()))} if name else None
 
 
 def _environment(run: RunFolder) -> list[dict[str, Any]]:

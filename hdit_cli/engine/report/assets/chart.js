@@ -109,7 +109,10 @@ class Chart {
   // pixels: on paper those of its columns, so that the letters keep their size
   room() {
     if (!view.paper) return this.plot.clientWidth || this.width || 640;
-    return this.options.small ? 220 : this.figure.closest(".two")?.children.length > 1 ? 330 : 680;
+    if (this.options.small) return 220;
+    const row = this.figure.closest(".two");
+    const wide = !row || (row.lastElementChild === this.figure && row.children.length % 2 === 1); // the odd one has a row of its own
+    return wide ? 680 : 330;
   }
 
   redraw() {
@@ -146,8 +149,11 @@ class Chart {
     if (low === high) [low, high] = log ? [low / 2, high * 2] : [low - Math.abs(low || 1) * 0.1, high + Math.abs(high || 1) * 0.1];
     const pad = log ? (high / low) ** 0.05 : (high - low) * 0.06;
     const ends = log ? [low / pad, high * pad] : [low >= 0 ? Math.max(0, low - pad) : low - pad, high + pad];
-    this.x = new Scale(domain, [this.box.left, this.box.right], Boolean(this.options.own?.log));
     this.y = new Scale(ends, [this.box.bottom, this.box.top], log);
+    this.yTicks = this.y.ticks(this.options.small ? 3 : 6);
+    this.yTexts = tickTexts(this.yTicks);
+    this.box.left = Math.max(this.box.left, 12 + 7 * Math.max(0, ...this.yTexts.map((text) => text.length))); // long labels need room
+    this.x = new Scale(domain, [this.box.left, this.box.right], Boolean(this.options.own?.log));
     return true;
   }
 
@@ -155,16 +161,18 @@ class Chart {
     const { left, right, top, bottom } = this.box;
     const clip = `clip-${this.number}`;
     root.append(draw("defs", {}, draw("clipPath", { id: clip }, draw("rect", { x: left, y: top - 4, width: right - left, height: bottom - top + 8 }))));
-    for (const tickAt of this.y.ticks(this.options.small ? 3 : 6)) {
+    this.yTicks.forEach((tickAt, i) => {
       const y = this.y.pixel(tickAt);
       root.append(draw("line", { class: "grid", x1: left, x2: right, y1: y, y2: y }));
-      root.append(draw("text", { class: "ytick", x: left - 6, y: y + 4 }, tick(tickAt)));
-    }
-    for (const tickAt of this.x.ticks(Math.max(2, Math.floor((right - left) / 65)))) {
+      root.append(draw("text", { class: "ytick", x: left - 6, y: y + 4 }, this.yTexts[i]));
+    });
+    const xTicks = this.x.ticks(Math.max(2, Math.floor((right - left) / 65)), !this.options.own && view.x !== "hours");
+    const xTexts = tickTexts(xTicks);
+    xTicks.forEach((tickAt, i) => {
       const x = this.x.pixel(tickAt);
       root.append(draw("line", { class: "grid", x1: x, x2: x, y1: top, y2: bottom }));
-      root.append(draw("text", { class: "xtick", x, y: bottom + 15 }, tick(tickAt)));
-    }
+      root.append(draw("text", { class: "xtick", x, y: bottom + 15 }, xTexts[i]));
+    });
     root.append(draw("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
     if (!this.options.small) {
       const label = this.options.own ? this.options.own.label : AXIS[view.x];
@@ -196,9 +204,10 @@ class Chart {
     const dash = `s${one.slot % 8} d${(one.dash || 0) % 4}`;
     if (one.isSmooth) body.append(draw("path", { class: `line raw s${one.slot % 8}`, d: this.path(one, one.raw) }));
     body.append(draw("path", { class: `line ${dash}`, d: this.path(one, one.y) }));
-    if (!one.dots && one.x.length > 1) return;
+    const there = (i) => i >= 0 && i < one.x.length && one.raw[i] !== null && !(this.y.log && one.raw[i] <= 0);
     one.x.forEach((x, i) => {
-      if (one.raw[i] !== null) body.append(draw("circle", { class: `dot s${one.slot % 8}`, cx: this.x.pixel(x), cy: this.y.pixel(one.raw[i]), r: 3.5 }));
+      const alone = !there(i - 1) && !there(i + 1); // no line leads to it
+      if (there(i) && (one.dots || alone)) body.append(draw("circle", { class: `dot s${one.slot % 8}`, cx: this.x.pixel(x), cy: this.y.pixel(one.raw[i]), r: 3.5 }));
     });
   }
 

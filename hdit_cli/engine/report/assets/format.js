@@ -39,13 +39,22 @@ function value(number) {
   return String(Number(number.toPrecision(4)));
 }
 
-// a label of an axis: as short as it goes
-function tick(number) {
+// a label of an axis, in so many digits: as short as it goes
+function tick(number, digits) {
   const size = Math.abs(number);
-  if (size >= 1e6) return `${Number((number / 1e6).toPrecision(4))}M`;
-  if (size >= 1e4 || (size >= 1e3 && number % 100 === 0)) return `${Number((number / 1e3).toPrecision(4))}k`;
-  if (size !== 0 && size < 1e-3) return number.toExponential(1).replace(".0e", "e");
-  return String(Number(number.toPrecision(4)));
+  if (size >= 1e6) return `${Number((number / 1e6).toPrecision(digits))}M`;
+  if (size >= 1e4 || (size >= 1e3 && number % 100 === 0)) return `${Number((number / 1e3).toPrecision(digits))}k`;
+  if (size !== 0 && size < 1e-3) return number.toExponential(digits - 3).replace(/\.?0*e/, "e");
+  return String(Number(number.toPrecision(digits)));
+}
+
+// the labels of an axis: as many digits as it takes to tell them apart
+function tickTexts(numbers) {
+  for (let digits = 4; digits < 15; digits += 1) {
+    const texts = numbers.map((number) => tick(number, digits));
+    if (new Set(texts).size === texts.length) return texts;
+  }
+  return numbers.map(String);
 }
 
 function duration(seconds) {

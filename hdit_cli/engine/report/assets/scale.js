@@ -25,19 +25,21 @@ class Scale {
     return this.log ? 10 ** bent : bent;
   }
 
-  ticks(wanted) {
-    return this.log ? logTicks(this.domain, wanted) : linearTicks(this.domain, wanted);
+  // whole: between whole numbers there is nothing
+  ticks(wanted, whole) {
+    return this.log ? logTicks(this.domain, wanted) : linearTicks(this.domain, wanted, whole);
   }
 }
 
-function linearTicks([low, high], wanted) {
+function linearTicks([low, high], wanted, whole) {
   const rough = (high - low) / Math.max(1, wanted);
   if (!(rough > 0)) return [low];
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * ([1, 2, 5].find((factor) => factor * power >= rough * 0.8) || 10);
+  const nice = power * ([1, 2, 5].find((factor) => factor * power >= rough * 0.8) || 10);
+  const step = whole ? Math.max(1, nice) : nice;
   const ticks = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) ticks.push(Number((i * step).toPrecision(12)));
-  return ticks;
+  return [...new Set(ticks)];
 }
 
 function logTicks([low, high], wanted) {
