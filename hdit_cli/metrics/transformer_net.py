@@ -65,9 +65,9 @@ class TransformerNet(ABC):
         except ImportError as error:
             raise DataError(f"{self.kind} needs the package transformers", hint=_INSTALL) from error
         try:
-            net = loader.from_pretrained(
-                self.path, local_files_only=True, use_safetensors=True, trust_remote_code=False
-            )
+            # a configuration may name code elsewhere, as its own or as its kernel of attention: neither is fetched
+            told: dict[str, Any] = {"trust_remote_code": False, "attn_implementation": "sdpa"}
+            net = loader.from_pretrained(self.path, local_files_only=True, use_safetensors=True, **told)
         except Exception as error:  # whatever a foreign configuration makes the library trip over
             raise DataError(
                 f"{self.path} holds no {self.kind} net: {(str(error).splitlines() or [type(error).__name__])[0]}",

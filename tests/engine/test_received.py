@@ -269,12 +269,12 @@ def test_data_that_a_header_names_is_pictures_whatever_its_name(tmp_path, tiny_d
 
     shutil.copytree(tiny_data, tmp_path / "data.npz")
     model = model_for(tiny_recipe(), data={"path": str(tmp_path / "data.npz")})
-    found, _ = reference_of(Request(tmp_path / "a.safetensors"), model, Session())
+    found, _ = reference_of(Request(tmp_path / "a.safetensors"), model, Session(), moments=True)
     assert found.count == 24
     model.data["path"] = str(tmp_path / "moments.npz")
     np.savez(tmp_path / "moments.npz", mu=np.zeros(2), sigma=np.eye(2))
     with pytest.raises(HditError, match="is not at"):
-        reference_of(Request(tmp_path / "a.safetensors"), model, Session())
+        reference_of(Request(tmp_path / "a.safetensors"), model, Session(), moments=True)
 
 
 # Files that are waited for, and files that others leave
