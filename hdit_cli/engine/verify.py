@@ -63,7 +63,8 @@ def _verify_checkpoint(folder: Path, averages: set[str]) -> Iterator[Checked]:
         if not checked.problem:
             with contextlib.suppress(FileNotFoundError):  # removed this moment
                 manifest = json.loads((folder / checkpoint.MANIFEST).read_bytes())
-                averages.add(manifest["files"]["ema.safetensors"]["sha256"])
+                written = manifest["files"].items()
+                averages.update(facts["sha256"] for name, facts in written if name == "ema.safetensors")
         yield checked
 
 
