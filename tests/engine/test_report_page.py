@@ -246,3 +246,18 @@ def test_it_prints(show, tmp_path):
     data = page.pdf(format="A4")
     pages = len(re.findall(rb"/Type\s*/Page\b(?!s)", data))
     assert data.startswith(b"%PDF") and 2 <= pages <= 12
+
+
+def test_lone_points_are_drawn_and_ticks_differ(show, pages, tmp_path):
+    run = full_run(tmp_path / "odd")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for i, line in enumerate(lines):
+        line["loss"] = 0.123456 + 1e-6 * (i % 5)
+        line["grad_norm"] = 1.0 + i if i % 9 == 4 else None
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pages["odd"] = write_report([run], out=tmp_path / "odd.html", force=False).path
+    page = show("odd")
+    ticks = page.locator("[data-chart='Training loss'] .ytick").all_text_contents()
+    assert len(ticks) > 2
+    assert len(set(ticks)) == len(ticks)
+    assert page.locator("[data-chart='Gradient norm'] circle.dot").count() == sum(i % 9 == 4 for i in range(len(lines)))
