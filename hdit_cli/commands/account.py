@@ -10,13 +10,14 @@ if TYPE_CHECKING:
 _MOST_CLASSES = 20
 _MOST_RANGES = 12
 _MOST_ALIKE = 5
+_MOST_TABLES = 3
 
 
 def print_report(report: "Report", *, as_json: bool, asked_to_hold_out: bool) -> None:
     """The table at the end of `hdit prepare`."""
     from dataclasses import asdict
 
-    say(*(f"note: {note}" for note in report.notes), err=True)
+    say(*(f"note: {note}" for note in (*report.notes, *_table_notes(report))), err=True)
     if as_json:
         say_json(asdict(report))
         return
@@ -30,6 +31,18 @@ def print_report(report: "Report", *, as_json: bool, asked_to_hold_out: bool) ->
         say(f"  {name:<{wide}}  {value:>9}")
     for line in _remarks(report, asked_to_hold_out=asked_to_hold_out):
         say(f"  {line}")
+
+
+def _table_notes(report: "Report") -> list[str]:
+    """Why tables, or rows of them, were of no use."""
+    from hdit_cli.data.prepare.report import TABLE_HINT
+
+    told = [f"{path}: {detail}" for path, detail in report.bad_tables[:_MOST_TABLES]]
+    if told:
+        more = len(report.bad_tables) - _MOST_TABLES
+        told[-1] += f" (and {more} more tables)" if more > 0 else ""
+        told[-1] += f"; pictures that it gives no label have no class. It needs: {TABLE_HINT}"
+    return told
 
 
 def _rows(report: "Report", *, asked_to_hold_out: bool) -> list[tuple[str, object]]:

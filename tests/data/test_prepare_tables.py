@@ -2,12 +2,15 @@
 
 import json
 import tracemalloc
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sources import jsonl, listed, pairs, picture, prepared, write_folder, write_zip
 
+from hdit_cli.commands.account import print_report
+from hdit_cli.data.prepare import PrepareOptions, prepare
 from hdit_cli.data.prepare.facts import facts_in
 from hdit_cli.errors import DataError
 
@@ -141,7 +144,6 @@ BAD_ROWS = {
     "half a surrogate": b'{"file_name": "\\ud800.png", "label": 1}\n',
     "huge integer": b'{"file_name": "a.png", "label": ' + b"9" * 5000 + b"}\n",
     "deep": DEEP + b"\n",
-    "utf-16": '{"file_name": "a.png", "label": 1}'.encode("utf-16"),
     "latin name": b'{"file_name": "\xe9.png", "label": 1}\n',
     "long line": b'{"file_name": "a.png", "label": 1, "text": "' + b"x" * (2 << 20) + b'"}\n',
     "binary": bytes(range(256)) * 40,
@@ -152,12 +154,11 @@ BAD_ROWS = {
 @pytest.mark.parametrize("what", sorted(BAD_ROWS))
 def test_a_bad_row_is_counted_and_hurts_no_other(tmp_path, kind, what):
     good = b'\xef\xbb\xbf{"file_name": "b.png", "label": "good"}\n'
-    raw = BAD_ROWS[what] if what == "utf-16" else good + BAD_ROWS[what]
-    files = {"metadata.jsonl": raw, "a.png": PNG, "b.png": PNG}
+    files = {"metadata.jsonl": good + BAD_ROWS[what], "a.png": PNG, "b.png": PNG}
     _, entries = listed(either(tmp_path, kind, files))
     assert entries["metadata.jsonl"].code == "bad-table" and entries["metadata.jsonl"].detail
     assert entries["a.png"].group is None
-    assert entries["b.png"].group == (None if what == "utf-16" else "good")
+    assert entries["b.png"].group == "good"
 
 
 BAD_VALUES = [
@@ -196,17 +197,24 @@ BAD_CSV = {
     "too many cells": b"file_name,label\nb.png,good\na.png,1,2\n",
     "a column twice": b"file_name,label,label\na.png,1,2\n",
     "a huge cell": b'file_name,label\nb.png,good\na.png,"' + b"1\n" * 100_000 + b'"\n',
-    "semicolons": b"file_name;label\nb.png;good\na.png;1\n",
+    "no column of files": b"bild;art\na.png;1\nb.png;2\n",
+    "no columns at all": b"a.png,1\nb.png,2\n",
+    "nothing": b"",
+    "a header alone": b"file_name,label\n",
+    "files without labels": b"file_name,width\na.png,2\nb.png,2\n",
+    "cp1252": "file_name,label\na.png,Caf\u00e9\nb.png,good\n".encode("cp1252"),
 }
 
 
 @pytest.mark.parametrize("what", sorted(BAD_CSV))
 def test_bad_csv(tmp_path, what):
-    _, entries = listed(write_folder(tmp_path, {"metadata.csv": BAD_CSV[what], "a.png": PNG, "b.png": PNG}))
-    others = what == "semicolons"  # there is no column file_name: somebody else's table
-    assert entries["metadata.csv"].code == ("side-file" if others else "bad-table")
-    assert entries["a.png"].group is None
-    assert entries["b.png"].group == (None if what in ("semicolons", "a column twice") else "good")
+    """What a table fails to say, the folder's name does not say either."""
+    files = {f"rose/{name}": raw for name, raw in (("metadata.csv", BAD_CSV[what]), ("a.png", PNG), ("b.png", PNG))}
+    _, entries = listed(write_folder(tmp_path, {**files, "tulip/c.png": PNG}))
+    assert entries["rose/metadata.csv"].code == "bad-table" and entries["rose/metadata.csv"].detail
+    assert entries["rose/a.png"].group is None and {"bad-label", "no-label"} & set(entries["rose/a.png"].notes)
+    assert entries["rose/b.png"].group == ("good" if b"good" in BAD_CSV[what] else None)
+    assert entries["tulip/c.png"].group == "tulip"
 
 
 BAD_DATASETS = [
@@ -230,10 +238,30 @@ def test_bad_dataset_json(tmp_path, raw):
 
 @pytest.mark.parametrize("raw", [b"[1, 2]", b"{}", b'{"images": []}', b"not json at all"])
 def test_json_of_others_is_no_error(tmp_path, raw):
-    files = {"dataset.json": raw, "a.png": PNG, "rose/b.png": PNG, "rose/b.json": raw, "metadata.jsonl": b'{"x": 1}\n'}
+    files = {"a.png": PNG, "rose/b.png": PNG, "rose/b.json": raw}
+    files |= {"dataset.json": raw} if raw.startswith(b"{") else {}
     _, entries = listed(write_folder(tmp_path, files))
     assert entries["a.png"].code == "" and entries["rose/b.png"].group == "rose"
-    assert entries["metadata.jsonl"].code == "side-file"
+    assert "dataset.json" not in entries or entries["dataset.json"].code == "side-file"
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [("metadata.jsonl", b'{"x": 1}\n'), ("dataset.json", b"[1, 2]"), ("dataset.json", b"no json"),
+     ("metadata.jsonl", b"{'file_name': 'rose/b.png', 'label': 1,}\n"), ("metadata.jsonl", b'[{"file_name": "rose/b.png"} {}')],
+)  # fmt: skip
+def test_where_a_table_cannot_be_used_folders_are_no_classes(tmp_path, kind, name, raw):
+    listing, entries = listed(either(tmp_path, kind, {"rose/b.png": PNG, "tulip/c.png": PNG, name: raw}))
+    assert entries[name].code == "bad-table" and entries[name].detail
+    assert listing.classes == [] and entries["rose/b.png"].notes == ("no-label",)
+
+
+def test_a_table_of_captions_that_fails_leaves_folders_what_they_are(tmp_path):
+    table = b"file_name,text\ngone.png,words\nb.png,more words\n"
+    _, entries = listed(write_folder(tmp_path, {"rose/b.png": PNG, "rose/metadata.csv": table}))
+    assert entries["rose/metadata.csv"].code == "bad-table" and entries["rose/b.png"].group == "rose"
+    assert entries["rose/b.png"].text == "more words"
 
 
 @settings(max_examples=60, deadline=None)
@@ -262,6 +290,140 @@ def test_a_large_table_takes_little_memory(tmp_path):
         tracemalloc.stop()
     assert entries["dataset.json"].detail.startswith(f"names of files that are not there: {count}")
     assert peak < 2e6, peak
+
+
+# Tables as other programs write them
+
+ROWS = [("a.png", "3", "words, two"), ("b.jpg", "3.0", "more"), ("sub/C.png", "1", "")]
+NAMES = [name for name, _, _ in ROWS]
+
+
+def csv_text(*, between=",", end="\n", header=("file_name", "label", "text"), name: Callable[[str], str] = str):
+    def cell(text):
+        return f'"{text}"' if between in text else text
+
+    lines = [between.join(header)] + [between.join(map(cell, (name(row[0]), *row[1:]))) for row in ROWS]
+    return end.join(lines) + end
+
+
+CSVS = {
+    "semicolons": csv_text(between=";").encode(),
+    "tabs": csv_text(between="\t", end="\r\n").encode(),
+    "bars": csv_text(between="|").encode(),
+    "sep line": ("sep=;\r\n" + csv_text(between=";", end="\r\n")).encode("utf-8-sig"),
+    "utf-8 mark": csv_text(end="\r\n").encode("utf-8-sig"),
+    "utf-16": csv_text(between="\t", end="\r\n").encode("utf-16"),
+    "utf-16-le without a mark": csv_text().encode("utf-16-le"),
+    "utf-16-be without a mark": csv_text(between=";").encode("utf-16-be"),
+    "utf-32": csv_text().encode("utf-32"),
+    "old mac": csv_text(end="\r").encode(),
+    "blanks": csv_text(header=(" file_name ", " label", "text ")).replace(",", " , ").replace("words ,  ", "words, ").encode(),
+    "quotes": csv_text(header=('"file_name"', '"label"', '"text"'), name=lambda name: f'"{name}"').encode(),
+    "letter case": csv_text(header=("File_Name", "LABEL", "Text")).encode(),
+    "blanks in names of columns": csv_text(header=("File Name", "Class Name", "Caption")).encode(),
+    "filename": csv_text(header=("filename", "label", "text")).encode(),
+    "file": csv_text(header=("file", "class", "text")).encode(),
+    "image": csv_text(header=("Image", "cls", "prompt")).encode(),
+    "path": csv_text(header=("path", "label", "text")).encode(),
+    "its own folder": csv_text(name=lambda name: f"pics/{name}").encode(),
+    "the way to it": csv_text(name=lambda name: f"data/pics/{name}").encode(),
+    "dot": csv_text(name=lambda name: f"./{name}").encode(),
+    "windows": csv_text(name=lambda name: f"C:\\Users\\me\\pics\\{name}".replace("/", "\\")).encode(),
+    "another machine": csv_text(name=lambda name: f"/home/me/pics/{name}").encode(),
+    "backslashes": csv_text(name=lambda name: f".\\{name}".replace("/", "\\")).encode(),
+    "letter case of names": csv_text(name=str.upper).encode(),
+    "no suffix": csv_text(name=lambda name: name.rpartition(".")[0]).encode(),
+    "empty lines": ("\n\n" + csv_text() + "\n\n,,\n").encode(),
+    "empty columns": "\n".join(f"{line},," for line in csv_text().splitlines()).encode(),
+    "a row twice": (csv_text() + "a.png,3,\"words, two\"\n").encode(),
+    "a column of numbers before": "\n".join(f"{n or ''},{line}" for n, line in enumerate(csv_text().splitlines())).encode(),
+}  # fmt: skip
+
+
+@both
+@pytest.mark.parametrize("what", sorted(CSVS))
+def test_what_is_plainly_meant_is_read(tmp_path, kind, what):
+    files = {f"pics/{name}": PNG for name in NAMES} | {"pics/metadata.csv": CSVS[what], "other/x.png": PNG}
+    _, entries = listed(either(tmp_path, kind, files))
+    assert (entries["pics/metadata.csv"].code, entries["pics/metadata.csv"].detail) == ("table", "")
+    told = [(entries[f"pics/{name}"].group, entries[f"pics/{name}"].text) for name in NAMES]
+    assert told == [("3", "words, two"), ("3", "more"), ("1", None)]
+    near = ("near-name",) if what in ("letter case of names", "no suffix") else ()
+    assert [entries[f"pics/{name}"].notes for name in NAMES] == [near] * 3
+
+
+JSON = [{"file_name": name, "label": float(label), "text": text} for name, label, text in ROWS]
+JSONS = {
+    "mark": jsonl(*JSON).decode().encode("utf-8-sig"),
+    "utf-16": jsonl(*JSON).decode().encode("utf-16"),
+    "a list": json.dumps(JSON).encode("utf-8-sig"),
+    "a list of many lines": json.dumps(JSON, indent=2).encode(),
+    "a list in utf-16": json.dumps(JSON, indent=2).encode("utf-16"),
+    "other keys": jsonl(*({"filename": row["file_name"], "Label": row["label"], "Text": row["text"]} for row in JSON)),
+    "windows": jsonl(*JSON).replace(b"\n", b"\r\n") + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("what", sorted(JSONS))
+def test_json_lines_as_they_come(tmp_path, what):
+    files = dict.fromkeys(NAMES, PNG) | {"Metadata.jsonl": JSONS[what]}
+    _, entries = listed(write_folder(tmp_path, files))
+    assert (entries["Metadata.jsonl"].code, entries["Metadata.jsonl"].detail) == ("table", "")
+    assert [entries[name].group for name in NAMES] == ["3", "3", "1"]
+
+
+def test_a_name_that_could_be_two_files_is_none(tmp_path):
+    table = b"file_name,label\nA.png,1\nb.png,2\nc,3\n"
+    files = dict.fromkeys(["a.png", "a.PNG", "b.png", "B.png", "c.png", "c.jpg"], PNG) | {"metadata.csv": table}
+    _, entries = listed(write_folder(tmp_path, files))
+    assert groups(entries) == {"a.png": None, "a.PNG": None, "b.png": "2", "B.png": None, "c.png": None, "c.jpg": None}
+    assert "not there: 2, the first: A.png" in entries["metadata.csv"].detail
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+@both
+def test_names_in_another_unicode_form(tmp_path, kind):
+    """In tables, captions and descriptions beside; what is written exactly so goes first."""
+    table = jsonl({"file_name": f"{NFC}/1.png", "label": "x"}, {"file_name": f"{NFD}2.png", "label": "exact"},
+                  {"file_name": f"{NFC}2.png", "label": "other"})  # fmt: skip
+    files = {f"{NFD}/1.png": PNG, f"{NFD}2.png": PNG, f"{NFC}2.png": PNG, "metadata.jsonl": table}
+    files |= {f"{NFD}3.png": PNG, f"{NFC}3.txt": b"words", f"{NFC}4.png": PNG, f"{NFD}4.json": b'{"label": "j"}'}
+    _, entries = listed(either(tmp_path, kind, files))
+    assert groups(entries) == {
+        f"{NFD}/1.png": "x", f"{NFD}2.png": "exact", f"{NFC}2.png": "other", f"{NFD}3.png": None, f"{NFC}4.png": "j",
+    }  # fmt: skip
+    assert entries[f"{NFD}/1.png"].notes == ("near-name",) and entries[f"{NFC}2.png"].notes == ()
+    assert entries[f"{NFD}3.png"].caption and "near-name" in entries[f"{NFD}3.png"].notes
+    assert entries[f"{NFC}3.txt"].code == "caption" and "near-name" in entries[f"{NFC}4.png"].notes
+
+
+@pytest.mark.parametrize("name", ["all.lst", "all.jsonl", "all.csv"])
+def test_lists_name_files_in_another_unicode_form(tmp_path, name):
+    write_folder(tmp_path, {f"{NFD}.png": PNG, f"{NFD}.txt": b"words", "B.PNG": PNG})
+    rows = {"lst": f"{NFC}.png\nb.png\n", "csv": f"path;label\n{NFC}.png;1\nb.png;2\n"}
+    raw = rows.get(name[4:], "").encode() or jsonl({"file_name": f"{NFC}.png"}, {"file_name": "b.png"})
+    (tmp_path / name).write_bytes(raw)
+    _, entries = listed(tmp_path / name)
+    assert [entries[path].code for path in ("B.PNG", f"{NFD}.png")] == ["", ""]
+    assert entries[f"{NFD}.png"].caption and entries["B.PNG"].notes == ("near-name",)
+
+
+def test_a_bad_table_is_told_once_and_strict_fails(tmp_path, capsys):
+    files = {"rose/a.png": picture(1), "tulip/b.png": picture(2), "metadata.csv": b"bild;art\nrose/a.png;1\n"}
+    source, options = write_folder(tmp_path / "s", files), PrepareOptions(size=(2, 2), format="png")
+    with pytest.raises(DataError, match=r"metadata\.csv cannot be used") as caught:
+        prepare(source, out=tmp_path / "out", options=options, workers=1, strict=True)
+    assert caught.value.exit_code == 3 and "file_name" in caught.value.hint
+    for _ in range(2):  # also where the set is complete already
+        report = prepare(source, out=tmp_path / "out", options=options, workers=1)
+        print_report(report, as_json=False, asked_to_hold_out=False)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert all(word in line for word in ("metadata.csv", "rose/a.png, 1", "columns: bild, art", "have no class"))
+        assert report.classes == {} and report.unlabelled == 2
+    with pytest.raises(DataError, match=r"metadata\.csv cannot be used"):
+        prepare(source, out=tmp_path / "out", options=options, workers=1, strict=True)
 
 
 # Lists of files

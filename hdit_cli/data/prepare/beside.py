@@ -7,7 +7,8 @@ import itertools
 from collections.abc import Callable, Iterable
 
 from hdit_cli.data.prepare.facts import BAD_CAPTION, BAD_JSON, BAD_LABEL, JSON_BYTES, Facts, facts_in
-from hdit_cli.data.prepare.listing import Entry, file_name, is_side_name, stem
+from hdit_cli.data.prepare.listing import BAD_TABLE, Entry, file_name, is_side_name, stem
+from hdit_cli.data.prepare.names import NEAR_NAME, Names, pairs_in_nfc
 from hdit_cli.data.prepare.places import Place, open_place, read_small
 from hdit_cli.data.prepare.refused import Refused
 from hdit_cli.data.prepare.tables import NO_LABEL_TOLD, NoTable, Scope, Table
@@ -32,9 +33,23 @@ class Beside:
         self._twice = {one for one, other in itertools.pairwise(sides) if one == other}
         candidates = (stem(path) for path in paths if not is_side_name(path)) if self._texts else ()
         self._captions = {self._texts[name] for name in candidates if name in self._texts}
+        self._near = self._pair_in_nfc(paths)
         self._place_of = place_of
         self._scope = scope
         self.labels_told = False  # some class came from elsewhere than a folder's name
+
+    def _pair_in_nfc(self, paths: list[str]) -> set[str]:
+        """Pairs pictures with files beside them that are named in another Unicode form; the stems of these pictures."""
+        if all(name.isascii() for name in (*self._texts, *self._jsons)):
+            return set()
+        near: set[str] = set()
+        pictures = {stem(path) for path in paths if not is_side_name(path)}
+        for sides in (self._texts, self._jsons):
+            pairs = pairs_in_nfc(pictures, set(sides))
+            sides.update({name: sides[other] for name, other in pairs.items()})
+            near |= pairs.keys()
+        self._captions |= {self._texts[name] for name in pictures & near if name in self._texts}
+        return near
 
     def code(self, path: str) -> str:
         """What kind of side file it is."""
@@ -45,7 +60,7 @@ class Beside:
         table = self._scope.facts(entry.path) if self._scope else None
         name = stem(entry.path) if self._jsons or self._texts else ""
         beside = self._described(name)
-        notes = {*beside.notes, *(table.notes if table else ())}
+        notes = {*beside.notes, *(table.notes if table else ()), *([NEAR_NAME] if name in self._near else [])}
         is_told = table is not None and (table.label is not None or BAD_LABEL in table.notes)
         if is_told or (self._scope is not None and self._scope.has_labels and beside.label is None):
             entry.group = table.label if table else None
@@ -80,18 +95,16 @@ class Beside:
             return Facts(notes=(BAD_JSON,))
 
 
-def read_tables(
-    tables: list[Entry], *, prefix: str, outer: Scope | None, exists: Callable[[str], bool]
-) -> Scope | None:
+def read_tables(tables: list[Entry], *, prefix: str, outer: Scope | None, names: Names) -> Scope | None:
     """The scope of a folder with these tables; `outer` where none of them is one. The entries get their verdicts.
 
     Args:
         tables: the files in it that have the names of tables.
         prefix: path of the folder, with a "/" at its end.
         outer: what holds for the folder above.
-        exists: whether a path relative to the folder is that of a file.
+        names: the files below the folder.
     """
-    table = Table(exists)
+    table = Table(names)
     is_one = False
     for entry in tables:
         assert entry.place is not None, "it was seen as a regular file"
@@ -102,6 +115,7 @@ def read_tables(
             continue
         except Refused as refused:
             entry.detail = f"{refused.code}: {refused.detail}"
-        entry.code = "bad-table" if entry.detail else "table"
+            table.has_labels = table.needs_labels = True
+        entry.code = BAD_TABLE if entry.detail else "table"
         is_one = True
     return Scope(prefix, table, outer) if is_one else outer

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from hdit_cli import files
 from hdit_cli.data.prepare.duplicates import Double, Duplicates, find_duplicates, rewrite
 from hdit_cli.data.prepare.heic import HEIC, INSTALL
+from hdit_cli.data.prepare.listing import BAD_TABLE
 from hdit_cli.data.prepare.numbering import Numbering, numbering_for
 from hdit_cli.data.prepare.plan import Plan
 from hdit_cli.data.prepare.preview import write_preview
-from hdit_cli.data.prepare.report import DUPLICATE, REPORT, Report, Tally, report_of, write_report
+from hdit_cli.data.prepare.report import DUPLICATE, REPORT, TABLE_HINT, Report, Tally, report_of, write_report
 from hdit_cli.data.prepare.task import SIDES, Line, Picture, Record, record_path, records
 from hdit_cli.data.shards import HELD_OUT, Manifest, ShardInfo, save_manifest
 from hdit_cli.errors import DataError
@@ -57,8 +58,12 @@ def check_strict(report: Report) -> None:
     """What --strict asks for. A duplicate that was left out as asked is no defect.
 
     Raises:
-        DataError: files were refused.
+        DataError: files were refused, or something of a table could not be used.
     """
+    if report.bad_tables:
+        path, detail = report.bad_tables[0]
+        more = f" ({len(report.bad_tables)} tables in all)" if len(report.bad_tables) > 1 else ""
+        raise DataError(f"the table {path} cannot be used as it is{more}: {detail}", hint=TABLE_HINT)
     refused = report.refused - (report.duplicates if report.deduped else 0)
     if refused:
         path, code = report.first_refused
@@ -243,6 +248,8 @@ class _Account:
             self.held_out.add(path, "kept", ruling.codes)
         else:
             self.training.add(path, ruling.verdict, ruling.codes)
+        if BAD_TABLE in ruling.codes:
+            self.training.bad_tables.append([path, ruling.detail])
         if ruling.picture:
             side.look(ruling.picture)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from hdit_cli.data.prepare.beside import Beside, read_tables
 from hdit_cli.data.prepare.listing import Entry, file_name, first_folder, is_side_name, utf8
+from hdit_cli.data.prepare.names import Names
 from hdit_cli.data.prepare.passed_over import PASSED_OVER, is_tool_file, is_tool_folder
 from hdit_cli.data.prepare.places import Place
 from hdit_cli.data.prepare.tables import DATASET, METADATA, Scope
@@ -162,7 +163,7 @@ class FolderSource:
 
     def _tables(self, folder: _Folder, names: list[_Name]) -> dict[str, Entry]:
         wanted = METADATA if folder.told else (*METADATA, DATASET)
-        entries = [self._seen(folder, name) for name in names if name.kind == "file" and name.told in wanted]
+        entries = [self._seen(folder, name) for name in names if name.kind == "file" and name.told.lower() in wanted]
         return {entry.path: entry for entry in entries if not entry.code}
 
     def _scope(self, folder: _Folder, tables: dict[str, Entry]) -> Scope | None:
@@ -171,10 +172,9 @@ class FolderSource:
         for entry in tables.values():
             entry.code = "side-file"
 
-        def exists(path: str) -> bool:
-            return os.path.isfile(self._full(folder, path.encode()))
-
-        return read_tables(list(tables.values()), prefix=folder.told, outer=folder.scope, exists=exists)
+        own = folder.told.rstrip("/").rpartition("/")[2] or self.name
+        names = names_below(self._full(folder), own=own)
+        return read_tables(list(tables.values()), prefix=folder.told, outer=folder.scope, names=names)
 
     def _entry(self, folder: _Folder, name: _Name, beside: Beside, tables: dict[str, Entry]) -> Entry:
         path = folder.told + name.told
@@ -208,6 +208,28 @@ def file_entry(path: str, full: bytes) -> tuple[Entry, float]:
         return Entry(path, None, code="not-a-file", detail="a pipe, socket or device"), 0.0
     place = Place(os.fsdecode(full), "file", 0, status.st_size)
     return Entry(path, place, group=first_folder(path)), status.st_mtime
+
+
+def names_below(folder: bytes, *, own: str) -> Names:
+    """The files below a folder that has a table, or a list.
+
+    Args:
+        folder: its path.
+        own: its name.
+    """
+
+    def is_file(path: str) -> bool:
+        return os.path.isfile(os.path.join(folder, path.encode()))
+
+    def inside(path: str) -> list[str]:
+        try:
+            with _listed(os.path.join(folder, path.encode())) as found:
+                return [told for item in found if (told := utf8(item.name)).encode() == item.name]
+        except OSError:
+            return []
+
+    root = os.fsdecode(os.path.abspath(folder))
+    return Names(is_file=is_file, inside=inside, own=own, root=root)
 
 
 def is_tar_name(name: str) -> bool:

@@ -5,15 +5,46 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from hdit_cli.data.prepare.lines import lines, opened
+
 PIECE_CHARACTERS = 1 << 24  # the most that one value may have
 
-_READ_BYTES = 1 << 16
+_READ_CHARACTERS = 1 << 16
+_HEAD = 1 << 12
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
 
 class NotJson(Exception):
     """What is wrong, and where."""
+
+
+def read_rows(stream: BinaryIO) -> Iterator[dict[str, Any] | None]:
+    """The objects of JSON lines, None for a line that is none; or those of one list around all of them.
+
+    Raises:
+        NotJson: a list that is damaged.
+        LineTooLong: a line over LINE_BYTES.
+    """
+    start = stream.tell()
+    first = stream.read(_HEAD).decode("utf-8-sig", "ignore").replace("\0", "").lstrip("\ufeff\ufffe \t\r\n")
+    stream.seek(start)
+    if first.startswith("[") and not _is_row(first):
+        elements = _Text(stream).elements()
+        yield from (element if isinstance(element, dict) else None for element in elements)
+        return
+    for _, line in lines(stream):
+        yield read_objects(line)
+
+
+def _is_row(text: str) -> bool:
+    """Whether the first line is a whole value, and more follow: lines of which this one is no object."""
+    line, _, rest = text.partition("\n")
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return bool(rest.strip())
 
 
 def read_objects(line: str) -> dict[str, Any] | None:
@@ -54,29 +85,17 @@ class _Text:
     """The part of a text that is being looked at."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+        self._stream = opened(stream)
         self._text = ""
         self._at = 0
         self._passed = 0  # characters before `_text`
-        self._rest = b""  # of a character cut in two
-        self._more()
-        self._text = self._text.removeprefix("\ufeff")
 
-    def _more(self, size: int = _READ_BYTES) -> bool:
-        raw = self._stream.read(size)
+    def _more(self, size: int = _READ_CHARACTERS) -> bool:
+        came = self._stream.read(size)
         self._passed += self._at
-        came = self._decoded(raw)
         self._text = self._text[self._at :] + came
         self._at = 0
-        return bool(raw or came)
-
-    def _decoded(self, raw: bytes) -> str:
-        whole = self._rest + raw
-        cut = len(whole)
-        if raw:  # a character has four bytes at the most
-            cut = max((at for at in range(max(0, cut - 4), cut) if whole[at] & 0xC0 != 0x80), default=cut)
-        self._rest = whole[cut:]
-        return whole[:cut].decode("utf-8", "replace")
+        return bool(came)
 
     def peek(self) -> str:
         """The next character that is no space."""
@@ -99,7 +118,7 @@ class _Text:
     def value(self) -> Any:
         """The next value of any kind."""
         self.peek()
-        size = _READ_BYTES
+        size = _READ_CHARACTERS
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)

@@ -1,12 +1,14 @@
 """The lines of a text file that may be anything: bounded in length, and text whatever its bytes are."""
 
+import io
 from collections.abc import Iterator
 from typing import BinaryIO
 
-LINE_BYTES = 1 << 20
+from hdit_cli.data.prepare.words import encoding_of
 
-_BOM = b"\xef\xbb\xbf"
-_OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff")  # UTF-16, and UTF-32 in part
+LINE_BYTES = 1 << 20  # characters, where the text is not ASCII
+
+_HEAD = 1 << 16
 
 
 class LineTooLong(Exception):
@@ -15,22 +17,30 @@ class LineTooLong(Exception):
         self.number = number
 
 
+def opened(stream: BinaryIO) -> io.TextIOWrapper:
+    """A seekable stream as text, in UTF-8 or UTF-16 as its beginning says; other bytes become U+FFFD.
+
+    Lines end with "\\n", or with "\\r" where there is no "\\n" in its beginning.
+    """
+    start = stream.tell()
+    head = stream.read(_HEAD)
+    stream.seek(start)
+    ends = "\r" if b"\r" in head and b"\n" not in head else "\n"
+    return io.TextIOWrapper(stream, encoding=encoding_of(head), errors="replace", newline=ends)
+
+
 def lines(stream: BinaryIO, *, keep_empty: bool = False) -> Iterator[tuple[int, str]]:
-    """Yields (number, text) of each line; bytes that are not UTF-8 become U+FFFD.
+    """Yields (number, text) of each line.
 
     Raises:
         LineTooLong: over LINE_BYTES.
-        UnicodeError: UTF-16 or UTF-32.
     """
-    number = 0
-    while line := stream.readline(LINE_BYTES + 1):
+    text, number = opened(stream), 0
+    while line := text.readline(LINE_BYTES + 1):
         number += 1
-        if number == 1:
-            if line.startswith(_OTHER_BOMS):
-                raise UnicodeError("a byte order mark of UTF-16")
-            line = line.removeprefix(_BOM)
         if len(line) > LINE_BYTES:
             raise LineTooLong(number)
-        text = line.decode("utf-8", "replace").rstrip("\r\n")
-        if keep_empty or text.strip():
-            yield number, text
+        line = line.rstrip("\r\n")
+        if keep_empty or line.strip():
+            yield number, line
+    text.detach()

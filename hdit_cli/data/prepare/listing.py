@@ -17,7 +17,8 @@ from hdit_cli.data.prepare.words import label_text
 from hdit_cli.errors import DataError
 
 SIDE_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".md")
-SIDE_CODES = ("side-file", "caption", "label", "table", "bad-table", PASSED_OVER)
+BAD_TABLE = "bad-table"  # something of a table, or of a list, could not be used
+SIDE_CODES = ("side-file", "caption", "label", "table", BAD_TABLE, PASSED_OVER)
 
 
 @dataclass(slots=True)

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hdit_cli.data.prepare.beside import Beside
-from hdit_cli.data.prepare.folders import file_entry
-from hdit_cli.data.prepare.listing import Entry, FileSource, file_name, is_side_name, stem, utf8
+from hdit_cli.data.prepare.folders import file_entry, names_below
+from hdit_cli.data.prepare.listing import BAD_TABLE, Entry, FileSource, file_name, is_side_name, stem, utf8
 from hdit_cli.data.prepare.passed_over import PASSED_OVER, is_tool_file
 from hdit_cli.data.prepare.places import Place
-from hdit_cli.data.prepare.tables import NoTable, Scope, Table
+from hdit_cli.data.prepare.tables import Scope, Table
 from hdit_cli.errors import DataError
 
 LIST_SUFFIXES = (".lst", ".list", ".txt", ".jsonl", ".csv")
@@ -29,16 +29,17 @@ class ListSource(FileSource):
         self._base = os.fsencode(path.parent)
 
     def entries(self) -> Iterator[Entry]:
-        table = Table(None, root=os.path.abspath(self._path.parent))
+        parent = self._path.parent
+        table = Table(names_below(self._base, own=utf8(parent.resolve().name)), keep_missing=True)
         try:
             with open(self._path, "rb") as stream:
                 problems = table.read(stream, self._path.name)
-        except NoTable as error:
-            hint = "name the files in a column file_name"
-            raise DataError(f"the list {self._path} names no files", hint=hint) from error
         except OSError as error:
             raise DataError(f"the source {self._path} cannot be read: {error.strerror}", hint="check it") from error
-        own = [Entry(utf8(self._path.name), None, code="bad-table", detail=problems)] if problems else []
+        if next(table.names(), None) is None:
+            told = f": {problems}" if problems else ""
+            raise DataError(f"the list {self._path} names no files{told}", hint="name the files in a column file_name")
+        own = [Entry(utf8(self._path.name), None, code=BAD_TABLE, detail=problems)] if problems else []
         yield from heapq.merge(own, self._named(table), key=lambda entry: entry.path)
 
     def _named(self, table: Table) -> Iterator[Entry]:

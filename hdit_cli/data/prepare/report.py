@@ -14,12 +14,15 @@ from hdit_cli.errors import DataError
 
 FORMAT = "hdit-prepare-report/1"
 REPORT = "report.json"
+TABLE_HINT = (
+    "a first row with file_name and label or text, names relative to the table; a table of something else: rename it"
+)
 DUPLICATE = "duplicate"  # code of a picture that is equal, as prepared, to an earlier one
 
 _FILES = '  "files": ['  # the line that the lines of files follow
 _MILLION = 1_000_000
 # facts that are left out where they say nothing: a report without held-out pictures does not speak of them
-_WHERE_ANY = ("held_out", "buckets", "duplicates_across", "deduped", "notes")
+_WHERE_ANY = ("held_out", "buckets", "duplicates_across", "deduped", "notes", "bad_tables")
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Tally:
     cropped: int = 0
     smaller: int = 0
     first_refused: list[str] = field(default_factory=list)  # path and code
+    bad_tables: list[list[str]] = field(default_factory=list)  # path and detail
     codes: Counter[str] = field(default_factory=Counter)
     labels: Counter[int] = field(default_factory=Counter)
     sides: Counter[int] = field(default_factory=Counter)  # shorter side of the source => pictures
@@ -125,6 +129,7 @@ class Report:
     duplicates_across: int = 0
     deduped: bool = False
     notes: list[str] = field(default_factory=list)  # what is odd about the source, in sentences
+    bad_tables: list[list[str]] = field(default_factory=list)  # [path, what could not be used of it], in their order
 
 
 def report_of(
@@ -149,6 +154,7 @@ def report_of(
         cropped=tally.cropped,
         smaller=tally.smaller,
         sides=tally.told_sides(),
+        bad_tables=tally.bad_tables,
     )
 
 

@@ -7,48 +7,54 @@ file beyond that, so a table may have any number of rows. A row that cannot be u
 import csv
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from hdit_cli.data.prepare.facts import BAD_LABEL, Facts, facts_of, label_name
-from hdit_cli.data.prepare.json_rows import NotJson, read_labels, read_objects
+from hdit_cli.data.prepare.columns import FILE_NAME, csv_rows, is_file_key, meant, shown
+from hdit_cli.data.prepare.facts import BAD_LABEL, CAPTION_KEYS, LABEL_KEYS, Facts, facts_of, label_name
+from hdit_cli.data.prepare.json_rows import NotJson, read_labels, read_rows
 from hdit_cli.data.prepare.lines import LINE_BYTES, LineTooLong, lines
+from hdit_cli.data.prepare.names import NEAR_NAME, Names
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 DATASET = "dataset.json"  # at the root alone
 
-FILE_NAME = "file_name"
 MORE_CAPTIONS = "more-captions"
 NO_LABEL_TOLD = "no-label"  # a picture that a table of labels leaves out
 
+SAVE_AS = "save it as UTF-8"
+
 _CACHE_KIB = 8192
+_MOST_COLUMNS = 64  # that are remembered for a message
+_LOST = "\ufffd"
 _SELECT = "SELECT label, caption, notes FROM rows WHERE name = ?"
 _INDEX = "index"  # beside the notes of a row: its label counts into the names of the classes
 _CLASS_KEYS = ("classes", "class_names", "label_names")
 
 
 class NoTable(Exception):
-    """The file is not a table of this kind: somebody else's JSON or CSV."""
+    """The file is not a table of this kind: somebody else's JSON."""
 
 
 class Table:
     """What the tables of one folder say of each picture below it, by its path relative to that folder.
 
     Args:
-        exists: whether a relative path is that of a file; None where that is not to be asked.
-        root: absolute path of that folder, where rows may begin with it.
+        names: the files below it.
+        keep_missing: keep the rows of files that are not there too; a list tells of each.
 
-    `has_labels` is whether it is a table of labels: then a folder's name is no class for pictures below it.
+    `has_labels` is whether it is a table of labels: then a folder's name is no class for pictures below it. One that cannot
+    be used is taken for one unless it plainly is of captions, so that no picture gets another class than was meant.
     """
 
-    def __init__(self, exists: Callable[[str], bool] | None, *, root: str | None = None) -> None:
+    def __init__(self, names: Names, *, keep_missing: bool = False) -> None:
         self.has_labels = False
         self.needs_labels = False  # a picture without one is to be told
-        self._exists = exists
-        self._root = root
+        self._names, self._keep_missing = names, keep_missing
         self._class_names: list[str] = []  # what the indices of a dataset.json mean
         self._problems: Counter[str] = Counter()
         self._first: dict[str, str] = {}
+        self._columns: dict[str, None] = {}  # of the table that is being read
         self._rows = sqlite3.connect(
             "", isolation_level=None, check_same_thread=False
         )  # no name: no file is left behind
@@ -60,28 +66,37 @@ class Table:
         self._rows.execute("BEGIN")
 
     def read(self, stream: BinaryIO, name: str) -> str:
-        """Takes over the rows of one table; what could not be used of it, in words.
+        """Takes over the rows of one table; what could not be used of it, in words, with the columns that were found.
 
         Raises:
-            NoTable: it names no pictures.
+            NoTable: a dataset.json without labels: somebody else's.
         """
-        self._problems, self._first = Counter(), {}
+        self._problems, self._first, self._columns = Counter(), {}, {}
+        is_list = not name.lower().endswith((".csv", ".jsonl", ".json"))
         try:
-            if name == DATASET:
+            if name.lower() == DATASET:
                 self._read_dataset(stream)
             elif name.lower().endswith(".csv"):
-                self._read_rows(_csv_rows(stream))
+                self._read_rows(csv_rows(line for _, line in lines(stream, keep_empty=True)))
             elif name.lower().endswith(".jsonl"):
-                self._read_rows(_json_rows(stream))
+                self._read_rows(meant(row) if row is not None else None for row in read_rows(stream))
             else:
                 self._read_rows({FILE_NAME: line} for _, line in lines(stream))
         except LineTooLong as error:
             self._problem(f"line over {LINE_BYTES >> 20} MiB, nothing read from there on", f"line {error.number}")
         except (csv.Error, NotJson) as error:
             self._problem("damaged, nothing read from there on", str(error))
-        except UnicodeError:
-            self._problem("not UTF-8", "")
-        return "; ".join(_counted(what, count, self._first[what]) for what, count in self._problems.items())
+        if self._problems and not is_list:
+            self._doubt()
+        told = [_counted(what, count, self._first[what]) for what, count in self._problems.items()]
+        columns = [] if is_list or not self._problems or not self._columns else [f"columns: {shown(self._columns)}"]
+        return "; ".join([*told, *columns])
+
+    def _doubt(self) -> None:
+        """A table of which something failed is one of labels, unless its columns say that it is of captions alone."""
+        said = set(self._columns)
+        if said & set(LABEL_KEYS) or not said & set(CAPTION_KEYS):
+            self.has_labels = self.needs_labels = True
 
     def facts(self, path: str) -> Facts | None:
         """What is said of a picture, or None where it has no row."""
@@ -104,22 +119,26 @@ class Table:
     # Rows
 
     def _read_rows(self, rows: Iterator[Mapping[str, Any] | None]) -> None:
-        named = count = 0
+        count = 0
         for count, row in enumerate(rows, start=1):
             if row is None:
                 self._problem("rows that cannot be read", f"row {count}")
                 continue
-            files = [value for key, value in row.items() if key == FILE_NAME or key.endswith(f"_{FILE_NAME}")]
-            named += bool(files)
+            if len(self._columns) < _MOST_COLUMNS:
+                self._columns.update(dict.fromkeys(row))
+            files = [value for key, value in row.items() if is_file_key(key)]
             files = [file for file in files if file not in (None, "")]
             if not files:
-                self._problem(f"rows without {FILE_NAME}", f"row {count}")
+                self._problem(f"rows without {FILE_NAME}", f"row {count} ({shown(row.values())})")
                 continue
             facts = facts_of(row)
             for file in files:
                 self._add(file, facts)
-        if count and not named and self._problems.keys() <= {f"rows without {FILE_NAME}"}:
-            raise NoTable
+        if not count:
+            self._problem("no rows in it", "")
+        said = set(self._columns) - {FILE_NAME}
+        if said and not said & {*LABEL_KEYS, *CAPTION_KEYS} and not self._problems:
+            self._problem("no column of labels or captions (label, text)", "")
 
     def _read_dataset(self, stream: BinaryIO) -> None:
         """{"labels": [["00000/img.png", 3], ...] or null}, with names of the classes where there are some."""
@@ -134,24 +153,27 @@ class Table:
                 self._add(value[0], _facts_of_label(value[1]))
             elif value is not None:
                 self._problem("labels that are no pair of a name and a class", "")
-        if not found and not self._problems:
+        if not found:
             raise NoTable
 
     def _add(self, name: Any, facts: Facts) -> None:
-        if self._root and isinstance(name, str):
-            name = name.removeprefix(self._root + "/")
-        inner = _inner(name, self._exists)
-        if inner is None:
+        found = self._names.find(name)
+        if found is None:
             self._problem("names that lead out of the folder, or are none", str(name)[:80])
             return
-        if self._exists is not None and not self._exists(inner):
-            self._problem("names of files that are not there", inner[:80])
+        if not found.is_file and not self._keep_missing:
+            self._problem("names of files that are not there", found.path[:80])
             return
+        if BAD_LABEL in facts.notes:
+            self._problem("labels that cannot be used", f"that of {found.path[:80]}")
         if facts.label is not None or BAD_LABEL in facts.notes:
             self.has_labels = self.needs_labels = True
-        values = (inner, facts.label, facts.caption, " ".join(facts.notes))
+        if facts.caption and _LOST in facts.caption:
+            self._problem(f"captions with bytes that are not UTF-8 ({SAVE_AS})", f"that of {found.path[:80]}")
+        notes = (*facts.notes, NEAR_NAME) if found.is_near else facts.notes
+        values = (found.path, facts.label, facts.caption, " ".join(notes))
         if not self._rows.execute("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?)", values).rowcount:
-            self._merge(inner, facts)
+            self._merge(found.path, facts._replace(notes=notes))
 
     def _merge(self, inner: str, facts: Facts) -> None:
         """A second row for a picture: where the two disagree on its class it has none."""
@@ -219,34 +241,7 @@ def _class_name(label: str, names: list[str]) -> str | None:
         return None
 
 
-def _inner(name: Any, exists: Callable[[str], bool] | None) -> str | None:
-    """The path relative to the table's folder, without "." and with "/"; None where it leads elsewhere."""
-    if not isinstance(name, str) or "\0" in name:
-        return None
-    if "\\" in name and not (exists is not None and exists(name)):
-        name = name.replace("\\", "/")
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return None
-    return None if name.startswith("/") or ".." in parts or not parts else "/".join(parts)
-
-
-def _json_rows(stream: BinaryIO) -> Iterator[Mapping[str, Any] | None]:
-    for _, line in lines(stream):
-        yield read_objects(line)
-
-
-def _csv_rows(stream: BinaryIO) -> Iterator[Mapping[str, Any] | None]:
-    rows = csv.reader((f"{line}\n" for _, line in lines(stream, keep_empty=True)), strict=True)
-    header = next(rows, [])
-    if len(set(header)) < len(header):
-        raise csv.Error("two columns have one name")
-    for row in rows:
-        if row:
-            yield dict(zip(header, row, strict=True)) if len(row) == len(header) else None
-
-
 def _counted(what: str, count: int, example: str) -> str:
-    return f"{what}: {count}" + (f", the first: {example}" if example else "")
+    example = example.encode("utf-8", "backslashreplace").decode()
+    save = f"; {SAVE_AS}" if _LOST in example and SAVE_AS not in what else ""
+    return (f"{what}: {count}, the first: {example}" if example else f"{what}: {count}" if count > 1 else what) + save

@@ -51,7 +51,7 @@ def tidied(said: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=64)  # few in memory: a folder's files come one after the other
 def label_text(said: str) -> str:
     """The one spelling of a label; empty where it says nothing."""
     text = tidied(said)

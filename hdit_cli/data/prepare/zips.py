@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hdit_cli.data.prepare.beside import Beside, read_tables
 from hdit_cli.data.prepare.listing import Entry, FileSource, file_name, first_folder, is_side_name, utf8
+from hdit_cli.data.prepare.names import Names
 from hdit_cli.data.prepare.passed_over import PASSED_OVER, passed_over
 from hdit_cli.data.prepare.places import Place
 from hdit_cli.data.prepare.tables import DATASET, METADATA, Scope
@@ -23,6 +24,7 @@ class ZipSource(FileSource):
         super().__init__(path, name)
         self._scopes: dict[str, Scope | None] = {}  # of the folders that were looked at
         self._files: set[str] = set()
+        self._names: defaultdict[str, set[str]] = defaultdict(set)  # folder => names in it, once they are asked for
         self._wrapper = ""
 
     def entries(self) -> Iterator[Entry]:
@@ -80,13 +82,28 @@ class ZipSource(FileSource):
             above = _folder(above.rstrip("/"))
         outer = self._scopes[above]
         wanted = (*METADATA, DATASET) if folder in ("", self._wrapper) else METADATA
-        tables = [entry for entry in entries if file_name(entry.path) in wanted]
+        tables = [entry for entry in entries if file_name(entry.path).lower() in wanted]
         for table in tables:
             table.code = "side-file"
         if tables:
-            outer = read_tables(tables, prefix=folder, outer=outer, exists=lambda path: folder + path in self._files)
+            own = folder.rstrip("/").rpartition("/")[2] or self.name
+            names = Names(
+                is_file=lambda path: folder + path in self._files,
+                inside=lambda path: self._inside(folder + path),
+                own=own,
+            )
+            outer = read_tables(tables, prefix=folder, outer=outer, names=names)
         self._scopes[folder] = outer
         return outer
+
+    def _inside(self, folder: str) -> set[str]:
+        """The names in one folder of the archive."""
+        if not self._names:
+            for path in self._files:
+                parts = path.split("/")
+                for depth, part in enumerate(parts):
+                    self._names["".join(f"{each}/" for each in parts[:depth])].add(part)
+        return self._names.get(folder, set())
 
 
 def wrapper(names: list[str], name: str) -> str:
