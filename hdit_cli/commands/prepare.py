@@ -129,7 +129,10 @@ def prepare(
             help="local: processes here. ray: a Ray cluster that sees source and OUT (pip install 'hdit-cli[ray]').",
         ),
     ] = "local",
-    strict: Annotated[bool, typer.Option("--strict", help="End with an error if any file was refused.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="End with an error if any file was refused, or a table could not be used whole."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Make a checked, resized, sharded data set from pictures; the same command goes on after an interruption."""

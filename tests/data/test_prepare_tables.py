@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sources import jsonl, listed, pairs, picture, prepared, write_folder, write_zip
 
 from hdit_cli.commands.account import print_report
-from hdit_cli.data.prepare import PrepareOptions, prepare
+from hdit_cli.data.prepare import PrepareOptions, names, prepare
 from hdit_cli.data.prepare.facts import facts_in
 from hdit_cli.errors import DataError
 
@@ -466,3 +466,20 @@ def test_lists_that_name_nothing(tmp_path, name, raw):
     with pytest.raises(DataError) as caught:
         listed(tmp_path / name)
     assert caught.value.exit_code == 3 and "a" in caught.value.message
+
+
+def test_where_the_disk_opens_near_names_too_the_names_in_the_folder_decide(monkeypatch):
+    """As on macOS and Windows."""
+    monkeypatch.setattr(names, "_EXACT", False)
+    inside = {"": [f"{NFD}.png"]}
+    found = names.Names(is_file=lambda path: path in (f"{NFD}.png", f"{NFC}.png"), inside=lambda path: inside[path])
+    assert found.find(f"{NFC}.png") == (f"{NFD}.png", True, True)
+    assert found.find(f"{NFD}.png") == (f"{NFD}.png", True, False)
+
+
+def test_a_backslash_may_be_part_of_a_name(tmp_path):
+    table = b'file_name,label\n"a\\b.png",1\n"a\\c.png",2\n'
+    _, entries = listed(
+        write_folder(tmp_path, {"a\\b.png": PNG, "a/b.png": PNG, "a/c.png": PNG, "metadata.csv": table})
+    )
+    assert groups(entries) == {"a\\b.png": "1", "a/b.png": None, "a/c.png": "2"}

@@ -58,9 +58,12 @@ class Names:
             name.encode()
         except UnicodeEncodeError:
             return None
+        plain = _inner(name, self._root)
+        if plain is not None and self._is(plain):  # nearly always
+            return Found(plain, True, False)
         ways = list(dict.fromkeys(self._ways(name)))
         for way in ways:
-            if self._is_file(way) and (_EXACT or self._is_called(way)):
+            if self._is(way):
                 return Found(way, True, False)
         for way in ways:
             near = self._near(way)
@@ -70,8 +73,6 @@ class Names:
 
     def _ways(self, name: str) -> Iterator[str]:
         """The relative paths that a name can stand for, the plainest first."""
-        if "\\" in name and (plain := _inner(name, self._root)) and self._is_file(plain):
-            yield plain
         told = name.replace("\\", "/")
         for text in dict.fromkeys((told, told.strip())):
             inner = _inner(text, self._root)
@@ -84,9 +85,12 @@ class Names:
                 if _folded(part) == own:
                     yield "/".join(parts[place + 1 :])
 
-    def _is_called(self, path: str) -> bool:
-        folder, name = path[: -len(file_name(path))], file_name(path)
-        return name in self._looked(folder).names
+    def _is(self, path: str) -> bool:
+        """Whether a file is there, and called exactly so."""
+        if not self._is_file(path):
+            return False
+        name = file_name(path)
+        return _EXACT or name in self._looked(path[: len(path) - len(name)]).names
 
     def _near(self, path: str) -> str | None:
         found = ""
