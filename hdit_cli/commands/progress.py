@@ -18,6 +18,7 @@ class Bar(tqdm):
         self.plain = not sys.stderr.isatty()
         self._last_line = time.monotonic()
         self.images_per_second = 0.0
+        self.label = ""
         super().__init__(
             *args, **{"ascii": True, "ncols": 100, **options} if self.plain else {"dynamic_ncols": True, **options}
         )
@@ -36,7 +37,8 @@ class Bar(tqdm):
 
     def close(self) -> None:
         if self.plain and not self.disable:
-            say(str(self), err=True)
+            if self.leave:
+                say(str(self), err=True)
             self.disable = True  # no empty line of tqdm's own
             return
         super().close()
@@ -53,7 +55,13 @@ class Bar(tqdm):
             self.write(shown(text), file=sys.stderr if err else sys.stdout)
 
 
-def bar(*, total: int, initial: int = 0, unit: str, label: str = "", quiet: bool = False) -> Bar:
-    """A progress bar with the time left; `unit` is what is counted. `quiet` prints nothing."""
-    options = {"desc": label or None, "smoothing": 0.05, "disable": quiet}
-    return Bar(total=total, initial=initial, unit=unit, **options)
+def bar(*, total: int, initial: int = 0, unit: str, label: str = "", quiet: bool = False, passing: bool = False) -> Bar:
+    """A progress bar with the time left; `unit` is what is counted. `quiet` prints nothing.
+
+    Args:
+        passing: it goes when it is closed, and what is over within a second shows none.
+    """
+    options = {"desc": label or None, "smoothing": 0.05, "disable": quiet, "leave": not passing}
+    made = Bar(total=total, initial=initial, unit=unit, delay=1.0 if passing else 0.0, **options)
+    made.label = label
+    return made

@@ -12,7 +12,7 @@ from hdit_cli.commands.recipe import complete_recipe, tell_stand_in
 from hdit_cli.commands.say import say
 
 if TYPE_CHECKING:
-    from hdit_cli.engine.events import Event, Started
+    from hdit_cli.engine.events import Event, Started, Working
     from hdit_cli.recipe import Recipe
 
 
@@ -171,12 +171,14 @@ class Watcher:
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
         self.bar: Any = None
+        self.beside: Any = None  # the bar of a grid, a validation or an evaluation
         self.loss: float | None = None
 
     def __enter__(self) -> "Watcher":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._done_working()
         if self.bar is not None:
             self.bar.close()
 
@@ -185,7 +187,11 @@ class Watcher:
 
         if self.quiet:
             return
+        if not isinstance(event, events.Working):
+            self._done_working()
         match event:
+            case events.Working():
+                self._work(event)
             case events.Started():
                 self._start(event)
             case events.Begun(lines=lines):
@@ -214,6 +220,20 @@ class Watcher:
                 self._say(f"warning: {text}")
             case events.Noted(text=text):
                 self._say(f"note: {text}")
+
+    def _work(self, working: "Working") -> None:
+        from hdit_cli.commands.progress import bar
+
+        if self.beside is not None and self.beside.label != working.what:
+            self._done_working()
+        if self.beside is None:
+            self.beside = bar(total=working.total, unit=working.unit, label=working.what, passing=True)
+        self.beside.update(working.done - self.beside.n)
+
+    def _done_working(self) -> None:
+        if self.beside is not None:
+            self.beside.close()
+            self.beside = None
 
     def _start(self, started: "Started") -> None:
         from hdit_cli.commands.progress import bar

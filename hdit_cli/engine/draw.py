@@ -1,6 +1,7 @@
 """The grids of a run: the same noise and classes at every step, so that they can be laid over each other."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +9,40 @@ import numpy as np
 from hdit_cli import files, runtime
 from hdit_cli.engine.checkpoint import step_name
 from hdit_cli.engine.classes import class_name
-from hdit_cli.engine.events import Drawn
-from hdit_cli.engine.generate import Sampling, choose_labels, stream
+from hdit_cli.engine.events import Drawn, Working
+from hdit_cli.engine.generate import Sampling, choose_labels, noise_levels, stream
 from hdit_cli.engine.grid import grid_png
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.out_of_memory import in_drawing
+from hdit_cli.engine.watched import BrokenOff, Stop, Watched, check
 from hdit_cli.errors import OutOfMemory
 from hdit_cli.recipe import Recipe
 
+Tell = Callable[[Working], None]
 
-def draw_grids(models: Mapping[str, Model], recipe: Recipe, *, folder: Path, step: int) -> list[Drawn]:
-    """Writes `step-00001000-<name>.png` for each model, as `[sample]` says; every process makes its share of the pictures."""
+
+def draw_grids(
+    models: Mapping[str, Model],
+    recipe: Recipe,
+    *,
+    folder: Path,
+    step: int,
+    n: int | None = None,
+    stop: Stop | None = None,
+    tell: Tell = lambda working: None,
+) -> list[Drawn]:
+    """Writes `step-00001000-<name>.png` for each model, as `[sample]` says; every process makes its share of the pictures.
+
+    Args:
+        n: only the first n of the pictures; None draws all.
+        stop: asked between two steps of the sampler.
+        tell: hears how far each grid is.
+
+    Raises:
+        BrokenOff: on every process, where one was asked to stop.
+    """
     section, here = recipe.sample, runtime.ranks()
+    shown = section.n if n is None else min(n, section.n)
     sampling = Sampling(
         seed=recipe.train.seed,
         batch_size=section.batch_size,
@@ -31,21 +54,40 @@ def draw_grids(models: Mapping[str, Model], recipe: Recipe, *, folder: Path, ste
         model.denoiser.eval()
         wanted = "all" if model.network.classes else None
         labels = choose_labels(model, n=section.n, wanted=wanted, seed=sampling.seed)
-        mine = range(here.rank, section.n, here.world)
+        mine = range(here.rank, shown, here.world)
+        watched = Watched(
+            images=len(mine),
+            batch_size=sampling.batch_size,
+            steps=len(noise_levels(model, sampling)) - 1,
+            stop=stop,
+            tell=partial(_tell, tell, what=f"drawing step {step} {name}", world=here.world, total=shown),
+        )
+        parts: dict[int, np.ndarray] | None = None
         try:
+            check(stop)
             parts = {
                 i: image
-                for batch, images in stream(model, indices=mine, labels=labels, sampling=sampling)
+                for batch, images in stream(model, indices=mine, labels=labels, sampling=sampling, on_step=watched)
                 for i, image in zip(batch, images.numpy(), strict=True)
             }
         except OutOfMemory as error:
             raise in_drawing(recipe) from error
-        model.denoiser.train(training)
-        found = {i: image for part in runtime.gather(parts) for i, image in part.items()}
+        except BrokenOff:
+            pass  # told to the other processes below: each must hear of it
+        finally:
+            model.denoiser.train(training)
+        shares = runtime.gather(parts)
+        if any(share is None for share in shares):
+            raise BrokenOff
+        found = {i: image for share in shares for i, image in share.items()}
         path = folder / f"{step_name(step)}-{name}.png"
         if here.is_main:
-            images = np.stack([found[i] for i in range(section.n)])
-            names = None if labels is None else [class_name(model, int(label)) for label in labels]
-            files.write_bytes(path, grid_png(images, labels=names, caption=f"step {step} · {name}"))
+            pictures = np.stack([found[i] for i in range(shown)])
+            names = None if labels is None else [class_name(model, int(label)) for label in labels[:shown]]
+            files.write_bytes(path, grid_png(pictures, labels=names, caption=f"step {step} · {name}"))
         drawn.append(Drawn(path))
     return drawn
+
+
+def _tell(tell: Tell, done: int, *, what: str, world: int, total: int) -> None:
+    tell(Working(what, min(done * world, total), total, "image"))

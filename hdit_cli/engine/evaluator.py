@@ -9,7 +9,7 @@ The file may be newer than the checkpoint that a run goes on from: it is written
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hdit_cli import catalog, runtime
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine import weights as names
 from hdit_cli.engine.best import BEST, read_score, write_best
-from hdit_cli.engine.events import Evaluated
+from hdit_cli.engine.events import Evaluated, Working
 from hdit_cli.engine.generate import Sampling, choose_labels
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.one_pass import Breaks, Fed, needs_net
@@ -93,12 +93,20 @@ class Evaluator:
         passed = step * batch // every > (step - 1) * batch // every
         return self.step < step and (passed or step == self.recipe.train.steps)
 
-    def evaluate(self, models: Mapping[str, Model], *, step: int, stop: StopRequest | None) -> Evaluated | None:
+    def evaluate(
+        self,
+        models: Mapping[str, Model],
+        *,
+        step: int,
+        stop: StopRequest | None,
+        tell: Callable[[Working], None] = lambda working: None,
+    ) -> Evaluated | None:
         """Scores the weights named in the recipe, and keeps the best.
 
         Args:
             models: the run's, by what their weights are called.
-            stop: asked after each batch.
+            stop: asked after each batch, and between two steps of the sampler.
+            tell: hears how far it is.
 
         Returns:
             what metrics.jsonl is to say, on the first process; None where the evaluation was broken off: it is due again.
@@ -106,7 +114,7 @@ class Evaluator:
         lines, best = [], self.best
         for weights in self.weights:
             model = models[weights]
-            scores = self._scores(model, stop=stop)
+            scores = self._scores(model, stop=stop, tell=tell)
             if scores is None:
                 return None
             if not runtime.ranks().is_main:
@@ -165,7 +173,7 @@ class Evaluator:
         labels = choose_labels(model, n=n, wanted=None, seed=self.sampling.seed)
         return Generated(model, n, labels, self.sampling)
 
-    def _scores(self, model: Model, *, stop: StopRequest | None) -> list[Score] | None:
+    def _scores(self, model: Model, *, stop: StopRequest | None, tell: Callable[[Working], None]) -> list[Score] | None:
         training = model.denoiser.training
         model.denoiser.eval()
         try:
@@ -173,7 +181,7 @@ class Evaluator:
                 self._pictures(model),
                 self.reference,
                 self.fed,
-                on_progress=lambda what, done, total: None,
+                on_progress=lambda what, done, total: tell(Working(f"evaluating: {what}", done, total, "image")),
                 breaks=Breaks(stop),
                 kept=self.known,
             )

@@ -65,6 +65,16 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Working:
+    """Something besides training that takes its time is so far: `done` of `total`, of what `unit` says."""
+
+    what: str
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A grid was written."""
 
@@ -109,4 +119,18 @@ class Finished:
     stopped_by: str = ""
 
 
-Event = Started | Begun | Stepped | Logged | Validated | Evaluated | Drawn | Saved | Kept | Warned | Noted | Finished
+Event = (
+    Started
+    | Begun
+    | Stepped
+    | Logged
+    | Working
+    | Validated
+    | Evaluated
+    | Drawn
+    | Saved
+    | Kept
+    | Warned
+    | Noted
+    | Finished
+)

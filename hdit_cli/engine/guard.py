@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from hdit_cli.errors import NonFiniteError
+
 
 class FiniteGuard:
     """Refuses non-finite steps, and every step once `cap` of them came in a row. Asks the host nothing.
@@ -22,3 +24,18 @@ class FiniteGuard:
         self.in_row = (self.in_row + bad) * bad
         self.stopped = torch.maximum(self.stopped, (self.in_row >= self.cap).float())
         return torch.maximum(bad, self.stopped)
+
+    def check(self, step: int) -> None:
+        """Asks the device whether the run must stop because of steps that were refused, the last of them `step`.
+
+        Raises:
+            NonFiniteError: it must; the weights on the disk are from before.
+        """
+        if self.stopped:
+            times = f"{self.cap} times in a row, " if self.cap > 1 else ""
+            raise NonFiniteError(
+                f"the loss or a gradient became NaN or infinite, {times}at or before step {step}",
+                hint="weights and average were not updated since; train.nonfinite=skip passes over single steps from the "
+                "newest checkpoint on, and a lower optimizer.lr goes on from there; more optimizer.warmup or "
+                "train.precision=fp32 need --fresh",
+            )

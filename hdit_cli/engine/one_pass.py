@@ -7,17 +7,18 @@ process.
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import distributed
 
 from hdit_cli import runtime
-from hdit_cli.engine.picture_sets import Batch, PictureSet, some_of
+from hdit_cli.engine.picture_sets import Batch, Generated, PictureSet, some_of
 from hdit_cli.engine.unfinished import Progress, Unfinished
+from hdit_cli.engine.watched import BrokenOff, Stop
 from hdit_cli.errors import Interrupted
 from hdit_cli.metrics.feature_net import FeatureNet
 from hdit_cli.metrics.metric import Metric
@@ -55,15 +56,6 @@ def seen_as(kind: type[Metric], state: Metric) -> Metric:
     return state if type(state) is kind else kind.merged([state.arrays()])
 
 
-class Stop(Protocol):
-    """What can ask to stop."""
-
-    @property
-    def asked(self) -> str:
-        """Why, or ""."""
-        ...
-
-
 def _feed(metric: Metric, numbers: Sequence[int], pictures: Sequence[np.ndarray]) -> None:
     """Pictures of one size together, of several sizes one by one."""
     if len({picture.shape for picture in pictures}) == 1:
@@ -78,7 +70,7 @@ class Breaks:
     """How a long pass may be broken off.
 
     Attributes:
-        stop: asked after each batch.
+        stop: asked after each batch, and between two steps of a sampler.
         unfinished: where what was done is kept, once in a while and when the pass is broken off; None keeps nothing.
     """
 
@@ -181,10 +173,17 @@ def collect(
     progress, before = mine.progress, mine.progress.found
     run = _overlapped if any(needs_net(each.metrics) for each in fed) and runtime.device().type == "cuda" else _in_turn
     done = 0
-    with closing(run(pictures.batches(mine.todo), mine.take)) as batches:
+
+    def tell(done: int) -> None:
+        on_progress(pictures.name, min(before + done * world, pictures.count), pictures.count)
+
+    made = pictures.batches(mine.todo)
+    if isinstance(pictures, Generated):
+        made = pictures.batches(mine.todo, stop=breaks.stop, tell=tell)
+    with closing(run(made, mine.take)) as batches, suppress(BrokenOff):  # the batch that was under way is lost
         for numbers, _ in batches:
             done += len(numbers)
-            on_progress(pictures.name, min(before + done * world, pictures.count), pictures.count)
+            tell(done)
             if breaks.stop is not None and breaks.stop.asked:
                 break
     if breaks.stop is not None:

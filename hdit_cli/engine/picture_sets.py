@@ -15,9 +15,10 @@ from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.sample_file import SampleFileReader, arrays_in, holds_samples
 from hdit_cli.data.shards import MANIFEST
 from hdit_cli.engine.file_kind import SAMPLES, looked_at
-from hdit_cli.engine.generate import Sampling, stream
+from hdit_cli.engine.generate import Sampling, noise_levels, stream
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.sample_folder import GRID, RECORD, STRIP, named_in
+from hdit_cli.engine.watched import Stop, Watched
 from hdit_cli.errors import DataError
 from hdit_cli.metrics.moments import Gaussian
 from hdit_cli.metrics.statistics_file import read_statistics
@@ -216,8 +217,28 @@ class Generated:
     def classes(self) -> list[str]:
         return self.model.classes
 
-    def batches(self, index: Sequence[int]) -> Iterator[Batch]:
-        for numbers, images in stream(self.model, indices=index, labels=self.wanted, sampling=self.sampling):
+    def batches(
+        self,
+        index: Sequence[int],
+        *,
+        stop: Stop | None = None,
+        tell: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[Batch]:
+        """The pictures of these numbers.
+
+        Args:
+            stop: asked between two steps of the sampler.
+            tell: called then with how many pictures the work so far would have made.
+
+        Raises:
+            BrokenOff: asked to stop.
+        """
+        steps = len(noise_levels(self.model, self.sampling)) - 1
+        size = self.sampling.batch_size
+        watched = Watched(images=len(index), batch_size=size, steps=steps, stop=stop, tell=tell)
+        for numbers, images in stream(
+            self.model, indices=index, labels=self.wanted, sampling=self.sampling, on_step=watched
+        ):
             pictures = list(images.numpy())
             if self.keep is not None:
                 self.keep(numbers, pictures)

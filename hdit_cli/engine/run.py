@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ MAY_CHANGE = (
     "log.",
 )
 _TRACKERS = ("tensorboard", "wandb")  # folders that these packages write to
+VALIDATION, GRIDS = "validation", "grids"  # what a step may owe, where it was broken off
+_VALIDATED = 4  # lines of a validation: two weights, two sets of pictures
 _CHECKPOINTING = re.compile(r"model\.levels\.\d+\.checkpoint:")  # the same values, computed again
 
 
@@ -106,6 +108,17 @@ class RunFolder:
             files.unshare(file)
         files.write_text(self.recipe_file, recipe.to_toml())
 
+    def still_owed(self, owed: Sequence[str], *, step: int) -> list[str]:
+        """Of what a checkpoint says its step owes, what the folder does not hold: an earlier start may have done it."""
+        done = set()
+        if all((self.samples / f"step-{step:08d}-{name}.png").is_file() for name in ("raw", "ema")):
+            done.add(GRIDS)
+        if VALIDATION in owed and self.validation_file.is_file():
+            last = self.validation_file.read_text(encoding="utf-8").splitlines()[-_VALIDATED:]
+            if len(last) == _VALIDATED and all(line.startswith(f'{{"step": {step}, ') for line in last):
+                done.add(VALIDATION)
+        return [what for what in owed if what not in done]
+
     def log_sizes(self) -> dict[str, int]:
         """Bytes of each log that is a function of the seed."""
         return {file.name: file.stat().st_size for file in self.reproducible if file.is_file()}
@@ -116,14 +129,15 @@ class RunFolder:
             if file.is_file():
                 files.sync_file(file)
 
-    def cut_logs(self, sizes: Mapping[str, int]) -> None:
+    def cut_logs(self, sizes: Mapping[str, int], *, keep: str = "") -> None:
         """Removes lines written after the checkpoint that the run goes on from; they will be written again.
 
         Args:
             sizes: what `log_sizes` gave for that checkpoint; empty for a run that starts over.
+            keep: the log that ends where it should.
         """
         for file in self.reproducible:
-            if file.is_file() and file.stat().st_size > sizes.get(file.name, 0):
+            if file.name != keep and file.is_file() and file.stat().st_size > sizes.get(file.name, 0):
                 files.truncate(file, sizes.get(file.name, 0))
 
     def log_metrics(self, values: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from accelerate import Accelerator
 
 from hdit_cli import runtime
+from hdit_cli.data.loader import Loader
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import MANIFEST, Bucket, load_manifest
+from hdit_cli.engine.checkpoint import Snapshot
 from hdit_cli.engine.model import Model, build_network, class_count, precondition
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.recipe import Recipe
@@ -128,6 +131,33 @@ def _sets_of(size: tuple[int, int]) -> list[Path]:
 def size_word(size: tuple[int, int]) -> str:
     """(H, W) as `hdit prepare --size` takes it: one number for a square."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def check_same_data(snapshot: Snapshot, reader: ShardReader, *, run: Path) -> None:
+    """Raises UsageError where the data is not what a run was started with, wherever it lies now."""
+    if snapshot.state["data"] != reader.fingerprint:
+        raise UsageError(
+            f"the data set is not the one {run} was started with",
+            hint="give that one with --data, choose another --run, or start over with --fresh (the old run is kept)",
+        )
+
+
+def open_loader(
+    recipe: Recipe, reader: ShardReader, *, step: int, slots: Sequence[np.ndarray], device: torch.device
+) -> Loader:
+    """The batches of a run that goes on from `step`; `slots` are this process's places in each."""
+    section = recipe.train
+    return Loader(
+        reader,
+        batch_size=section.batch_size,
+        seed=section.seed,
+        position=step * section.batch_size,
+        steps=section.steps - step,
+        slots=slots,
+        workers=recipe.data.workers,
+        pin_memory=device.type == "cuda",
+        cut=random_cut(recipe),
+    )
 
 
 def random_cut(recipe: Recipe) -> tuple[int, int] | None:

@@ -2,44 +2,51 @@
 
 import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hdit_cli import files, runtime
-from hdit_cli.data.loader import Batch, Loader
+from hdit_cli.data.loader import Batch
 from hdit_cli.data.order import split
 from hdit_cli.engine import checkpoint, snapshots
 from hdit_cli.engine.beginning import begin
 from hdit_cli.engine.clock import Clock, peak_bytes
-from hdit_cli.engine.draw import draw_grids
+from hdit_cli.engine.draw import Tell, draw_grids
 from hdit_cli.engine.evaluator import Evaluator
 from hdit_cli.engine.events import (
     Begun,
-    Drawn,
     Event,
     Finished,
     Kept,
     Logged,
     Noted,
     Saved,
-    Started,
     Stepped,
     Validated,
     Warned,
+    Working,
 )
 from hdit_cli.engine.out_of_memory import check_room, in_training, told
-from hdit_cli.engine.outlook import changed_rate, notes, started
-from hdit_cli.engine.run import RunFolder
+from hdit_cli.engine.outlook import Outlook, changed_rate
+from hdit_cli.engine.run import GRIDS, VALIDATION, RunFolder
 from hdit_cli.engine.saver import Proceed, Saver
-from hdit_cli.engine.setup import at_largest, centred, new_accelerator, new_model, open_data, random_cut
+from hdit_cli.engine.setup import (
+    at_largest,
+    centred,
+    check_same_data,
+    new_accelerator,
+    new_model,
+    open_data,
+    open_loader,
+)
 from hdit_cli.engine.state import Window
 from hdit_cli.engine.step import Stepper, compile_step
 from hdit_cli.engine.stop import StopRequest
 from hdit_cli.engine.trackers import Trackers, check_trackers
-from hdit_cli.engine.validate import Validator, open_held_out
-from hdit_cli.errors import NonFiniteError, UsageError
+from hdit_cli.engine.validate import Validator, open_validator
+from hdit_cli.engine.watched import BrokenOff
 from hdit_cli.recipe import Recipe
 
 
@@ -51,9 +58,19 @@ class Trainer:
         recipe: validated and resolved.
         data: path of the prepared data set.
         init: checkpoint whose weights a new run starts from.
+        tell: hears how far a grid, a validation or an evaluation is.
     """
 
-    def __init__(self, folder: RunFolder, recipe: Recipe, *, data: Path, init: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        recipe: Recipe,
+        *,
+        data: Path,
+        init: Path | None = None,
+        tell: Tell = lambda working: None,
+    ) -> None:
+        self.tell = tell
         self.folder, self.recipe = folder, recipe
         self.reader = open_data(recipe, data)
         runtime.set_deterministic(recipe.train.deterministic)
@@ -69,40 +86,22 @@ class Trainer:
         self.beginning = begin(model, folder.path, init)
         self.stepper = Stepper(recipe, model=model, accelerator=self.accelerator)
         self.state, self.guard = self.stepper.state, self.stepper.guard
+        self.outlook = Outlook(recipe, self.reader, model=self.state.model, world=self.world)
         self.compiling = compile_step(self.stepper, sizes=len(self.reader.sizes))
         self.saver = Saver()
+        self.resumed = False  # from a checkpoint
+        self.owed: list[str] = []  # of what belongs to this step, what is still to be done
         self.rate_before: float | None = None  # where it was changed and no line of the log says so yet
-        held_out = open_held_out(recipe, self.reader)
-        self.validator: Validator | None = None
-        if held_out is not None:
-            self.validator = Validator(
-                recipe,
-                training=centred(recipe, self.reader),
-                held_out=held_out,
-                batch_size=4 * len(self.slots[0]),  # a pass without gradients keeps far less than a training step
-                accelerator=self.accelerator,
-            )
-
+        # a pass without gradients keeps far less than a training step
+        self.validator = open_validator(
+            recipe, self.reader, batch_size=4 * len(self.slots[0]), accelerator=self.accelerator
+        )
         self.evaluator: Evaluator | None = None
         if recipe.eval.every:
             reader = centred(recipe, self.reader)
             self.evaluator = Evaluator(recipe, model=self.state.model, reader=reader, folder=folder.path)
 
     # What is written down
-
-    def check_finite(self) -> None:
-        """Asks the device whether the run must stop because of steps that were refused.
-
-        Raises:
-            NonFiniteError: it must; the weights on the disk are from before.
-        """
-        if self.guard.stopped:
-            times = f"{self.guard.cap} times in a row, " if self.guard.cap > 1 else ""
-            raise NonFiniteError(
-                f"the loss or a gradient became NaN or infinite, {times}at or before step {self.state.step}",
-                hint="weights and average were not updated since; train.nonfinite=skip passes over single steps from the "
-                "newest checkpoint on; a lower optimizer.lr, more optimizer.warmup or train.precision=fp32 need --fresh",
-            )
 
     def log(self) -> Logged:
         """Ends the window: one line of metrics.jsonl, the mean over processes and steps."""
@@ -139,11 +138,14 @@ class Trainer:
             "small_norm": float(self.stepper.noise_scale.small),
         }
 
-    def validate(self, validator: Validator) -> Validated:
+    def validate(self, validator: Validator, stop: StopRequest) -> Validated:
         """One line of validation.jsonl for each weights and split."""
         state, models = self.state, {"raw": self.state.model, "ema": self.state.ema_model()}
         images = state.step * self.recipe.train.batch_size
-        lines = [{"step": state.step, "images": images, **line} for line in validator.lines(models)]
+        found = validator.lines(
+            models, stop=stop, tell=lambda done, total: self.tell(Working("validating", done, total, "image"))
+        )
+        lines = [{"step": state.step, "images": images, **line} for line in found]
         if self.accelerator.is_main_process:
             for line in lines:
                 self.folder.log_validation(line)
@@ -151,9 +153,9 @@ class Trainer:
 
     def evaluate(self, evaluator: Evaluator, stop: StopRequest) -> list[Event]:
         """Lines of metrics.jsonl with scores; none where it was broken off by `stop`."""
-        self.check_finite()
+        self.guard.check(self.state.step)
         self.mark()
-        evaluated = evaluator.evaluate(self.state.models(), step=self.state.step, stop=stop)
+        evaluated = evaluator.evaluate(self.state.models(), step=self.state.step, stop=stop, tell=self.tell)
         for line in evaluated.lines if evaluated else ():
             self.folder.log_metrics(line)
         return [evaluated] if evaluated else []
@@ -169,7 +171,7 @@ class Trainer:
         Returns:
             what was saved before, if it was still under way.
         """
-        self.check_finite()
+        self.guard.check(self.state.step)
         state, window = self.state, self.state.window
         parts = runtime.gather(self.own())
         if not self.accelerator.is_main_process:
@@ -192,6 +194,8 @@ class Trainer:
             "data": self.reader.fingerprint,
             "environment": runtime.environment(),
         }
+        if self.owed:
+            facts["owed"] = list(self.owed)
         if self.rate_before is not None:
             facts["lr_before"] = self.rate_before
         if self.evaluator:
@@ -205,7 +209,7 @@ class Trainer:
         Returns:
             as `save`.
         """
-        self.check_finite()
+        self.guard.check(self.state.step)
         state = self.state
         if not self.accelerator.is_main_process:
             return []
@@ -225,10 +229,25 @@ class Trainer:
         checkpoint.rotate(self.folder.path, keep=self.recipe.train.keep)
         return Saved(snapshot.state["step"], path)
 
-    def draw(self) -> list[Drawn]:
-        """One grid with the raw weights and one with the average."""
+    def draw(self, stop: StopRequest) -> Iterator[Event]:
+        """One grid with the raw weights and one with the average; before the first step perhaps smaller ones."""
+        n = self.recipe.sample.n if self.state.step else self.outlook.first_grid()
+        if n < self.recipe.sample.n:
+            whole = f"all {self.recipe.sample.n} would take about {self.outlook.grid_seconds() / 60:,.0f} minutes here"
+            yield Noted(f"the first grids have {n} pictures: {whole}; later grids have them all")
         models = {"raw": self.state.model, "ema": self.state.ema_model()}
-        return draw_grids(models, self.recipe, folder=self.folder.samples, step=self.state.step)
+        how: dict[str, Any] = {"step": self.state.step, "stop": stop, "tell": self.tell}
+        yield from draw_grids(models, self.recipe, folder=self.folder.samples, n=n, **how)
+
+    def catch_up(self, stop: StopRequest) -> Iterator[Event]:
+        """What this step still owes. What `stop` breaks off stays owed, and is done when the run goes on."""
+        with suppress(BrokenOff):
+            if VALIDATION in self.owed and self.validator:
+                yield self.validate(self.validator, stop)
+                self.owed.remove(VALIDATION)
+            if GRIDS in self.owed:
+                yield from self.draw(stop)
+                self.owed.remove(GRIDS)
 
     # The run
 
@@ -243,7 +262,9 @@ class Trainer:
         yield from (Warned(text) for text in warnings)
         if name:
             snapshot = checkpoint.load_snapshot(Path(name))
-            self.check_data(snapshot)
+            check_same_data(snapshot, self.reader, run=self.folder.path)
+            self.resumed, owed = True, snapshot.state.get("owed", [])
+            self.owed = runtime.gather(self.folder.still_owed(owed, step=snapshot.state["step"]))[0]
             self.state.restore(snapshot, rank=self.rank, world=self.world)
             self.guard.in_row += snapshot.state.get("nonfinite_in_row", 0)
             self.stepper.noise_scale.restore(snapshot.state.get("noise_scale"), rank=self.rank, world=self.world)
@@ -256,71 +277,50 @@ class Trainer:
                 checkpoint.mend(self.folder.path, Path(name), keep=self.recipe.train.keep)
                 # runs of one log know its size by this name
                 before = {"metrics.jsonl": snapshot.state.get("metrics_bytes", 0)}
-                self.folder.cut_logs(snapshot.state.get("log_bytes", before))
-        elif self.accelerator.is_main_process:
-            self.folder.cut_logs({})
+                keep = self.folder.validation_file.name if VALIDATION in set(owed) - set(self.owed) else ""
+                self.folder.cut_logs(snapshot.state.get("log_bytes", before), keep=keep)
+        else:
+            self.owed = [
+                *([VALIDATION] if self.validator else []),
+                *([GRIDS] if self.recipe.train.sample_every else []),
+            ]
+            if self.accelerator.is_main_process:
+                self.folder.cut_logs({})
         if self.accelerator.is_main_process:
             snapshots.cut(self.folder.path, after=self.state.step)
-
-    def check_data(self, snapshot: checkpoint.Snapshot) -> None:
-        """Raises UsageError where the data is not what the run was started with, wherever it lies now."""
-        if snapshot.state["data"] != self.reader.fingerprint:
-            raise UsageError(
-                f"the data set is not the one {self.folder.path} was started with",
-                hint="give that one with --data, choose another --run, or start over with --fresh (the old run is kept)",
-            )
-
-    def started(self) -> Started:
-        return started(
-            self.recipe,
-            self.reader,
-            model=self.state.model,
-            step=self.state.step,
-            local=len(self.slots[0]),
-            world=self.world,
-            held_out=len(self.validator.splits[0].chosen) if self.validator else 0,
-        )
 
     def events(self) -> Generator[Event]:
         """Trains from where the folder stands to the recipe's last step, or until it is asked to stop."""
         section = self.recipe.train
         yield from self.resume()
-        yield self.started()
-        yield from (*map(Warned, self.compiling), *map(Noted, notes(self.recipe, self.reader)))
+        held_out = len(self.validator.splits[0].chosen) if self.validator else 0
+        yield self.outlook.started(step=self.state.step, local=len(self.slots[0]), held_out=held_out)
+        yield from (*map(Warned, self.compiling), *map(Noted, self.outlook.notes(self.state.step)))
         if self.beginning and self.beginning.lines:
             yield Begun(self.beginning.lines)
         if self.evaluator and not self.state.step:
             yield from (Warned(note) for note in self.evaluator.notes)
-        if self.state.step >= section.steps and not (self.evaluator and self.evaluator.due(self.state.step)):
+        due = self.owed or (self.evaluator and self.evaluator.due(self.state.step))
+        if self.state.step >= section.steps and not due:
             yield Finished(self.state.step)
             return
-        if self.validator and self.state.step == 0:
-            yield self.validate(self.validator)
-        if section.sample_every and self.state.step == 0:
-            yield from self.draw()
         stop = StopRequest(seconds=section.stop_after_seconds)
-        with stop:  # before the workers start: a signal that comes meanwhile is heard
-            loader = Loader(
-                self.reader,
-                batch_size=section.batch_size,
-                seed=section.seed,
-                position=self.state.step * section.batch_size,
-                steps=section.steps - self.state.step,
-                slots=self.slots,
-                workers=self.recipe.data.workers,
-                pin_memory=self.device.type == "cuda",
-                cut=random_cut(self.recipe),
-            )
+        with stop:  # before anything that takes long: a signal that comes meanwhile is heard
+            yield from self.catch_up(stop)
+            loader = open_loader(self.recipe, self.reader, step=self.state.step, slots=self.slots, device=self.device)
             with loader, self.saver:
                 yield from self._loop(iter(loader), stop)
 
     def _loop(self, batches: Iterator[list[Batch]], stop: StopRequest) -> Iterator[Event]:
         section, state = self.recipe.train, self.state
         clock = Clock(images=section.batch_size)
-        reason = ""
         if self.evaluator and self.evaluator.due(state.step):  # broken off when the checkpoint was written
             yield from self.evaluate(self.evaluator, stop)
-            reason = stop.agreed()
+        reason = stop.agreed()
+        if reason == "time" and state.step < section.steps:
+            reason = ""  # however little time it is given, a run gets on by a step
+        if reason and not self.resumed:
+            yield from self.save()
         while state.step < section.steps and not reason:
             with clock:
                 self.stepper.step(next(batches))
@@ -328,17 +328,16 @@ class Trainer:
             yield from (*self.saver.finished(), *map(Warned, self.stepper.notes()))
             due = partial(_due, state.step, last=section.steps)
             if due(section.log_every):
-                self.check_finite()
+                self.guard.check(self.state.step)
                 yield self.log()
                 if self.accelerator.is_main_process:
                     self.folder.log_timing(clock.line(state.step, self.device))
-            if self.validator and due(self.recipe.validation.every):
-                yield self.validate(self.validator)
+            wanted = {VALIDATION: self.validator and self.recipe.validation.every, GRIDS: section.sample_every}
+            self.owed = [what for what, every in wanted.items() if every and due(every)]
+            yield from self.catch_up(stop)
             if self.evaluator and self.evaluator.due(state.step):
                 yield from self.evaluate(self.evaluator, stop)
             reason = stop.agreed()
-            if section.sample_every and due(section.sample_every):
-                yield from self.draw()
             if self.recipe.ema.snapshot_every and due(self.recipe.ema.snapshot_every):
                 yield from self.keep_averages()
             if reason or due(section.save_every):
@@ -376,7 +375,7 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch, init: Path 
     run.refuse_links()
     run.check_recipe(recipe)
     check_trackers(recipe)
-    trainer = Trainer(run, recipe, data=data, init=init)  # fails on bad input before the folder exists
+    trainer = Trainer(run, recipe, data=data, init=init, tell=watch)  # fails on bad input before the folder exists
     if here.is_main:
         files.make_folder(folder)
     with files.lock(folder / ".lock", what=f"run {folder}") if here.is_main else nullcontext():

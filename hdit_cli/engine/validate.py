@@ -6,8 +6,9 @@ loss. No augmentation, no dropped classes, no dropout; the precision is that of 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from hdit_cli.diffusion.densities import noise_density
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.picture_sets import some_of
 from hdit_cli.engine.setup import centred, check_sizes
+from hdit_cli.engine.watched import BrokenOff, Stop, check
 from hdit_cli.errors import UsageError
 from hdit_cli.recipe import Recipe
 
@@ -99,21 +101,39 @@ class Validator:
             _Split("training", training, some_of(len(training), min(n, len(training)))),
         ]
 
-    def lines(self, models: Mapping[str, Model]) -> list[dict[str, Any]]:
+    def lines(
+        self,
+        models: Mapping[str, Model],
+        *,
+        stop: Stop | None = None,
+        tell: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[dict[str, Any]]:
         """The losses of each model on each split, on every process.
 
         Args:
             models: by what their weights are called.
+            stop: asked after each noise level.
+            tell: called with (pictures done, pictures in all).
 
         Returns:
             for each model and split: weights, split, n, sigmas (ascending), loss (mean at each sigma), mean (over all).
+
+        Raises:
+            BrokenOff: on every process, where one was asked to stop.
         """
         modes = {name: model.denoiser.training for name, model in models.items()}
         for model in models.values():
             model.denoiser.eval()
-        tables = {split.name: self._losses(split, models) for split in self.splits}
-        for name, model in models.items():
-            model.denoiser.train(modes[name])
+        total, tables = sum(len(split.chosen) for split in self.splits), {}
+        try:
+            for number, split in enumerate(self.splits):
+                before = sum(len(earlier.chosen) for earlier in self.splits[:number])
+                tables[split.name] = self._losses(
+                    split, models, stop=stop, tell=partial(_further, tell, before=before, total=total)
+                )
+        finally:
+            for name, model in models.items():
+                model.denoiser.train(modes[name])
         return [
             {
                 "weights": name,
@@ -127,19 +147,31 @@ class Validator:
             for split in self.splits
         ]
 
-    def _losses(self, split: _Split, models: Mapping[str, Model]) -> dict[str, np.ndarray]:
+    def _losses(
+        self, split: _Split, models: Mapping[str, Model], *, stop: Stop | None, tell: Callable[[int], None]
+    ) -> dict[str, np.ndarray]:
         """Per model float64 (n, levels), put together from all processes."""
-        here = runtime.ranks()
+        here, done = runtime.ranks(), 0
         mine = np.arange(here.rank, len(split.chosen), here.world)
         tables = {name: np.zeros((len(split.chosen), len(self.sigmas))) for name in models}
-        for rows in _batches(mine, split.reader.bucket_numbers[split.chosen[mine]], most=self.batch_size):
-            for name, losses in self._batch(split, rows, models):
-                tables[name][rows] = losses
-        parts = runtime.gather(tables)
+        broken_off = False
+        try:
+            for rows in _batches(mine, split.reader.bucket_numbers[split.chosen[mine]], most=self.batch_size):
+                for name, losses in self._batch(split, rows, models, stop=stop):
+                    tables[name][rows] = losses
+                done += len(rows)
+                tell(min(done * here.world, len(split.chosen)))
+        except BrokenOff:
+            broken_off = True
+        parts = runtime.gather(None if broken_off else tables)
+        if any(part is None for part in parts):
+            raise BrokenOff
         return {name: sum((part[name] for part in parts), start=np.zeros_like(tables[name])) for name in models}
 
     @torch.no_grad()
-    def _batch(self, split: _Split, rows: np.ndarray, models: Mapping[str, Model]) -> Iterator[tuple[str, np.ndarray]]:
+    def _batch(
+        self, split: _Split, rows: np.ndarray, models: Mapping[str, Model], *, stop: Stop | None
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """(name, float64 (N, levels)) of each model."""
         chosen = split.chosen[rows]
         pixels = np.stack([split.reader.picture(int(number)) for number in chosen])  # NHWC
@@ -148,6 +180,7 @@ class Validator:
         x0 = to_x0(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(first.device)).to(first.dtype)
         label = self._label(split, chosen, classes=first.network.classes, like=x0)
         for level, sigma in enumerate(self.sigmas.tolist()):
+            check(stop)
             index = rows * len(self.sigmas) + level
             noise = runtime.normal(self.seed, "validation", index, x0.shape[1:], like=x0)
             at = torch.full((len(rows),), sigma, dtype=x0.dtype, device=x0.device)
@@ -172,6 +205,21 @@ def _batches(rows: np.ndarray, buckets: np.ndarray, *, most: int) -> Iterator[np
         yield from np.split(here, range(most, len(here), most))
 
 
+def _further(tell: Callable[[int, int], None], done: int, *, before: int, total: int) -> None:
+    tell(before + done, total)
+
+
 def _number(value: float) -> float | None:
     """A number as JSON knows it."""
     return float(value) if math.isfinite(value) else None
+
+
+def open_validator(
+    recipe: Recipe, training: ShardReader, *, batch_size: int, accelerator: Accelerator
+) -> Validator | None:
+    """The validator of a run; None where there is nothing to validate on. See `open_held_out` and `Validator`."""
+    held_out = open_held_out(recipe, training)
+    if held_out is None:
+        return None
+    reader = centred(recipe, training)
+    return Validator(recipe, training=reader, held_out=held_out, batch_size=batch_size, accelerator=accelerator)

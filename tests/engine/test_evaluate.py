@@ -26,7 +26,7 @@ from hdit_cli.engine.one_pass import Fed, collect
 from hdit_cli.engine.picture_sets import Generated, Stored, open_stored, some_of
 from hdit_cli.engine.references import collect_reference
 from hdit_cli.engine.request import Request
-from hdit_cli.engine.train import new_model
+from hdit_cli.engine.setup import new_model
 from hdit_cli.errors import CheckpointError, DataError, UsageError
 from hdit_cli.metrics.frechet import FID
 from hdit_cli.metrics.inception import Inception

@@ -146,8 +146,8 @@ def test_a_run_in_use_is_not_set_aside(tiny_data, tmp_path):
 
 
 def test_a_changed_recipe_is_refused_with_the_difference(whole, tiny_data):
-    with pytest.raises(UsageError, match=r"optimizer.lr: 0.002 -> 0.001") as caught:
-        run(whole[0], tiny_recipe(optimizer__lr=1e-3), tiny_data)
+    with pytest.raises(UsageError, match=r"optimizer.eps: 1e-08 -> 1e-06") as caught:
+        run(whole[0], tiny_recipe(optimizer__eps=1e-6), tiny_data)
     assert "--fresh" in caught.value.hint
 
 
@@ -242,7 +242,7 @@ def test_a_non_finite_loss_stops_before_it_does_harm(tiny_data, tmp_path, monkey
     assert all(torch.equal(t, average[name]) for name, t in trainer.state.ema.network.state_dict().items())
     assert all(torch.equal(t, moments[name]) for name, t in trainer.state.optimizer_tensors().items())
     with pytest.raises(NonFiniteError, match="not updated"):
-        trainer.check_finite()
+        trainer.guard.check(trainer.state.step)
     with pytest.raises(NonFiniteError):
         trainer.save()
     assert checkpoint.list_steps(tmp_path) == []
