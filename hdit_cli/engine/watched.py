@@ -45,4 +45,5 @@ class Watched:
         batch, within = divmod(self._taken, self.steps)
         before = min(batch * self.batch_size, self.images)
         self.tell(before + min(self.batch_size, self.images - before) * within // self.steps)
-        check(self.stop)
+        if within:  # after its last step a batch is as good as made
+            check(self.stop)
