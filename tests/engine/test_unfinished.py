@@ -76,7 +76,8 @@ def test_it_goes_on_where_the_free_memory_gives_batches_of_another_size(place, o
     seen = []
     again = evaluate(request, on_progress=lambda what, done, total: seen.append((what, done)))
     assert again is not None and again.facts["sampling"]["batch_size"] == 3
-    assert [done for what, done in seen if what == "generated"] == [7, 10, 11]
+    done = [done for what, done in seen if what == "generated"]  # told within batches too, from what was kept on
+    assert done == sorted(done) and {7, 10, 11} <= set(done) and done[0] > 4
     assert facts(again)[0][1] == pytest.approx(expected[0][1], rel=1e-2)  # pictures differ by a step in 255
     assert not kept(own_cache)
 
