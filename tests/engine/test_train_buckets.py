@@ -162,7 +162,7 @@ def levels(**outer):
 @pytest.mark.parametrize(
     ("changes", "sentence", "hint"),
     [
-        ({"model__size": [32, 32]}, "trains 32x32 images, the data set holds 16x16", "--size 32x32 --buckets"),
+        ({"model__size": [32, 32]}, "trains 32x32 images, the data set holds 16x16", "--size 32 --buckets"),
         ({"model__levels": levels(kernel=7)}, "kernel must fit in the level's map of", "model.levels.0.kernel=6"),
         (
             {"model__levels": levels(attention="shifted-window", window=8)},
@@ -206,7 +206,7 @@ def test_a_model_of_buckets_is_scored(whole, buckets, tmp_path, monkeypatch):
     )
     assert found is not None
     assert found.scores[0].n_reference == len(ShardReader(buckets))
-    with pytest.raises(DataError, match=r"holds pictures of 3 sizes \(buckets\): swd compares equal sizes"):
+    with pytest.raises(DataError, match=r"holds pictures of 3 sizes: swd compares equal sizes"):
         evaluate(Request(whole[0] / "ckpt.safetensors", metrics=("swd",), **request), on_progress=lambda *told: None)
 
 

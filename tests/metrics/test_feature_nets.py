@@ -99,7 +99,7 @@ def test_other_files_are_not_taken_for_weights(tmp_path, weights):
     whole = weights.read_bytes()
     for size in (0, 10, 200, 300, 1000, len(whole) // 2):
         (tmp_path / "cut.pth").write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match="not a whole torch file"):
+        with pytest.raises(CheckpointError, match="not a whole torch file" if size else "is empty"):
             convert_feature_net(tmp_path / "cut.pth", out=tmp_path / "out")
 
 
