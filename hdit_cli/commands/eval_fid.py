@@ -187,7 +187,8 @@ def _score(request: "Request", *, as_json: bool) -> None:
     from hdit_cli.engine.evaluate import evaluate
 
     with Bars(quiet=not runtime.ranks().is_main) as bars:
-        evaluation = evaluate(request, on_progress=bars.pictures, on_download=bars.download, on_model=_tell_model)
+        told: dict[str, Any] = {"on_download": bars.download, "on_model": _tell_model, "on_note": _tell_note}
+        evaluation = evaluate(request, on_progress=bars.pictures, **told)
     if evaluation is not None:
         if as_json:
             say_json(evaluation.record())
@@ -216,6 +217,7 @@ def _sweep(request: "Request", axes: "tuple[Axis, ...]", *, out: Path | None, as
             on_progress=bars.pictures,
             on_download=bars.download,
             on_model=_tell_model,
+            on_note=_tell_note,
             on_point=tell,
         )
     if table is not None:
@@ -223,6 +225,14 @@ def _sweep(request: "Request", axes: "tuple[Axis, ...]", *, out: Path | None, as
             say_json(table)
         else:
             say(*sweeping.page(table))
+
+
+def _tell_note(note: str) -> None:
+    """What should be known before the work begins."""
+    from hdit_cli import runtime
+
+    if runtime.ranks().is_main:
+        say(f"note: {note}", err=True)
 
 
 def _tell_model(model: "Model") -> None:

@@ -11,6 +11,7 @@ import torch
 
 from hdit_cli import catalog, files, runtime
 from hdit_cli.data.shards import HELD_OUT
+from hdit_cli.engine.affordable import Count
 from hdit_cli.engine.checkpoint import list_steps
 from hdit_cli.engine.classes import Wanted
 from hdit_cli.engine.collect import sampling_of
@@ -83,6 +84,7 @@ class Session:
         stored: data sets and folders, by what their pictures are cut to; their fingerprint is computed once.
         references: states of references by their place in the cache.
         stop: asked after each batch.
+        count: of samples, where nobody said how many.
     """
 
     models: dict[tuple[Path, str], Model] = field(default_factory=dict)
@@ -90,6 +92,7 @@ class Session:
     stored: dict[tuple[Path, Size | None], Stored | StatisticsFile] = field(default_factory=dict)
     references: dict[Path, Metric] = field(default_factory=dict)
     stop: StopRequest | None = None
+    count: Count | None = None
 
 
 def is_run(path: Path) -> bool:
@@ -222,9 +225,15 @@ def open_net(
         on: the device it computes on; None chooses.
     """
     kind, path = feature_net.parse(named)
+    problem: DataError | None = None
     if kind == "inception" and path is None and runtime.ranks().is_main and inception.locate() is None:
-        inception.download(progress=on_download)
-    runtime.wait_for_all()
+        try:
+            inception.download(progress=on_download)
+        except DataError as error:
+            problem = error
+    problem = runtime.gather(problem)[0]  # every process hears of it: they go on, or end, together
+    if problem is not None:
+        raise problem
     device = on or runtime.device()
     # TorchScript on MPS lacks operators of Inception; the CPU takes all nets there
     return catalog.get("features", kind)(path, device=device if device.type == "cuda" else torch.device("cpu"))

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from hdit_cli import files, runtime
+from hdit_cli.engine.affordable import Count
 from hdit_cli.engine.collect import sampling_of
-from hdit_cli.engine.evaluate import plan, run
+from hdit_cli.engine.evaluate import run
 from hdit_cli.engine.generate import check
+from hdit_cli.engine.job import plan
 from hdit_cli.engine.load import find
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.one_pass import OnProgress
@@ -88,12 +90,14 @@ def sweep(
     on_progress: OnProgress,
     on_download: Callable[[int, int], None] = lambda done, total: None,
     on_model: Callable[[Model], None] = lambda model: None,
+    on_note: Callable[[str], None] = lambda note: None,
     on_point: Callable[[dict[str, Any]], None] = lambda point: None,
 ) -> dict[str, Any] | None:
     """Evaluates every point; several processes share each.
 
     Args:
         on_model: called before the first point is made.
+        on_note: as `evaluate`, once.
         on_point: called with each point's entry of the table, on the first process.
 
     Returns:
@@ -107,13 +111,14 @@ def sweep(
     main, folder = runtime.ranks().is_main, wanted.place
     known = _read(folder / TABLE) if main else {}
     names = set(runtime.gather(list(known))[0])
+    session.count = runtime.gather(_count(known))[0]  # all points of a table have as many samples
     entries: list[dict[str, Any]] = []
     if main:
         if wanted.folder is None:  # inside the run
             files.refuse_link(folder.parent, folder)
         files.make_folder(folder)
     for point in wanted.points():
-        job = plan(wanted.request(point), session, on_download=on_download)
+        job = plan(wanted.request(point), session, on_download=on_download, on_note=on_note)
         key = key_of(job.told())
         if key not in names:
             evaluation = run(job, session, on_progress=on_progress)
@@ -138,6 +143,11 @@ def sweep(
         "points": entries,
         **places,
     }
+
+
+def _count(known: dict[str, Any]) -> Count | None:
+    """How many samples the points of a table were scored with; None of an empty one."""
+    return next((Count(each["record"]["scores"][0]["n"], 0.0) for each in known.values()), None)
 
 
 def _check(wanted: Sweep, session: Session) -> Model:

@@ -60,7 +60,7 @@ def test_settings_act_and_are_recorded(made, score):
 
 
 def test_settings_belong_to_what_a_broken_off_evaluation_is_known_by(made, monkeypatch):
-    from hdit_cli.engine.evaluate import plan
+    from hdit_cli.engine.job import plan
     from hdit_cli.engine.request import Request, Session
     from hdit_cli.engine.unfinished import key_of
 

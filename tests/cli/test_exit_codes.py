@@ -124,7 +124,8 @@ def test_3_corrupt_shard(made, tmp_path, capsys):
 def test_3_scores(made, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HDIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
-    text = fails(capsys, 3, "eval-fid", made / "run", "-n", "4", "--steps", "2", "--allow-small")
+    by_name = ("-n", "4", "--steps", "2", "--metrics", "fid")
+    text = fails(capsys, 3, "eval-fid", made / "run", *by_name, "--allow-small")
     assert str(tmp_path / "cache") in text
     assert "nvidia" in text
     text = fails(
@@ -136,12 +137,14 @@ def test_3_scores(made, tmp_path, capsys, monkeypatch):
         "4",
         "--steps",
         "2",
+        "--metrics",
+        "fid",
         "--allow-small",
         "--inception",
         tmp_path / "no.pt",
     )
     assert "no.pt" in text
-    assert "2,048" in fails(capsys, 3, "eval-fid", made / "run", "-n", "4", "--steps", "2")
+    assert "2,048" in fails(capsys, 3, "eval-fid", made / "run", *by_name)
 
 
 def test_4_checkpoints(made, tmp_path, capsys):
