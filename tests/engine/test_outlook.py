@@ -64,11 +64,21 @@ def test_first_grids_are_small_where_they_would_take_long(tiny_data, forward, ev
     assert look(recipe, tiny_data, forward=forward).first_grid() == pictures
 
 
+def test_training_is_foreseen_in_its_own_precision(tiny_data, monkeypatch):
+    monkeypatch.setattr(outlook, "_timed", lambda model, *, precision: {"fp32": 1.0, "bf16": 0.25}[precision])
+    reader = ShardReader(tiny_data)
+    for precision, days in (("fp32", 28), ("bf16", 7)):
+        recipe = tiny_recipe(train__steps=100_000, train__precision=precision, train__deterministic=False)
+        found = Outlook(recipe, reader, model=new_model(recipe, reader, path=""), world=1)
+        assert f"about {days} days" in found.notes(0)[0]
+        assert found.grid_seconds() == 2 * 4 * 3
+
+
 def test_a_small_first_grid_changes_pictures_only(tiny_data, tmp_path, monkeypatch):
     folders = [tmp_path / "whole", tmp_path / "small"]
     wanted = tiny_recipe(train__steps=4, sample={"n": 9, "steps": 3})
     train(folders[0], wanted, data=tiny_data, watch=lambda event: None)
-    monkeypatch.setattr(outlook, "_timed", lambda model: 100.0)
+    monkeypatch.setattr(outlook, "_timed", lambda model, *, precision: 100.0)
     seen = []
     train(folders[1], wanted, data=tiny_data, watch=seen.append)
     assert any("the first grids have 4 pictures" in event.text for event in seen if isinstance(event, events.Noted))
