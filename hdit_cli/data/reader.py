@@ -117,7 +117,7 @@ class ShardReader:
         if size[0] > self._stored[0] or size[1] > self._stored[1]:
             raise UsageError(
                 f"pictures of {self._stored[0]}x{self._stored[1]} in {self.folder} cannot be cut to {size[0]}x{size[1]}",
-                hint=f"hdit prepare SRC --size {size[0]}x{size[1]}, or larger",
+                hint=f"`hdit prepare SRC --size {size[0]}x{size[1]}`, or larger",
             )
 
     def __getstate__(self) -> dict[str, Any]:

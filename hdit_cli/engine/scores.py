@@ -150,7 +150,7 @@ def check_reference(metrics: Sequence[type[Metric]], pictures: PictureSet, refer
         raise DataError(
             f"{pictures.name} is {h}x{w}, {reference.name} {height}x{width} (height x width): "
             f"{' and '.join(of_pixels)} {verb} equal sizes",
-            hint=f"hdit prepare REFERENCE --size {h}x{w}, or --metrics fid,kid",
+            hint=f"`hdit prepare REFERENCE --size {h}x{w}`, or --metrics fid,kid",
         )
 
 
