@@ -26,7 +26,7 @@ def prepare(
         list[Path],
         typer.Argument(
             help="Folder (its sub-folders are classes), .zip, .tar, folder of tars, data set made before, or list of files "
-            "(.lst, .txt, .jsonl, .csv). Several make one set. A table (metadata.jsonl, metadata.csv, dataset.json) goes "
+            "(.lst, .txt, .jsonl, .csv, .tsv). Several make one set. A table (metadata.jsonl, metadata.csv, dataset.json) goes "
             "before a .json beside the picture, and that before the folder."
         ),
     ],

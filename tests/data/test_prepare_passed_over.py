@@ -77,9 +77,23 @@ def test_resource_forks_elsewhere_are_refused_and_hidden_pictures_are_pictures(t
 def test_a_list_means_the_folders_it_names(tmp_path):
     write_folder(tmp_path, {".cache/1.png": picture(1), ".cache/Thumbs.db": b"thumbs"})
     (tmp_path / "all.lst").write_text(".cache/1.png\n.cache/Thumbs.db\n")
-    assert {e.path: o.codes for e, o in prepared(tmp_path / "all.lst")} == {
-        ".cache/1.png": (), ".cache/Thumbs.db": ("passed-over",),
+    assert {e.path: (e.group, o.codes) for e, o in prepared(tmp_path / "all.lst")} == {
+        ".cache/1.png": (None, ()), ".cache/Thumbs.db": (None, ("passed-over",)),
     }  # fmt: skip
+
+
+def test_a_list_of_a_whole_folder_passes_over_what_tools_left_there(tmp_path):
+    write_folder(tmp_path, {"rose/1.png": picture(1), ".thumbnails/1.png": picture(2), "rose/@eaDir/1.png": picture(3)})
+    names = [".thumbnails/1.png", "rose/1.png", "rose/@eaDir/1.png"]
+    (tmp_path / "all.txt").write_text("\n".join(names))
+    listing, entries = listed(tmp_path / "all.txt")
+    assert listing.classes == ["rose"]
+    assert {path: entry.code for path, entry in entries.items()} == {
+        names[0]: "passed-over", names[1]: "", names[2]: "passed-over",
+    }  # fmt: skip
+    (tmp_path / "told.csv").write_text("file_name,label\n" + "".join(f"{name},told\n" for name in names))
+    listing, entries = listed(tmp_path / "told.csv")  # each row says what it means
+    assert listing.classes == ["told"] and {entry.code for entry in entries.values()} == {""}
 
 
 def test_a_hidden_folder_may_be_the_source_and_what_is_passed_over_is_not_opened(tmp_path):

@@ -321,6 +321,7 @@ CSVS = {
     "quotes": csv_text(header=('"file_name"', '"label"', '"text"'), name=lambda name: f'"{name}"').encode(),
     "letter case": csv_text(header=("File_Name", "LABEL", "Text")).encode(),
     "blanks in names of columns": csv_text(header=("File Name", "Class Name", "Caption")).encode(),
+    "marks without width": csv_text(header=("\u200bfile_name", "label\u200b", "text\ufeff")).encode(),
     "filename": csv_text(header=("filename", "label", "text")).encode(),
     "file": csv_text(header=("file", "class", "text")).encode(),
     "image": csv_text(header=("Image", "cls", "prompt")).encode(),
@@ -350,6 +351,15 @@ def test_what_is_plainly_meant_is_read(tmp_path, kind, what):
     assert told == [("3", "words, two"), ("3", "more"), ("1", None)]
     near = ("near-name",) if what in ("letter case of names", "no suffix") else ()
     assert [entries[f"pics/{name}"].notes for name in NAMES] == [near] * 3
+
+
+@both
+@pytest.mark.parametrize("name", ["metadata.tsv", "METADATA.TSV"])
+def test_a_table_with_the_suffix_of_tabs(tmp_path, kind, name):
+    files = dict.fromkeys(NAMES, PNG) | {name: CSVS["tabs"], "other/x.png": PNG}
+    _, entries = listed(either(tmp_path, kind, files))
+    assert entries[name].code == "table" and [entries[each].group for each in NAMES] == ["3", "3", "1"]
+    assert entries["other/x.png"].group is None
 
 
 JSON = [{"file_name": name, "label": float(label), "text": text} for name, label, text in ROWS]

@@ -13,7 +13,7 @@ FILE_NAME = "file_name"
 # other names of the column of files, the plainest first, without blanks and strokes, which do not count
 _FILES = ("filename", "file", "filepath", "path", "imagepath", "imagefile", "imagename", "image", "imgpath", "img",
           "picture", "photo")  # fmt: skip
-_STROKES = re.compile(r"[\s_.\-\ufeff]+")
+_STROKES = re.compile(r"[\s_.\-\ufeff\u200b\u200e\u200f\u2060]+")
 _DELIMITERS = ",;\t|"
 _SEPARATOR_LINE = re.compile(r"\s*sep=(.)\s*", re.IGNORECASE)  # how a spreadsheet says what stands between the cells
 _SHOWN = 8

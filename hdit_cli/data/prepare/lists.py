@@ -1,4 +1,4 @@
-"""A file that names pictures: one path a line (`.lst`, `.list`, `.txt`), or a table with `file_name` (`.jsonl`, `.csv`).
+"""A file that names pictures: one path a line (`.lst`, `.list`, `.txt`), or a table with `file_name` (`.jsonl`, `.csv`, `.tsv`).
 
 Paths are relative to the folder of the list; a path that leads out of it is counted as a problem of the list.
 """
@@ -11,12 +11,12 @@ from pathlib import Path
 from hdit_cli.data.prepare.beside import Beside
 from hdit_cli.data.prepare.folders import file_entry, names_below
 from hdit_cli.data.prepare.listing import BAD_TABLE, Entry, FileSource, file_name, is_side_name, stem, utf8
-from hdit_cli.data.prepare.passed_over import PASSED_OVER, is_tool_file
+from hdit_cli.data.prepare.passed_over import PASSED_OVER, is_tool_file, is_tool_folder, passed_over
 from hdit_cli.data.prepare.places import Place
 from hdit_cli.data.prepare.tables import Scope, Table
 from hdit_cli.errors import DataError
 
-LIST_SUFFIXES = (".lst", ".list", ".txt", ".jsonl", ".csv")
+LIST_SUFFIXES = (".lst", ".list", ".txt", ".jsonl", ".csv", ".tsv")
 
 
 class ListSource(FileSource):
@@ -43,12 +43,15 @@ class ListSource(FileSource):
         yield from heapq.merge(own, self._named(table), key=lambda entry: entry.path)
 
     def _named(self, table: Table) -> Iterator[Entry]:
+        # A list of a whole folder names what lies in .thumbnails too. One with labels, or of such a folder alone, means it.
+        is_whole = not table.has_labels and not all(map(passed_over, table.names()))
         for path in table.names():
-            if is_tool_file(file_name(path)):  # a folder that was named is meant, whatever it is called
+            if passed_over(path) if is_whole else is_tool_file(file_name(path)):
                 yield Entry(path, None, code=PASSED_OVER)
                 continue
             entry, changed = file_entry(path, os.path.join(self._base, path.encode()))
             self.newest = max(self.newest, changed)
+            entry.group = None if is_tool_folder(entry.group or "") else entry.group
             if entry.code == "broken-link":
                 entry.code = "missing"
             elif not entry.code and is_side_name(path):

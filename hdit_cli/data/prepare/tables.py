@@ -16,7 +16,8 @@ from hdit_cli.data.prepare.json_rows import NotJson, read_labels, read_rows
 from hdit_cli.data.prepare.lines import LINE_BYTES, LineTooLong, lines
 from hdit_cli.data.prepare.names import NEAR_NAME, Names
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
+_CELLS = (".csv", ".tsv")  # what stands between the cells is seen, whatever the suffix
 DATASET = "dataset.json"  # at the root alone
 
 MORE_CAPTIONS = "more-captions"
@@ -72,11 +73,11 @@ class Table:
             NoTable: a dataset.json without labels: somebody else's.
         """
         self._problems, self._first, self._columns = Counter(), {}, {}
-        is_list = not name.lower().endswith((".csv", ".jsonl", ".json"))
+        is_list = not name.lower().endswith((*_CELLS, ".jsonl", ".json"))
         try:
             if name.lower() == DATASET:
                 self._read_dataset(stream)
-            elif name.lower().endswith(".csv"):
+            elif name.lower().endswith(_CELLS):
                 self._read_rows(csv_rows(line for _, line in lines(stream, keep_empty=True)))
             elif name.lower().endswith(".jsonl"):
                 self._read_rows(meant(row) if row is not None else None for row in read_rows(stream))
