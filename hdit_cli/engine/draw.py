@@ -1,6 +1,6 @@
 """The grids of a run: the same noise and classes at every step, so that they can be laid over each other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +30,11 @@ def draw_grids(
     n: int | None = None,
     stop: Stop | None = None,
     tell: Tell = lambda working: None,
-) -> list[Drawn]:
+) -> Iterator[Drawn]:
     """Writes `step-00001000-<name>.png` for each model, as `[sample]` says; every process makes its share of the pictures.
+
+    Yields:
+        each grid once it is written.
 
     Args:
         n: only the first n of the pictures; None draws all.
@@ -48,7 +51,6 @@ def draw_grids(
         batch_size=section.batch_size,
         **{name: getattr(section, name) for name in ("steps", "sampler", "schedule", "eta", "rho", "cfg")},
     )
-    drawn = []
     for name, model in models.items():
         training = model.denoiser.training
         model.denoiser.eval()
@@ -85,8 +87,7 @@ def draw_grids(
             pictures = np.stack([found[i] for i in range(shown)])
             names = None if labels is None else [class_name(model, int(label)) for label in labels[:shown]]
             files.write_bytes(path, grid_png(pictures, labels=names, caption=f"step {step} · {name}"))
-        drawn.append(Drawn(path))
-    return drawn
+        yield Drawn(path)
 
 
 def _tell(tell: Tell, done: int, *, what: str, world: int, total: int) -> None:
