@@ -1,10 +1,11 @@
 """Classes of which no picture was kept are no classes, and the labels count without them: in manifest, index and .cls."""
 
+import json
 import tarfile
 
 import pytest
 from prepare_jobs import digests
-from sources import picture, write_folder
+from sources import picture, write_folder, write_zip
 
 from hdit_cli.data.prepare import PrepareOptions, Share, prepare, prepare_share
 from hdit_cli.data.prepare import finish as finishing
@@ -128,3 +129,23 @@ def test_sets_without_such_classes_are_not_written_again(tmp_path, monkeypatch):
     files = {f"{name}/{n}.png": picture(n) for n, name in enumerate("aabbcc")}
     monkeypatch.setattr(finishing, "rewrite", lambda *_: pytest.fail("there is nothing to rewrite"))
     assert prepare(write_folder(tmp_path / "s", files), out=tmp_path / "out", options=OPTIONS, workers=1).kept == 6
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_list_of_classes_in_a_dataset_json_is_the_list_of_the_set(tmp_path, packed):
+    """In its order, with classes without a picture too: an index there is the label here."""
+    table = json.dumps(
+        {"labels": [[f"{n}.png", n % 3] for n in range(4)], "classes": ["zinnia", "aster", "iris", "rose"]}
+    )
+    files = {f"{n}.png": picture(n) for n in range(4)} | {"2.png": b"broken", "dataset.json": table.encode()}
+    source = write_zip(tmp_path / "in.zip", files) if packed else write_folder(tmp_path / "in", files)
+    report = prepare(source, out=tmp_path / "out", options=OPTIONS, workers=1)
+    assert report.classes == {"zinnia": 2, "aster": 1, "iris": 0, "rose": 0}
+    check(tmp_path / "out", ["zinnia", "aster", "iris", "rose"], [0, 1, 0])
+
+
+def test_a_class_beside_the_list_makes_it_no_list_of_all(tmp_path):
+    table = json.dumps({"labels": [["0.png", 0]], "classes": ["zinnia", "iris"]}).encode()
+    files = {"0.png": picture(0), "1.png": picture(1), "1.json": b'{"label": "other"}', "dataset.json": table}
+    report = prepare(write_folder(tmp_path / "in", files), out=tmp_path / "out", options=OPTIONS, workers=1)
+    assert report.classes == {"other": 1, "zinnia": 1}

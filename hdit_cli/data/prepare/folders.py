@@ -67,6 +67,7 @@ class FolderSource:
         self.name = utf8(root.resolve().name)
         self.newest = 0.0
         self.classes: list[str] | None = None
+        self.listed: list[str] = []
         self._base = os.fsencode(root)
         self._tars: dict[str, list[Entry]] = {}  # that were opened, and whose members are still to be told
         self.kind = "tar" if self._holds_tars() else "folder"
@@ -174,7 +175,10 @@ class FolderSource:
 
         own = folder.told.rstrip("/").rpartition("/")[2] or self.name
         names = names_below(self._full(folder), own=own)
-        return read_tables(list(tables.values()), prefix=folder.told, outer=folder.scope, names=names)
+        scope = read_tables(list(tables.values()), prefix=folder.told, outer=folder.scope, names=names)
+        if scope is not None and not folder.told:
+            self.listed = scope.table.class_names
+        return scope
 
     def _entry(self, folder: _Folder, name: _Name, beside: Beside, tables: dict[str, Entry]) -> Entry:
         path = folder.told + name.told

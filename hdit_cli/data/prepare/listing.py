@@ -78,7 +78,8 @@ class Source(Protocol):
     """One thing that pictures come from. What is said of it holds once its entries have been told.
 
     `kind` is folder, zip, tar or list; `newest` the latest time of change of its files, in seconds since the epoch;
-    `classes` the names of the classes in their order, where the source itself has one; `by_value` whether class names that
+    `classes` the names of the classes in their order, where the source itself has one; `listed` those that a table of it
+    lists in their order; `by_value` whether class names that
     are numbers are indices, so that 10 comes behind 9.
     """
 
@@ -87,6 +88,7 @@ class Source(Protocol):
     newest: float
     classes: list[str] | None
     by_value: bool
+    listed: list[str]
 
     def entries(self) -> Iterator[Entry]:
         """Yields all entries in the order of the bytes of their paths.
@@ -104,6 +106,7 @@ class FileSource:
 
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
+        self.listed: list[str] = []
         self.newest = os.stat(path).st_mtime
         self.classes: list[str] | None = None
         self._path = path
@@ -159,6 +162,7 @@ class Listing:
             if not entry.code:
                 self.layout.see(entry.path, entry.group)
             yield entry
+        self.fixed = self.fixed or self._listed(groups)
         self.classes = self._in_order(groups)
         newest = max(source.newest for source in self._sources.values())
         self.newest = 0.0 if newest > time.time() else newest  # a clock that was wrong once tells nothing
@@ -178,6 +182,12 @@ class Listing:
                 yield entry
             if entry is None:
                 raise DataError(f"the source {name} is empty", hint="give a folder of pictures, a .zip, or a .tar")
+
+    def _listed(self, groups: set[str]) -> list[str] | None:
+        """The list of classes that a table of each source has, where it knows every class that was found."""
+        first, *others = (source.listed for source in self._sources.values())
+        is_one = bool(first) and len(set(first)) == len(first) and all(listed == first for listed in others)
+        return first if is_one and groups <= set(first) else None
 
     def _in_order(self, groups: set[str]) -> list[str]:
         if self.fixed is not None:

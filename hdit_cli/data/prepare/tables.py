@@ -15,6 +15,7 @@ from hdit_cli.data.prepare.facts import BAD_LABEL, CAPTION_KEYS, LABEL_KEYS, Fac
 from hdit_cli.data.prepare.json_rows import NotJson, read_labels, read_rows
 from hdit_cli.data.prepare.lines import LINE_BYTES, LineTooLong, lines
 from hdit_cli.data.prepare.names import NEAR_NAME, Names
+from hdit_cli.data.prepare.words import label_text
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 _CELLS = (".csv", ".tsv")  # what stands between the cells is seen, whatever the suffix
@@ -52,6 +53,7 @@ class Table:
         self.has_labels = False
         self.needs_labels = False  # a picture without one is to be told
         self._names, self._keep_missing = names, keep_missing
+        self.class_names: list[str] = []  # that it lists, in their one spelling
         self._class_names: list[str] = []  # what the indices of a dataset.json mean
         self._problems: Counter[str] = Counter()
         self._first: dict[str, str] = {}
@@ -147,6 +149,7 @@ class Table:
         for key, value in read_labels(stream, repeated="labels"):
             if key in _CLASS_KEYS and isinstance(value, list) and all(isinstance(name, str) for name in value):
                 self._class_names = value
+                self.class_names = [label_text(name) for name in value]
             if key != "labels":
                 continue
             found = self.has_labels = True

@@ -59,6 +59,7 @@ class OwnSource:
         self.name = utf8(folder.resolve().name)
         self.newest = 0.0
         self.classes: list[str] | None = shards.classes
+        self.listed: list[str] = []
         self._folder = folder
         self._shards = shards
 

@@ -93,6 +93,8 @@ class ZipSource(FileSource):
                 own=own,
             )
             outer = read_tables(tables, prefix=folder, outer=outer, names=names)
+            if outer is not None and DATASET in wanted:
+                self.listed = self.listed or outer.table.class_names
         self._scopes[folder] = outer
         return outer
 
