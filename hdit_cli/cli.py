@@ -32,7 +32,7 @@ from hdit_cli.commands import (
 )
 from hdit_cli.commands.layout import Command
 from hdit_cli.commands.say import say
-from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError, is_out_of_memory
+from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError, UsageError, is_out_of_memory
 
 COMMANDS = {
     "prepare": (prepare.prepare, "Turn pictures into a checked, resized, sharded data set."),
@@ -51,6 +51,8 @@ COMMANDS = {
 }
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG}
+_NAME_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP}
+_SHOWN = 80  # characters of a name that is too long
 _CLICK_INTERRUPTED = 130  # what typer exits with after Ctrl-C
 
 _GO_ON = ("prepare", "train", "eval-fid")  # commands that find what they had done
@@ -170,7 +172,10 @@ def _as_told(error: BaseException, arguments: list[str]) -> HditError:
         return OutOfMemory("out of memory", hint=f"what helps: {_SMALLER.get(command, _SMALLER_ELSEWHERE)}")
     if "RANK" in os.environ and _is_lost_connection(error):
         return HditError("another process of this run ended", hint="its own message says why")
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+    if isinstance(error, OSError) and error.errno in _NAME_ERRORS:
+        told = f"no file can be there: {os.strerror(error.errno or 0).lower()} ({str(error.filename)[:_SHOWN]}…)"
+        return UsageError(told, hint="check the path that you gave")
+    if isinstance(error, OSError) and (error.errno in _DISK_ERRORS or (error.errno and error.filename)):
         where = f" ({error.filename})" if error.filename else ""
         return StorageError(f"{os.strerror(error.errno or 0)}{where}", hint="check the disk, the path, its permissions")
     sentence = " ".join(str(error).split())[:300]

@@ -177,8 +177,8 @@ def write_bytes(path: Path, data: bytes | bytearray | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of UTF-8 text."""
-    write_bytes(path, text.encode())
+    """`write_bytes` of UTF-8 text; bytes of a name that are none are escaped as JSON does it, which reads them back."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def json_text(value: Any) -> str:

@@ -5,6 +5,7 @@ a part for each of its files, what is true of all of them. A new export renews i
 are; parts of files that are gone go too.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,17 @@ class Part:
 
     def written(self) -> str:
         """With its mark before it."""
-        return f"<!-- hdit card: {self.kind} {self.key}{f' {quote(self.file)}' if self.file else ''} -->\n{self.text.strip()}\n"
+        return f"<!-- hdit card: {self.kind} {self.key}{f' {quote(os.fsencode(self.file))}' if self.file else ''} -->\n{self.text.strip()}\n"
 
 
 def parts_of(card: str) -> list[Part]:
     """The parts of a card, in their order; none where it is no card of ours."""
     marks = list(_MARK.finditer(card))
     ends = [*(mark.start() for mark in marks[1:]), len(card)] if marks else []
-    return [Part(m[1], m[2], unquote(m[3] or ""), card[m.end() : end]) for m, end in zip(marks, ends, strict=True)]
+    return [
+        Part(m[1], m[2], unquote(m[3] or "", errors="surrogateescape"), card[m.end() : end])
+        for m, end in zip(marks, ends, strict=True)
+    ]
 
 
 def place_for(path: Path) -> Path:

@@ -4,6 +4,7 @@ Levels are matched from the innermost outwards, layers and tensors by name and s
 embeddings by the names of the classes. New layers and levels are the identity at the start.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,8 @@ class Source:
 
     def facts(self) -> dict[str, Any]:
         """What is remembered of it: path, SHA-256, weights, step."""
-        return {"path": self.path, "sha256": self.sha256, "weights": self.model.weights, "step": self.model.step}
+        path = os.fsencode(self.path).decode("utf-8", "backslashreplace")  # it goes into headers, which are UTF-8
+        return {"path": path, "sha256": self.sha256, "weights": self.model.weights, "step": self.model.step}
 
 
 @dataclass(frozen=True)

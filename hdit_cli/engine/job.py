@@ -73,7 +73,7 @@ class Job:
             "cut": self.reference.cut if isinstance(self.reference, Stored) else None,
             "held_out": self.held_out and self.held_out.fingerprint,
             "metrics": [told_of(kind, each.net) for each in self.fed for kind in each.metrics],
-            "save": None if self.request.save is None else str(self.request.save.resolve()),
+            "save": None if self.request.save is None else str(files.real_path(self.request.save)),
             "versions": versions,
         }
         if isinstance(self.pictures, Stored):

@@ -1,5 +1,6 @@
 """Sets of pictures to be scored: a data set, a folder, or what a model generates. Read by number, in batches."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -264,7 +265,7 @@ def check_samples(path: Path) -> None:
 
 
 def is_data_set(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
+    return os.path.isfile(path / MANIFEST)  # also of a name that is too long for a file
 
 
 def open_reference(path: Path, *, moments: bool) -> Stored | StatisticsFile:

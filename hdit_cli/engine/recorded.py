@@ -1,6 +1,5 @@
 """What a `samples.json` asks for, checked: it may come from anywhere."""
 
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,9 @@ from hdit_cli.engine.collect import Order
 from hdit_cli.engine.generate import Sampling
 from hdit_cli.engine.sample_folder import read_record
 from hdit_cli.errors import UsageError
+
+_LARGEST = {"seed": 2**63 - 1, "n": 100_000_000, "steps": 100_000}  # as on the command line
+_ANY_LARGEST = 1_000_000_000  # of the other numbers
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def _typed(table: Any, name: str, kind: type, *, default: Any = None) -> Any:
     numbers = (int, float) if kind is float else kind
     if not isinstance(value, numbers) or (kind is not bool and isinstance(value, bool)):
         raise ValueError(f"{name} is {value!r:.100}")
-    if kind is float and not math.isfinite(value):
-        raise ValueError(f"{name} is {value}")
+    if kind in (int, float) and not abs(value) <= _LARGEST.get(name, _ANY_LARGEST):  # NaN is in no range
+        raise ValueError(f"{name} is {value!r:.40}")
     return value
 
 
@@ -89,6 +91,10 @@ def _each(values: Any, kind: type) -> list[Any]:
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
         raise ValueError(f"ends {values!r:.100}")
     return values
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _ANY_LARGEST
 
 
 def _recorded_sampling(values: dict[str, Any]) -> Sampling:
@@ -101,7 +107,7 @@ def _recorded_sampling(values: dict[str, Any]) -> Sampling:
     for name, default in asdict(plain).items():
         if name in ("cfg_interval", "size"):
             pair = values.get(name)
-            numbers = isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, int | float) for v in pair)
+            numbers = isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair))
             if pair is not None and not numbers:
                 raise ValueError(f"{name} is {pair!r:.100}")
             known[name] = tuple(pair) if pair is not None else None

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,11 @@ def named_in(folder: Path) -> Named | None:
 
 
 def _is_plain(name: str) -> bool:
-    return name.endswith(".png") and not name.startswith(".") and not set(name) & set("/\\:\0")
+    try:
+        fits = len(os.fsencode(name)) <= 255  # bytes, as file systems have it
+    except UnicodeEncodeError:  # half a character, which no name has
+        fits = False
+    return fits and name.endswith(".png") and not name.startswith(".") and not set(name) & set("/\\:\0")
 
 
 def clear(folder: Path) -> None:

@@ -117,7 +117,7 @@ class Trackers:
             files.write_json(path, {"id": secrets.token_hex(8)})
         tracker = tracking.WandBTracker(
             "hdit",  # the project
-            name=self.folder.resolve().name,
+            name=files.real_path(self.folder).name,
             id=json.loads(path.read_bytes())["id"],
             resume="allow",
             dir=str(self.folder),

@@ -10,6 +10,8 @@ import sys
 import time
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from hdit_cli import cli
 
@@ -270,3 +272,39 @@ def test_75_interrupted(made, tmp_path, number, processes):
     saved = sorted(p.name for p in (run / "checkpoints").iterdir())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert saved == [f"step-{lines[-1]['step']:08d}"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "y/" * 2500], ids=["name", "path"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("info", "@"), ("sample", "@"), ("sample", "RUN", "--out", "@"), ("sample", "--from", "@"), ("eval-fid", "@"),
+        ("eval-fid", "RUN", "--metrics", "swd", "--reference", "@"), ("export", "RUN", "--out", "@"), ("convert", "@"),
+        ("train", "RECIPE", "--run", "@"), ("train", "RECIPE", "--init", "@"), ("verify", "@"), ("report", "@"),
+        ("train", "@"), ("prepare", "@"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_name_too_long_for_a_file(words, name, made, capsys):
+    known = {"@": name, "RUN": made / "run", "RECIPE": made / "tiny.toml"}
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(known.get(word, word)) for word in words])
+    said = capsys.readouterr().err
+    assert stop.value.code in (2, 3, 4, 74) and "hint: " in said and "bug" not in said
+
+
+def test_3_data_of_a_checkpoint_under_a_name_too_long(made, tmp_path, capsys):
+    with safe_open(made / "run" / "ckpt.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        metadata = file.metadata()
+    data = {**json.loads(metadata["hdit.data"]), "path": "x" * 300}
+    save_file(tensors, tmp_path / "c.safetensors", metadata={**metadata, "hdit.data": json.dumps(data)})
+    assert "--reference" in fails(capsys, 3, "eval-fid", tmp_path / "c.safetensors", "--metrics", "swd", "-n", 4)
+
+
+def test_2_a_circle_of_links_where_pictures_are_kept(made, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    words = ("eval-fid", made / "run", "-n", 4, "--steps", 1, "--metrics", "swd", "--save", tmp_path / "loop")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(word) for word in words])
+    assert stop.value.code in (2, 74) and "bug" not in capsys.readouterr().err

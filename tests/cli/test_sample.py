@@ -1,7 +1,10 @@
 """`hdit sample`: from a picture, between samples, and again from a record."""
 
 import json
+import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -267,9 +270,39 @@ def test_records_from_anywhere(made, tmp_path, capsys):
         {"sampling": {**good["sampling"], "eta": float("nan")}}, {"sampling": {**good["sampling"], "steps": 2.5}},
         {"sampling": {**good["sampling"], "size": "big"}}, {"sampling": {**good["sampling"], "evil": 1}},
         {"sampling": []}, {"interpolate": {"seeds": [1, "b"]}}, {"environment": []}, {"init_image": {"path": 3}},
+        {"n": 10**30}, {"sampling": {**good["sampling"], "steps": 10**30}}, {"sampling": {**good["sampling"], "rho": 10**400}},
+        {"sampling": {**good["sampling"], "cfg": -(10**30)}}, {"sampling": {**good["sampling"], "size": [10**30, 8]}},
+        {"sampling": {**good["sampling"], "cfg_interval": [float("nan"), 1.0]}},
     ):  # fmt: skip
         file.write_text(json.dumps({**good, **changes}))
         assert "is not a record of samples" in refused(capsys, "--from", file, "--out", tmp_path / "b")
     file.write_text(json.dumps({**good, "environment": {"device": "abacus"}}))
     code, _, err = run(capsys, "--from", file, "--out", tmp_path / "b")
     assert code == 0 and "made on abacus, and this is cpu" in err
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".png", "\ud800.png"], ids=["too long", "no name"])
+def test_a_record_that_names_what_no_file_can_be_called(name, made, tmp_path, capsys):
+    folder = tmp_path / "a"
+    assert run(capsys, made / "run", "-n", 1, "--steps", 1, "--out", folder)[0] == 0
+    record = {**record_of(folder), "images": [{"file": name}]}
+    (folder / "samples.json").write_text(json.dumps(record))
+    assert run(capsys, made / "run", "-n", 1, "--steps", 1, "--out", folder, "--force")[0] == 0
+    assert [image["file"] for image in record_of(folder)["images"]] == ["00000.png"]
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names there are UTF-8")
+def test_a_folder_whose_name_is_no_utf_8(made, tmp_path, capsys):
+    """As old systems and archives leave them: sampled, made again, exported, begun from."""
+    runs = Path(os.fsdecode(bytes(tmp_path / "r") + b"\xff"))
+    shutil.copytree(made / "run", runs)
+    assert run(capsys, runs, "-n", 1, "--steps", 1, "--out", tmp_path / "a")[0] == 0
+    assert record_of(tmp_path / "a")["checkpoint"] == str(runs)
+    assert run(capsys, "--from", tmp_path / "a" / "samples.json", "--out", tmp_path / "b")[0] == 0
+    for words in (
+        ("export", runs, "--no-grid", "--out", os.fsdecode(bytes(tmp_path / "e") + b"\xff")),
+        ("train", made / "tiny.toml", "--data", made / "data", "--run", tmp_path / "new", "--init", runs),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(word) for word in words])
+        assert stop.value.code == 0, capsys.readouterr().err

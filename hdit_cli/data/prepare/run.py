@@ -96,7 +96,7 @@ class _Wish:
             raise UsageError(f"unknown engine {self.engine!r}", hint=f"one of: {', '.join(ENGINES)}")
         listing = scan(self.sources)
         for source in self.sources:
-            if source.is_dir() and self.out.resolve().is_relative_to(source.resolve()):
+            if source.is_dir() and files.real_path(self.out).is_relative_to(files.real_path(source)):
                 hint = f"choose a folder outside {source} with --out"
                 raise UsageError(f"the output {self.out} lies inside the source {source}", hint=hint)
         return listing

@@ -34,7 +34,7 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
     Raises:
         UsageError: a folder is not a run.
     """
-    chosen = {folder.resolve(): folder for folder in folders}
+    chosen = {files.real_path(folder): folder for folder in folders}
     for folder in chosen.values():
         _check(folder)
     names = _names(list(chosen))
