@@ -34,7 +34,8 @@ class Part:
 
     def written(self) -> str:
         """With its mark before it."""
-        return f"<!-- hdit card: {self.kind} {self.key}{f' {quote(os.fsencode(self.file))}' if self.file else ''} -->\n{self.text.strip()}\n"
+        file = f" {quote(os.fsencode(self.file))}" if self.file else ""
+        return f"<!-- hdit card: {self.kind} {self.key}{file} -->\n{self.text.strip()}\n"
 
 
 def parts_of(card: str) -> list[Part]:
