@@ -190,7 +190,7 @@ def _problem(kind: np.dtype[Any], shape: tuple[int, ...]) -> tuple[str, str]:
     if len(shape) != 4 or shape[3] not in (1, 3):
         channels_first = len(shape) == 4 and shape[1] in (1, 3)
         return "the axes are others", "x.transpose(0, 2, 3, 1)" if channels_first else _HINT
-    if 0 in shape:
+    if min(shape) < 1:  # a header may say -5
         return "there is none", _HINT
     if shape[1] * shape[2] > _MOST_PIXELS:
         return "they are too large", _HINT

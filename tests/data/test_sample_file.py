@@ -86,3 +86,12 @@ def test_damaged_files(tmp_path):
         SampleFileReader(path)
     with pytest.raises(DataError, match="no file"):
         SampleFileReader(tmp_path / "nowhere.npz")
+
+
+@pytest.mark.parametrize("shape", ["(-5, 8, 6, 3)", "(5, -8, 6, 3)", "(0, 8, 6, 3)"])
+def test_a_header_of_fewer_than_no_pictures(shape, tmp_path):
+    head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + bytes(720))
+    with pytest.raises(DataError, match="there is none"):
+        SampleFileReader(tmp_path / "a.npz")
