@@ -234,6 +234,8 @@ class Watcher:
         if self.beside is not None:
             self.beside.close()
             self.beside = None
+            if self.bar is not None:
+                self.bar.unpause()  # the time left is that of training alone
 
     def _start(self, started: "Started") -> None:
         from hdit_cli.commands.progress import bar
