@@ -47,3 +47,18 @@ def classifier_free(
         return uncond + scale * (cond - uncond)
 
     return denoise
+
+
+def classifier_free_channels(cond: Tensor, uncond: Tensor, *, scale: float, channels: int) -> Tensor:
+    """Guidance on a network's output: uncond + scale (cond - uncond) on its first channels, the conditional output on the others.
+
+    Args:
+        cond, uncond: (N, C_out, H, W), with and without the condition.
+        scale: guidance strength; 1 is off.
+        channels: how many take it. DiT's published samples were guided on the first three, whatever the number of channels.
+
+    Returns:
+        (N, C_out, H, W).
+    """
+    guided = uncond[:, :channels] + scale * (cond[:, :channels] - uncond[:, :channels])
+    return torch.cat([guided, cond[:, channels:]], dim=1)
