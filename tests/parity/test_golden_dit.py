@@ -14,6 +14,7 @@ from hdit_cli.diffusion.sigma_view import SigmaView
 from hdit_cli.diffusion.timesteps import linear_table, respace
 from hdit_cli.errors import UsageError
 from hdit_cli.models.dit import DiT
+from hdit_cli.models.dit_names import NotDiT, arguments_of, from_diffusers, is_diffusers, is_official
 
 ROOTS = [Path(__file__).parents[3] / "shared" / "golden", *map(Path, filter(None, [os.environ.get("HDIT_GOLDEN")]))]
 CASES = sorted({path.parent for root in ROOTS for path in root.glob("*/dit.safetensors")})
@@ -250,3 +251,38 @@ def test_sigma_view(case):
     assert relative(view.timestep(sigma), t) < 1e-6
     x = x0 + sigma[:, None, None, None] * noise
     assert relative(view(x, sigma, label=y), denoised) < 1e-5
+
+
+def test_names_and_shapes_tell_the_network():
+    for folder in CASES:
+        config = json.loads((folder / "config.json").read_text())
+        tensors = load_file(folder / "dit.safetensors")
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        assert is_official(tensors) and not is_diffusers(tensors)
+        told = arguments_of(shapes, heads=config["num_heads"])
+        network = DiT(**told)
+        network.load_state_dict(tensors)
+        assert told["size"] == (config["input_size"],) * 2 and told["classes"] == config["num_classes"]
+        with pytest.raises(NotDiT, match="heads"):
+            arguments_of(shapes)
+
+
+def test_diffusers_names():
+    folders = [folder for folder in CASES if (folder / "diffusers.safetensors").exists()]
+    if not folders:
+        pytest.skip("no case has weights under diffusers' names")
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text())
+        foreign, ours = load_file(folder / "diffusers.safetensors"), load_file(folder / "dit.safetensors")
+        assert is_diffusers(foreign) and not is_official(foreign)
+        told = {"sample_size": config["input_size"], "patch_size": config["patch_size"]}
+        found = from_diffusers(foreign, told)
+        assert found.keys() == ours.keys()
+        assert all(relative(found[name], tensor) < 1e-6 for name, tensor in ours.items())
+        with pytest.raises(NotDiT):
+            from_diffusers({**foreign, "caption.weight": torch.zeros(1)}, told)
+        shared = next(name for name in foreign if "blocks.1" in name and "timestep_embedder" in name)
+        with pytest.raises(NotDiT, match="do not agree"):
+            from_diffusers({**foreign, shared: foreign[shared] + 1}, told)
+        with pytest.raises(NotDiT):
+            from_diffusers(foreign, {})
