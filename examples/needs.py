@@ -7,7 +7,7 @@ needs the most. Where triton is installed it is FlexAttention's, up to a tenth l
 is taken to do. Nothing is run.
 """
 
-from hdit_cli.engine.estimate import estimate
+from hdit_cli.engine.memory.estimate import estimate
 from hdit_cli.engine.model import count
 from hdit_cli.recipe import Recipe, load_recipe
 from hdit_cli.runtime import readable

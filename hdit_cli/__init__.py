@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from hdit_cli.diffusion.densities import noise_density
     from hdit_cli.diffusion.samplers import sampler
     from hdit_cli.diffusion.schedules import schedule
-    from hdit_cli.engine.ema import ema_decay
-    from hdit_cli.engine.generate import generate
     from hdit_cli.engine.load import load
     from hdit_cli.engine.model import Model
+    from hdit_cli.engine.sampling.generate import generate
+    from hdit_cli.engine.training.ema import ema_decay
 
 _LAZY = {
     "load": "hdit_cli.engine.load",
@@ -23,8 +23,8 @@ _LAZY = {
     "schedule": "hdit_cli.diffusion.schedules",
     "sampler": "hdit_cli.diffusion.samplers",
     "noise_density": "hdit_cli.diffusion.densities",
-    "ema_decay": "hdit_cli.engine.ema",
-    "generate": "hdit_cli.engine.generate",
+    "ema_decay": "hdit_cli.engine.training.ema",
+    "generate": "hdit_cli.engine.sampling.generate",
 }
 
 __all__ = ["Model", "__version__", "ema_decay", "generate", "load", "noise_density", "sampler", "schedule"]

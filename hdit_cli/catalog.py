@@ -46,9 +46,9 @@ CATALOG: dict[str, dict[str, str]] = {
         "min-snr": "hdit_cli.diffusion.weightings:min_snr",
     },
     "learning-rate": {
-        "constant": "hdit_cli.engine.learning_rate:constant",
-        "cosine": "hdit_cli.engine.learning_rate:cosine",
-        "inverse-sqrt": "hdit_cli.engine.learning_rate:inverse_sqrt",
+        "constant": "hdit_cli.engine.training.learning_rate:constant",
+        "cosine": "hdit_cli.engine.training.learning_rate:cosine",
+        "inverse-sqrt": "hdit_cli.engine.training.learning_rate:inverse_sqrt",
     },
     "metric": {
         "fid": "hdit_cli.metrics.frechet:FID",
@@ -70,8 +70,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "exported": "hdit_cli.metrics.exported_net:ExportedNet",
     },
     "export": {
-        "safetensors": "hdit_cli.engine.export:to_safetensors",
-        "torch-export": "hdit_cli.engine.export:to_torch_export",
+        "safetensors": "hdit_cli.engine.sharing.export:to_safetensors",
+        "torch-export": "hdit_cli.engine.sharing.export:to_torch_export",
     },
 }
 

@@ -20,6 +20,10 @@ FLOORS = {
     "cli": 5, "__main__": 5, "commands": 4, "engine": 3, "diffusion": 2, "models": 2, "data": 2, "metrics": 2, "runtime": 1,
     "files": 0, "owned": 0, "recipe": 0, "catalog": 0, "errors": 0,
 }  # fmt: skip
+# the rooms of the engine, from the ground up: one may import from those before it
+ENGINE = (
+    "launch", "model", "memory", "run", "load", "sampling", "scoring", "training", "cost", "sharing", "bench", "report",
+)  # fmt: skip
 ROOMS_APART = {"diffusion", "models", "data", "metrics"}
 HEAVY = {"torch", "numpy", "PIL"}
 WITHOUT_TORCH = ("commands", "recipe", "cli", "catalog", "errors", "files", "owned", "__init__", "__main__")
@@ -98,6 +102,21 @@ def goes_up(tree: Tree) -> list[str]:
     for source, target, place in edges(tree):
         if "__init__" not in (source, target) and FLOORS[room(source)] < FLOORS[room(target)]:
             found.append(f"{place}: {source} imports {target}, which is above it")
+    return found
+
+
+def goes_up_in_the_engine(tree: Tree) -> list[str]:
+    """The rooms of the engine stand in one order, and no import goes up in it."""
+    found = []
+    for source, target, place in edges(tree):
+        rooms = [module.split(".")[1] if module.startswith("engine.") else "" for module in (source, target)]
+        if "" in rooms or rooms[0] == rooms[1]:
+            continue
+        unknown = [each for each in rooms if each not in ENGINE]
+        if unknown or ENGINE.index(rooms[0]) < ENGINE.index(rooms[1]):
+            found.append(
+                f"{place}: {source} imports {target}, " + ("a room without a place" if unknown else "above it")
+            )
     return found
 
 
@@ -283,14 +302,19 @@ def drawers(tree: Tree) -> list[str]:
     return [path for path in tree if names & set(path.removesuffix(".py").split("/"))]
 
 
-RULES = [goes_up, cycles, rooms_meet, loads_torch, writes_files, prints, opens_anything, drawers]
+RULES = [goes_up, goes_up_in_the_engine, cycles, rooms_meet, loads_torch, writes_files, prints, opens_anything, drawers]
 
 PLANTED = {
     goes_up: [
-        ("models/planted.py", "from hdit_cli.engine import ema\n"),
+        ("models/planted.py", "from hdit_cli.engine.training import ema\n"),
         ("recipe/planted.py", "def late():\n    import hdit_cli.runtime\n"),
         ("files.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from hdit_cli.commands.train import train\n"),
-        ("diffusion/planted.py", "from ..engine.ema import EMA\n"),
+        ("diffusion/planted.py", "from ..engine.training.ema import EMA\n"),
+    ],
+    goes_up_in_the_engine: [
+        ("engine/run/planted.py", "from hdit_cli.engine.training import step\n"),
+        ("engine/memory/planted.py", "def late():\n    from hdit_cli.engine import load\n"),
+        ("engine/attic/planted.py", "from hdit_cli.engine.model import Model\n"),
     ],
     cycles: [
         ("errors.py", "from hdit_cli import catalog\n"),
@@ -305,7 +329,7 @@ PLANTED = {
         ("recipe/planted.py", "try:\n    from numpy import array\nexcept ImportError:\n    array = None\n"),
         ("commands/planted.py", "class Table:\n    from PIL import Image\n"),
         ("commands/planted.py", "from hdit_cli import runtime\n"),
-        ("commands/planted.py", "from hdit_cli.engine import checkpoint\n"),
+        ("commands/planted.py", "from hdit_cli.engine.run import checkpoint\n"),
     ],
     writes_files: [
         ("data/planted.py", "def f(p):\n    open(p, 'w')\n"),

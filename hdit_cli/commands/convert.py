@@ -30,8 +30,8 @@ def convert(
     """Turn a foreign checkpoint into ours."""
     import json
 
-    from hdit_cli.engine.convert import convert as run_conversion
-    from hdit_cli.engine.convert import convert_feature_net
+    from hdit_cli.engine.sharing.convert import convert as run_conversion
+    from hdit_cli.engine.sharing.convert import convert_feature_net
     from hdit_cli.errors import UsageError
 
     path = out or Path(f"{source.stem}.hdit.safetensors")

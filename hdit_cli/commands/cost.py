@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hdit_cli.commands.say import say, say_json
 
 if TYPE_CHECKING:
-    from hdit_cli.engine.trial import Found, Try
+    from hdit_cli.engine.cost.trial import Found, Try
     from hdit_cli.recipe import Recipe
 
 _SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -55,8 +55,8 @@ def parse_memory(text: str | None) -> int | None:
 def show(recipe: "Recipe", *, processes: int, as_json: bool) -> None:
     """`--dry-run`: the plan, then what a few real steps said."""
 
-    from hdit_cli.engine.plan import plan
-    from hdit_cli.engine.trial import try_steps
+    from hdit_cli.engine.cost.plan import plan
+    from hdit_cli.engine.cost.trial import try_steps
 
     data = Path(recipe.data.path)
     facts: dict[str, Any] = plan(recipe, data=data, processes=processes)
@@ -134,7 +134,7 @@ def _hours(hours: float) -> str:
 def find(recipe: "Recipe", *, processes: int, memory: int | None, as_json: bool) -> None:
     """`--find-batch`: a table of what was tried, and the switches that use the best of it."""
 
-    from hdit_cli.engine.trial import find_batch
+    from hdit_cli.engine.cost.trial import find_batch
 
     found = find_batch(recipe, data=Path(recipe.data.path), processes=processes, memory=memory, watch=_tell)
     if as_json:

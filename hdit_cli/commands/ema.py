@@ -9,7 +9,7 @@ from hdit_cli.commands.numbers import MOST_STEP, whole
 from hdit_cli.commands.say import say, say_json
 
 if TYPE_CHECKING:
-    from hdit_cli.engine.posthoc import Plan
+    from hdit_cli.engine.run.posthoc import Plan
 
 
 def ema(
@@ -36,15 +36,15 @@ def ema(
     """Write one inference file for each width, reconstructed from the run's snapshots (post-hoc EMA, EDM2)."""
 
     from hdit_cli import files
-    from hdit_cli.engine.weights import parse_stds
+    from hdit_cli.engine.run.weights import parse_stds
     from hdit_cli.errors import UsageError
 
     stds = parse_stds(std)
     if not run.is_dir():
         raise UsageError(f"{run} is not a run folder", hint="give a folder that `hdit train` made")
 
-    from hdit_cli.engine.checkpoint import serialise
-    from hdit_cli.engine.posthoc import plan, reconstruct
+    from hdit_cli.engine.run.checkpoint import serialise
+    from hdit_cli.engine.run.posthoc import plan, reconstruct
 
     plans = plan(run, stds, step=step)
     paths = [(out or run) / _file_name(planned, newest=step is None) for planned in plans]
@@ -66,8 +66,8 @@ def ema(
 
 def _file_name(plan: "Plan", *, newest: bool) -> str:
     """`ema-0.050.safetensors` of the newest snapshot; of another one its step stands in the name."""
-    from hdit_cli.engine.checkpoint import step_name
-    from hdit_cli.engine.weights import file_name
+    from hdit_cli.engine.run.checkpoint import step_name
+    from hdit_cli.engine.run.weights import file_name
 
     name = file_name(plan.std)
     return name if newest else f"{step_name(plan.step)}-{name}"

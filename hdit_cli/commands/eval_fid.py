@@ -12,11 +12,11 @@ from hdit_cli.commands import sampling as shared
 from hdit_cli.commands.say import say, say_json
 
 if TYPE_CHECKING:
-    from hdit_cli.engine.evaluate import Evaluation
     from hdit_cli.engine.model import Model
-    from hdit_cli.engine.request import Request
-    from hdit_cli.engine.scores import Score
-    from hdit_cli.engine.sweep import Axis
+    from hdit_cli.engine.scoring.evaluate import Evaluation
+    from hdit_cli.engine.scoring.request import Request
+    from hdit_cli.engine.scoring.scores import Score
+    from hdit_cli.engine.scoring.sweep import Axis
 
 
 def eval_fid(
@@ -135,7 +135,7 @@ def eval_fid(
     from hdit_cli import runtime
     from hdit_cli.commands import sweep as sweeping
     from hdit_cli.engine.launch import relaunch
-    from hdit_cli.engine.request import Request
+    from hdit_cli.engine.scoring.request import Request
     from hdit_cli.errors import UsageError
 
     shared.check_weights(weights)
@@ -184,7 +184,7 @@ def _score(request: "Request", *, as_json: bool) -> None:
     """One evaluation, printed."""
 
     from hdit_cli import runtime
-    from hdit_cli.engine.evaluate import evaluate
+    from hdit_cli.engine.scoring.evaluate import evaluate
 
     with Bars(quiet=not runtime.ranks().is_main) as bars:
         told: dict[str, Any] = {"on_download": bars.download, "on_model": _tell_model, "on_note": _tell_note}
@@ -201,8 +201,8 @@ def _sweep(request: "Request", axes: "tuple[Axis, ...]", *, out: Path | None, as
 
     from hdit_cli import runtime
     from hdit_cli.commands import sweep as sweeping
-    from hdit_cli.engine.request import Session
-    from hdit_cli.engine.sweep import Sweep, sweep
+    from hdit_cli.engine.scoring.request import Session
+    from hdit_cli.engine.scoring.sweep import Sweep, sweep
 
     names = [axis.name for axis in axes]
     with Bars(quiet=not runtime.ranks().is_main) as bars:

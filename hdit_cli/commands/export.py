@@ -52,10 +52,10 @@ def export(
     import json
 
     from hdit_cli import catalog, files
-    from hdit_cli.engine.card import own_grid
-    from hdit_cli.engine.card_file import write_card
     from hdit_cli.engine.load import load
-    from hdit_cli.engine.run import run_of
+    from hdit_cli.engine.run.folder import run_of
+    from hdit_cli.engine.sharing.card import own_grid
+    from hdit_cli.engine.sharing.card_file import write_card
     from hdit_cli.errors import UsageError
 
     shared.check_weights(weights)
@@ -95,7 +95,7 @@ def export(
 
 def _drawn(model: "Model") -> bytes | None:
     """A grid drawn now, which is said: a large model takes its time on a CPU."""
-    from hdit_cli.engine.card import drawn_grid
+    from hdit_cli.engine.sharing.card import drawn_grid
 
     say("drawing a grid for the model card; --no-grid leaves it out", err=True)
     return drawn_grid(model)

@@ -135,8 +135,8 @@ def _account(path: Path) -> dict[str, Any]:
 
 
 def _run_facts(path: Path) -> dict[str, Any]:
-    from hdit_cli.engine import snapshots
-    from hdit_cli.engine.checkpoint import list_steps
+    from hdit_cli.engine.run import snapshots
+    from hdit_cli.engine.run.checkpoint import list_steps
     from hdit_cli.recipe import load_recipe
 
     newest = path / "ckpt.safetensors"
@@ -148,8 +148,8 @@ def _run_facts(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:
-    from hdit_cli.engine.assemble import check_announced, check_is_ours
-    from hdit_cli.engine.checkpoint import read_announced
+    from hdit_cli.engine.run.assemble import check_announced, check_is_ours
+    from hdit_cli.engine.run.checkpoint import read_announced
 
     tensors, metadata = read_announced(path)
     check_is_ours(tensors, metadata, where=str(path))

@@ -13,9 +13,9 @@ from hdit_cli.commands.say import say
 if TYPE_CHECKING:
     import torch
 
-    from hdit_cli.engine.collect import Order
     from hdit_cli.engine.model import Model
-    from hdit_cli.engine.recorded import Recorded
+    from hdit_cli.engine.sampling.collect import Order
+    from hdit_cli.engine.sampling.recorded import Recorded
 
 STRENGTH = 0.6  # where a picture is given and nobody says
 
@@ -122,9 +122,9 @@ def sample(
     runtime.join_processes(on)
     runtime.keep_freed_memory()
 
-    from hdit_cli.engine.collect import collect, load_for, prepare
-    from hdit_cli.engine.sample_folder import new_folder
-    from hdit_cli.engine.settings import notes
+    from hdit_cli.engine.sampling.collect import collect, load_for, prepare
+    from hdit_cli.engine.sampling.sample_folder import new_folder
+    from hdit_cli.engine.sampling.settings import notes
 
     model, sha256 = load_for(asked.order, sha256=asked.sha256, device=on)
     order = _again(asked.order, model) if from_ is not None else _sampled(asked.order, model, wanted)
@@ -254,9 +254,9 @@ def _recorded(checkpoint: str | None, from_: Path | None, named: dict[str, Any])
     """The order of this command line, or of a record; CKPT and --init-image then only say where its files are now."""
     from dataclasses import replace
 
-    from hdit_cli.engine.collect import Order
-    from hdit_cli.engine.generate import Sampling
-    from hdit_cli.engine.recorded import Recorded, read_order
+    from hdit_cli.engine.sampling.collect import Order
+    from hdit_cli.engine.sampling.generate import Sampling
+    from hdit_cli.engine.sampling.recorded import Recorded, read_order
     from hdit_cli.errors import UsageError
 
     if from_ is None:
@@ -275,7 +275,7 @@ def _again(order: "Order", model: "Model") -> "Order":
     from dataclasses import replace
 
     from hdit_cli import runtime
-    from hdit_cli.engine.pace import as_recorded
+    from hdit_cli.engine.sampling.pace import as_recorded
 
     sampling, note = as_recorded(model, order.sampling)
     if note and runtime.ranks().is_main:
@@ -287,9 +287,9 @@ def _sampled(order: "Order", model: "Model", wanted: dict[str, Any]) -> "Order":
     """The order with its sampling: what was asked for, over the recipe's defaults."""
     from dataclasses import replace
 
-    from hdit_cli.engine.collect import image_count, sampling_of
-    from hdit_cli.engine.pace import PACE, paced
-    from hdit_cli.engine.settings import check_asked
+    from hdit_cli.engine.sampling.collect import image_count, sampling_of
+    from hdit_cli.engine.sampling.pace import PACE, paced
+    from hdit_cli.engine.sampling.settings import check_asked
 
     if order.init_image and wanted["strength"] is None:
         wanted = {**wanted, "strength": STRENGTH}

@@ -201,7 +201,7 @@ def classes(typed: list[str] | None) -> str | tuple[str, ...] | None:
 
 def check_weights(weights: str) -> None:
     """Raises UsageError unless `weights` is ema, raw or a width."""
-    from hdit_cli.engine.weights import parse
+    from hdit_cli.engine.run.weights import parse
 
     parse(weights)
 
@@ -209,7 +209,7 @@ def check_weights(weights: str) -> None:
 def located(checkpoint: Path) -> Path:
     """What a CKPT argument means: a file that is not here is the only one of that name under `runs/`, which is told."""
     from hdit_cli.engine.launch import is_child
-    from hdit_cli.engine.trained import stand_in
+    from hdit_cli.engine.run.trained import stand_in
 
     found = stand_in(checkpoint)
     if found is not None and not is_child():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hdit_cli.commands.numbers import MOST_CFG, MOST_SEED, MOST_STEPS, real, whole
 
 if TYPE_CHECKING:
-    from hdit_cli.engine.sweep import Axis
+    from hdit_cli.engine.scoring.sweep import Axis
 
 NAMES = ("cfg", "steps", "sampler", "seed", "weights")
 MOST = 500  # points of a sweep
@@ -25,7 +25,7 @@ def parse(texts: list[str]) -> tuple["Axis", ...]:
     Raises:
         UsageError: an unknown name, no values, a value of another kind, or too many points.
     """
-    from hdit_cli.engine.sweep import Axis
+    from hdit_cli.engine.scoring.sweep import Axis
     from hdit_cli.errors import UsageError
 
     axes: dict[str, Axis] = {}
@@ -46,7 +46,7 @@ def parse(texts: list[str]) -> tuple["Axis", ...]:
 
 def _values(name: str, text: str, typed: str) -> list[Any]:
     from hdit_cli import catalog
-    from hdit_cli.engine import weights
+    from hdit_cli.engine.run import weights
     from hdit_cli.errors import UsageError
 
     words = [word.strip() for word in text.split(",") if word.strip()]

@@ -12,7 +12,7 @@ from hdit_cli.commands.recipe import complete_recipe, tell_stand_in
 from hdit_cli.commands.say import say
 
 if TYPE_CHECKING:
-    from hdit_cli.engine.events import Event, Started, Working
+    from hdit_cli.engine.run.events import Event, Started, Working
     from hdit_cli.recipe import Recipe
 
 
@@ -73,7 +73,7 @@ def train(
     tell_stand_in(recipe)
     loaded = load_recipe(recipe, [*(set_ or ()), *([f"data.path={_quoted(data)}"] if data else [])])
     if not loaded.data.path:
-        from hdit_cli.engine.setup import missing_data
+        from hdit_cli.engine.training.setup import missing_data
 
         raise missing_data(loaded, None)
     folder = run or Path("runs") / loaded.name
@@ -106,7 +106,7 @@ def _quoted(text: str) -> str:
 def _set_aside(folder: Path) -> None:
     """Moves an old run away, once, before any process looks for it."""
     from hdit_cli.engine.launch import is_child
-    from hdit_cli.engine.run import set_aside
+    from hdit_cli.engine.run.folder import set_aside
 
     moved = None
     if not is_child():
@@ -127,8 +127,8 @@ def _checked(recipe: "Recipe", *, init: Path | None) -> list[str]:
     Raises:
         HditError: recipe, data and `init` do not fit.
     """
-    from hdit_cli.engine.init import match, read_source
-    from hdit_cli.engine.setup import open_data
+    from hdit_cli.engine.training.init import match, read_source
+    from hdit_cli.engine.training.setup import open_data
 
     reader = open_data(recipe, Path(recipe.data.path))
     if init is None:
@@ -140,7 +140,7 @@ def _train_here(folder: Path, recipe: "Recipe", *, init: Path | None, as_json: b
     import json
 
     from hdit_cli import runtime
-    from hdit_cli.engine.train import train as run_training
+    from hdit_cli.engine.training.loop import train as run_training
     from hdit_cli.errors import Interrupted
 
     with Watcher(quiet=not runtime.ranks().is_main) as watcher:
@@ -183,7 +183,7 @@ class Watcher:
             self.bar.close()
 
     def __call__(self, event: "Event") -> None:
-        from hdit_cli.engine import events
+        from hdit_cli.engine.run import events
 
         if self.quiet:
             return

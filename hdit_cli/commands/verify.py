@@ -19,7 +19,7 @@ def verify(
     from dataclasses import asdict
 
     from hdit_cli.commands.progress import bar
-    from hdit_cli.engine.verify import shards_of, verify_data, verify_run
+    from hdit_cli.engine.run.verify import shards_of, verify_data, verify_run
     from hdit_cli.errors import CheckpointError, DataError
 
     # a checkpoint's folder has a manifest too

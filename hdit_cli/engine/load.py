@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from hdit_cli import files, runtime
-from hdit_cli.engine import posthoc, snapshots
-from hdit_cli.engine import weights as names
-from hdit_cli.engine.assemble import assemble, check_announced, check_is_ours
-from hdit_cli.engine.checkpoint import MANIFEST, list_steps, read_announced, read_header, read_tensors, step_name
-from hdit_cli.engine.header import Table, read_facts
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.trained import missing
+from hdit_cli.engine.run import posthoc, snapshots
+from hdit_cli.engine.run import weights as names
+from hdit_cli.engine.run.assemble import assemble, check_announced, check_is_ours
+from hdit_cli.engine.run.checkpoint import MANIFEST, list_steps, read_announced, read_header, read_tensors, step_name
+from hdit_cli.engine.run.header import Table, read_facts
+from hdit_cli.engine.run.trained import missing
 from hdit_cli.errors import CheckpointError, UsageError
 
 

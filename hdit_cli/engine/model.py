@@ -16,6 +16,8 @@ from hdit_cli.recipe import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+DTYPES = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}  # of the weights; bf16 is autocast
+
 
 @dataclass
 class Model:

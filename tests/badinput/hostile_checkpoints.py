@@ -97,8 +97,8 @@ def with_header(header: Any, data: bytes) -> bytes:
 
 def whole_checkpoint() -> bytes:
     """The bytes of a small inference file with two classes."""
-    from hdit_cli.engine.checkpoint import metadata_of, serialise
     from hdit_cli.engine.model import Model, build_network, precondition
+    from hdit_cli.engine.run.checkpoint import metadata_of, serialise
     from hdit_cli.recipe import Recipe
 
     recipe, torch_seed = Recipe.from_dict(RECIPE), 0

@@ -21,7 +21,7 @@ from hdit_cli.data import shards
 from hdit_cli.data.loader import Loader
 from hdit_cli.data.prepare import PrepareOptions, prepare
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine.verify import verify_data
+from hdit_cli.engine.run.verify import verify_data
 from hdit_cli.errors import DataError
 
 QUIET = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))

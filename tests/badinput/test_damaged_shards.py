@@ -22,7 +22,7 @@ from written_sets import CLASSES, COUNT, PER_SHARD, SHARDS, make, pixels_of
 
 from hdit_cli.data import shard_index, shards
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine.verify import verify_data
+from hdit_cli.engine.run.verify import verify_data
 from hdit_cli.errors import DataError
 
 

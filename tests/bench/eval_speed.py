@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hdit_cli.engine.one_pass import Fed, collect
-from hdit_cli.engine.picture_sets import open_stored
+from hdit_cli.engine.scoring.one_pass import Fed, collect
+from hdit_cli.engine.scoring.picture_sets import open_stored
 from hdit_cli.metrics import inception
 from hdit_cli.metrics.fid_inception import InceptionV3
 from hdit_cli.metrics.frechet import FID, frechet_distance

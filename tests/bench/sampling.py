@@ -16,8 +16,8 @@ from hdit_cli import runtime
 from hdit_cli.engine.bench.clock import Spread, ratio, rounds, timed
 from hdit_cli.engine.bench.report import NetworkTime
 from hdit_cli.engine.bench.subject import Subject
-from hdit_cli.engine.generate import Sampling, noise_levels
-from hdit_cli.engine.out_of_memory import changed
+from hdit_cli.engine.memory.out_of_memory import changed
+from hdit_cli.engine.sampling.generate import Sampling, noise_levels
 from hdit_cli.recipe import load_recipe
 
 

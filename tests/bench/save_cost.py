@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from hdit_cli.engine import checkpoint
-from hdit_cli.engine.ema import EMA, PowerAverages
-from hdit_cli.engine.events import Saved
 from hdit_cli.engine.model import Model, build_network, precondition
-from hdit_cli.engine.saver import Saver
-from hdit_cli.engine.state import TrainState, Window, build_optimizer
+from hdit_cli.engine.run import checkpoint
+from hdit_cli.engine.run.events import Saved
+from hdit_cli.engine.run.saver import Saver
+from hdit_cli.engine.training.ema import EMA, PowerAverages
+from hdit_cli.engine.training.state import TrainState, Window, build_optimizer
 from hdit_cli.recipe import load_recipe
 
 

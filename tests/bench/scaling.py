@@ -16,9 +16,9 @@ import torch
 
 from hdit_cli import runtime
 from hdit_cli.engine.bench.clock import rounds
+from hdit_cli.engine.memory.out_of_memory import changed
+from hdit_cli.engine.memory.peak import Peak
 from hdit_cli.engine.model import build_network
-from hdit_cli.engine.out_of_memory import changed
-from hdit_cli.engine.peak import Peak
 from hdit_cli.recipe import load_recipe
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from power import Disk, frozen, lay_out
 from small import Recorder, right, save
 
 from hdit_cli import files
-from hdit_cli.engine import checkpoint
+from hdit_cli.engine.run import checkpoint
 from hdit_cli.errors import CheckpointError
 
 

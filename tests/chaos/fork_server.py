@@ -48,8 +48,8 @@ def train_job(job):
     from plants import planted
 
     from hdit_cli import files
-    from hdit_cli.engine import events
-    from hdit_cli.engine.train import train
+    from hdit_cli.engine.run import events
+    from hdit_cli.engine.training.loop import train
     from hdit_cli.errors import HditError
     from hdit_cli.recipe import Recipe
 
@@ -97,7 +97,7 @@ def train_job(job):
 def main():
     import torch
 
-    from hdit_cli.engine.train import train
+    from hdit_cli.engine.training.loop import train
     from hdit_cli.recipe import Recipe
 
     torch.set_num_threads(1)

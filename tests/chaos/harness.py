@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hdit_cli.engine import checkpoint
+from hdit_cli.engine.run import checkpoint
 from hdit_cli.recipe import Recipe
 
 HERE = Path(__file__).parent

@@ -11,7 +11,10 @@ from unittest import mock
 
 from hdit_cli import files, runtime
 from hdit_cli.data import loader, order
-from hdit_cli.engine import checkpoint, ema, guard, run, saver, snapshots, state, step, train
+from hdit_cli.engine.run import checkpoint, saver, snapshots
+from hdit_cli.engine.run import folder as run
+from hdit_cli.engine.training import ema, guard, state, step
+from hdit_cli.engine.training import loop as train
 
 
 @contextlib.contextmanager
@@ -230,7 +233,7 @@ def global_noise(seed, stream, index, shape, *, like):
 
 
 def told_too_early():
-    from hdit_cli.engine.events import Saved
+    from hdit_cli.engine.run.events import Saved
 
     original = train.Trainer.save
 

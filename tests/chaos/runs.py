@@ -11,7 +11,7 @@ from plants import planted
 
 from hdit_cli import runtime
 from hdit_cli.data import loader
-from hdit_cli.engine import checkpoint
+from hdit_cli.engine.run import checkpoint
 
 
 def kills(servers, place, unbroken, *, at, plants=()):

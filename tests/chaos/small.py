@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 
 from hdit_cli import files
-from hdit_cli.engine import checkpoint
+from hdit_cli.engine.run import checkpoint
 
 
 def snapshot(step, *, values=48):

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from small import right, save, snapshot
 
 from hdit_cli import files
-from hdit_cli.engine import checkpoint
+from hdit_cli.engine.run import checkpoint
 from hdit_cli.errors import CheckpointError, NonFiniteError, StorageError, UsageError
 
 

@@ -8,7 +8,7 @@ import runs
 from harness import STEPS, after_the_end, after_the_kill, chance, leftovers, tiny, trials
 from safetensors.torch import load_file
 
-from hdit_cli.engine import checkpoint
+from hdit_cli.engine.run import checkpoint
 
 pytestmark = pytest.mark.slow
 

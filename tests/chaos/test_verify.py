@@ -9,7 +9,7 @@ from small import save
 from typer.testing import CliRunner
 
 from hdit_cli import cli
-from hdit_cli.engine import checkpoint, header
+from hdit_cli.engine.run import checkpoint, header
 from hdit_cli.errors import CheckpointError, DataError
 
 

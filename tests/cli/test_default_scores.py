@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from hdit_cli import cli
-from hdit_cli.engine import affordable
-from hdit_cli.engine.affordable import Count
+from hdit_cli.engine.scoring import affordable
+from hdit_cli.engine.scoring.affordable import Count
 
 
 def typed(capsys, *words):

@@ -60,9 +60,9 @@ def test_settings_act_and_are_recorded(made, score):
 
 
 def test_settings_belong_to_what_a_broken_off_evaluation_is_known_by(made, monkeypatch):
-    from hdit_cli.engine.job import plan
-    from hdit_cli.engine.request import Request, Session
-    from hdit_cli.engine.unfinished import key_of
+    from hdit_cli.engine.scoring.job import plan
+    from hdit_cli.engine.scoring.request import Request, Session
+    from hdit_cli.engine.scoring.unfinished import key_of
 
     def key(**changes):
         sampling = {name: changes[name] for name in ("schedule", "eta", "rho") if name in changes}

@@ -106,8 +106,8 @@ def data_set(tmp_path):
 
 @pytest.fixture
 def run_folder(tmp_path, data_set):
-    from hdit_cli.engine import checkpoint
     from hdit_cli.engine.model import Model, build_network, precondition
+    from hdit_cli.engine.run import checkpoint
 
     recipe = load_recipe("smoke/tiny", [f"data.path={data_set}"])
     network = precondition(build_network(recipe, classes=2), recipe).eval()

@@ -157,7 +157,7 @@ def test_nothing_made_leaves_no_folder(made, tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hdit_cli.engine.generate.denoise_batch", broken)
+    monkeypatch.setattr("hdit_cli.engine.sampling.generate.denoise_batch", broken)
     assert run(capsys, made / "run", "-n", 1)[0] == 75
     assert names_in(tmp_path / "samples") == []
 
@@ -201,7 +201,7 @@ def test_force_takes_the_whole_earlier_set_away_and_nothing_else(made, tmp_path,
 
 
 def test_a_set_broken_off_is_known_as_one(made, tmp_path, capsys, monkeypatch):
-    from hdit_cli.engine import generate
+    from hdit_cli.engine.sampling import generate
 
     real, calls = generate.denoise_batch, []
 

@@ -20,7 +20,7 @@ from hdit_cli.data.prepare.buckets import bucket_sizes, cut_away, default_step, 
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shard_index import read_index
 from hdit_cli.data.shards import Bucket, buckets_of, load_manifest, writing_shard
-from hdit_cli.engine.verify import verify_data
+from hdit_cli.engine.run.verify import verify_data
 from hdit_cli.errors import DataError, UsageError
 
 OPTIONS = PrepareOptions(size=(32, 32), format="png", shard_size=4, buckets=Buckets(step=8, ratio=2.0))

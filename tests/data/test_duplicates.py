@@ -13,7 +13,7 @@ from hdit_cli.data.prepare import PrepareOptions, prepare
 from hdit_cli.data.prepare.duplicates import find_duplicates
 from hdit_cli.data.prepare.task import Picture, Record
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine.verify import verify_data
+from hdit_cli.engine.run.verify import verify_data
 from hdit_cli.errors import DataError, UsageError
 
 SHARD = 3

@@ -13,7 +13,7 @@ from PIL import Image
 from hdit_cli.data.prepare import PrepareOptions, prepare
 from hdit_cli.data.prepare.hold_out import falls_under
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine.verify import verify_data
+from hdit_cli.engine.run.verify import verify_data
 from hdit_cli.errors import DataError, Interrupted, UsageError
 
 OPTIONS = PrepareOptions(size=(16, 16), shard_size=5, format="png", hold_out=0.3)

@@ -14,7 +14,7 @@ from hdit_cli.data.prepare import colour
 from hdit_cli.data.prepare.fit import fit
 from hdit_cli.data.prepare.options import PrepareOptions
 from hdit_cli.data.prepare.pictures import read_picture
-from hdit_cli.engine.picture import read_picture_for
+from hdit_cli.engine.sampling.picture import read_picture_for
 
 WIDE = Path(__file__).parents[2].parent / "shared" / "data" / "reports" / "wide-gamut-rgb"
 P3 = icc.rgb(icc.DISPLAY_P3, 2.2)

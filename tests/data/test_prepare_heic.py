@@ -15,7 +15,7 @@ from hdit_cli.data.prepare import heic, pictures, prepare
 from hdit_cli.data.prepare.fit import fit
 from hdit_cli.data.prepare.options import PrepareOptions
 from hdit_cli.data.prepare.pictures import read_picture
-from hdit_cli.engine.picture import read_picture_for
+from hdit_cli.engine.sampling.picture import read_picture_for
 from hdit_cli.errors import DataError
 
 HOPPER = Path(__file__).parents[2].parent / "shared" / "data" / "odd" / "hopper.heif"

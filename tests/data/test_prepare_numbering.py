@@ -12,7 +12,7 @@ from hdit_cli.data.prepare import finish as finishing
 from hdit_cli.data.prepare.run import Pending
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import load_manifest
-from hdit_cli.engine.verify import verify_data
+from hdit_cli.engine.run.verify import verify_data
 
 OPTIONS = PrepareOptions(size=(2, 2), format="png", shard_size=3)
 

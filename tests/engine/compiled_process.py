@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from hdit_cli.engine import train as training
+from hdit_cli.engine.training import loop as training
 from hdit_cli.recipe import load_recipe
 
 

@@ -9,10 +9,10 @@ from test_generate import make
 
 import hdit_cli
 from hdit_cli import cli
-from hdit_cli.engine import checkpoint
-from hdit_cli.engine.card import best_known, read_scores
-from hdit_cli.engine.card_file import parts_of, place_for
-from hdit_cli.engine.run import run_of
+from hdit_cli.engine.run import checkpoint
+from hdit_cli.engine.run.folder import run_of
+from hdit_cli.engine.sharing.card import best_known, read_scores
+from hdit_cli.engine.sharing.card_file import parts_of, place_for
 
 yaml = pytest.importorskip("yaml")
 

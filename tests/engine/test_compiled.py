@@ -14,15 +14,16 @@ import torch
 from tiny_run import tiny_recipe
 
 from hdit_cli import runtime
-from hdit_cli.engine import checkpoint, events, generate
-from hdit_cli.engine import compiled as compiled_steps
-from hdit_cli.engine import train as training
 from hdit_cli.engine.bench.subject import Subject
-from hdit_cli.engine.compiled import Compiled, CompiledDenoiser, told, wants_compiled
-from hdit_cli.engine.generate import Sampling, stream
+from hdit_cli.engine.memory.peak import Peak
 from hdit_cli.engine.model import Model, build_network, precondition
-from hdit_cli.engine.peak import Peak
-from hdit_cli.engine.run import differences
+from hdit_cli.engine.run import checkpoint, events
+from hdit_cli.engine.run.folder import differences
+from hdit_cli.engine.sampling import compiled as compiled_steps
+from hdit_cli.engine.sampling import generate
+from hdit_cli.engine.sampling.compiled import Compiled, CompiledDenoiser, told, wants_compiled
+from hdit_cli.engine.sampling.generate import Sampling, stream
+from hdit_cli.engine.training import loop as training
 from hdit_cli.errors import UsageError
 
 # one level compiles in seconds

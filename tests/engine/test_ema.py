@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from hdit_cli.engine.ema import PowerAverages, gamma_of
-from hdit_cli.engine.posthoc import fit, inner_products
-from hdit_cli.engine.weights import label, name_of, parse, parse_stds, std_of
+from hdit_cli.engine.run.posthoc import fit, gamma_of, inner_products
+from hdit_cli.engine.run.weights import label, name_of, parse, parse_stds, std_of
+from hdit_cli.engine.training.ema import PowerAverages
 from hdit_cli.errors import UsageError
 
 STDS = (0.03, 0.05, 0.1, 0.15, 0.25)

@@ -17,16 +17,16 @@ from hdit_cli import runtime
 from hdit_cli.cli import main
 from hdit_cli.data.prepare import PrepareOptions, prepare
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine import references
-from hdit_cli.engine.checkpoint import save_inference
-from hdit_cli.engine.evaluate import Evaluation, evaluate
-from hdit_cli.engine.generate import Sampling
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.one_pass import Fed, collect
-from hdit_cli.engine.picture_sets import Generated, Stored, open_stored, some_of
-from hdit_cli.engine.references import collect_reference
-from hdit_cli.engine.request import Request
-from hdit_cli.engine.setup import new_model
+from hdit_cli.engine.run.checkpoint import save_inference
+from hdit_cli.engine.sampling.generate import Sampling
+from hdit_cli.engine.scoring import references
+from hdit_cli.engine.scoring.evaluate import Evaluation, evaluate
+from hdit_cli.engine.scoring.one_pass import Fed, collect
+from hdit_cli.engine.scoring.picture_sets import Generated, Stored, open_stored, some_of
+from hdit_cli.engine.scoring.references import collect_reference
+from hdit_cli.engine.scoring.request import Request
+from hdit_cli.engine.training.setup import new_model
 from hdit_cli.errors import CheckpointError, DataError, UsageError
 from hdit_cli.metrics.frechet import FID
 from hdit_cli.metrics.inception import Inception
@@ -127,7 +127,7 @@ def test_scores_do_not_depend_on_the_batch(place):
     by_size = []
     for size in (1, 7):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("hdit_cli.engine.picture_sets._READ", size)
+            patch.setattr("hdit_cli.engine.scoring.picture_sets._READ", size)
             by_size.append(values(scored(base)))
     assert by_size[1] == pytest.approx(by_size[0], rel=1e-9, abs=1e-9)
 

@@ -78,14 +78,14 @@ def test_a_reference_with_pictures_and_moments_serves_both(place, capsys):
     told = json.loads(run(capsys, place / "same", "--reference", place / "both.npz", *words).out)
     plain = json.loads(run(capsys, place / "same", "--reference", place / "reference", *words).out)
     assert told["scores"] == plain["scores"]
-    from hdit_cli.engine.picture_sets import StatisticsFile, Stored, open_reference
+    from hdit_cli.engine.scoring.picture_sets import StatisticsFile, Stored, open_reference
 
     assert isinstance(open_reference(place / "both.npz", moments=True), StatisticsFile)  # FID alone: as before
     assert isinstance(open_reference(place / "both.npz", moments=False), Stored)
 
 
 def test_labels_take_the_names_of_the_reference(place):
-    from hdit_cli.engine.picture_sets import open_stored
+    from hdit_cli.engine.scoring.picture_sets import open_stored
     from hdit_cli.errors import DataError
 
     samples = open_stored(place / "samples.npz", n=6)
@@ -107,7 +107,7 @@ def test_pictures_of_several_sizes_are_called_that(place, capsys):
     text = run(capsys, mixed, "--reference", place / "reference", "--metrics", "swd", code=3).err
     assert "mixed holds pictures of 2 sizes" in text
     from hdit_cli.commands.eval_fid import _size
-    from hdit_cli.engine.picture_sets import open_stored
+    from hdit_cli.engine.scoring.picture_sets import open_stored
 
     sizes = open_stored(mixed).every_size
     assert sizes == [(32, 32), (64, 32)]

@@ -14,14 +14,14 @@ from torch import nn
 import hdit_cli
 from hdit_cli import files
 from hdit_cli.cli import main
-from hdit_cli.engine import checkpoint, events
-from hdit_cli.engine.best import BEST, SCORE, best_problem
-from hdit_cli.engine.evaluate import evaluate
-from hdit_cli.engine.evaluator import Evaluator
 from hdit_cli.engine.report.gather import gather
-from hdit_cli.engine.request import Request
-from hdit_cli.engine.train import train
-from hdit_cli.engine.verify import verify_run
+from hdit_cli.engine.run import checkpoint, events
+from hdit_cli.engine.run.best import BEST, SCORE, best_problem
+from hdit_cli.engine.run.verify import verify_run
+from hdit_cli.engine.scoring.evaluate import evaluate
+from hdit_cli.engine.scoring.request import Request
+from hdit_cli.engine.training.evaluator import Evaluator
+from hdit_cli.engine.training.loop import train
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.recipe import Recipe
 

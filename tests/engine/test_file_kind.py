@@ -14,9 +14,9 @@ from PIL import Image
 from test_generate import make
 
 from hdit_cli import cli
-from hdit_cli.engine import checkpoint
-from hdit_cli.engine.file_kind import looked_at, prefix_of, unwrapped
 from hdit_cli.engine.load import load
+from hdit_cli.engine.run import checkpoint
+from hdit_cli.engine.run.file_kind import looked_at, prefix_of, unwrapped
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 

@@ -9,13 +9,13 @@ from tiny_run import tiny_recipe
 
 import hdit_cli
 from hdit_cli import runtime
-from hdit_cli.engine import checkpoint
-from hdit_cli.engine.collect import Order, collect, load_for, sampling_of
-from hdit_cli.engine.convert import convert
-from hdit_cli.engine.export import to_safetensors, to_torch_export
-from hdit_cli.engine.generate import Sampling, choose_labels, generate, stream
 from hdit_cli.engine.model import Model, build_network, precondition
-from hdit_cli.engine.recorded import read_order
+from hdit_cli.engine.run import checkpoint
+from hdit_cli.engine.sampling.collect import Order, collect, load_for, sampling_of
+from hdit_cli.engine.sampling.generate import Sampling, choose_labels, generate, stream
+from hdit_cli.engine.sampling.recorded import read_order
+from hdit_cli.engine.sharing.convert import convert
+from hdit_cli.engine.sharing.export import to_safetensors, to_torch_export
 from hdit_cli.errors import CheckpointError, NonFiniteError, UsageError
 
 

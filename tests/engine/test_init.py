@@ -12,11 +12,11 @@ from tiny_run import tiny_recipe
 
 import hdit_cli
 from hdit_cli.data.prepare import PrepareOptions, prepare
-from hdit_cli.engine import checkpoint, events
-from hdit_cli.engine.beginning import read_record
-from hdit_cli.engine.init import Source, apply, match, read_source
 from hdit_cli.engine.model import Model, build_network, precondition
-from hdit_cli.engine.train import train
+from hdit_cli.engine.run import checkpoint, events
+from hdit_cli.engine.training.beginning import read_record
+from hdit_cli.engine.training.init import Source, apply, match, read_source
+from hdit_cli.engine.training.loop import train
 from hdit_cli.errors import CheckpointError, UsageError
 from hdit_cli.models.grow import averaging, grow, lower_noise
 

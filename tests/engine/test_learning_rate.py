@@ -7,9 +7,9 @@ import math
 import pytest
 from tiny_run import tiny_recipe
 
-from hdit_cli.engine.events import Finished, Noted
-from hdit_cli.engine.learning_rate import cosine, inverse_sqrt, learning_rate, warm_up
-from hdit_cli.engine.train import train
+from hdit_cli.engine.run.events import Finished, Noted
+from hdit_cli.engine.training.learning_rate import cosine, inverse_sqrt, learning_rate, warm_up
+from hdit_cli.engine.training.loop import train
 from hdit_cli.errors import UsageError
 
 

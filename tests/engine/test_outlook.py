@@ -9,11 +9,12 @@ import pytest
 from tiny_run import tiny_recipe
 
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine import events, outlook, stop
-from hdit_cli.engine.checkpoint import list_steps
-from hdit_cli.engine.outlook import Outlook
-from hdit_cli.engine.setup import new_model
-from hdit_cli.engine.train import train
+from hdit_cli.engine.run import events, stop
+from hdit_cli.engine.run.checkpoint import list_steps
+from hdit_cli.engine.training import outlook
+from hdit_cli.engine.training.loop import train
+from hdit_cli.engine.training.outlook import Outlook
+from hdit_cli.engine.training.setup import new_model
 
 
 def look(recipe, data, *, forward=1e-6):

@@ -5,10 +5,10 @@ import torch
 from tiny_run import tiny_recipe
 
 from hdit_cli import runtime
-from hdit_cli.engine import pace
-from hdit_cli.engine.generate import Sampling
 from hdit_cli.engine.model import Model, build_network, precondition
-from hdit_cli.engine.pace import as_recorded, fitting, found_batch, halved, needed, paced
+from hdit_cli.engine.sampling import pace
+from hdit_cli.engine.sampling.generate import Sampling
+from hdit_cli.engine.sampling.pace import as_recorded, fitting, found_batch, halved, needed, paced
 from hdit_cli.errors import UsageError
 
 

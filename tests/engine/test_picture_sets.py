@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from hdit_cli.data.folder import FolderReader
-from hdit_cli.engine import picture_sets
-from hdit_cli.engine.picture_sets import Stored, open_stored
-from hdit_cli.engine.references import _cache_file
+from hdit_cli.engine.scoring import picture_sets
+from hdit_cli.engine.scoring.picture_sets import Stored, open_stored
+from hdit_cli.engine.scoring.references import _cache_file
 from hdit_cli.metrics.sliced import SWD
 
 

@@ -6,11 +6,12 @@ import pytest
 from tiny_run import tiny_recipe
 
 from hdit_cli import runtime
-from hdit_cli.engine import out_of_memory, trackers
-from hdit_cli.engine.estimate import estimate
-from hdit_cli.engine.out_of_memory import changed, in_drawing, in_sampling, in_training
-from hdit_cli.engine.plan import plan
-from hdit_cli.engine.trial import Bench
+from hdit_cli.engine.cost.plan import plan
+from hdit_cli.engine.cost.trial import Bench
+from hdit_cli.engine.memory import out_of_memory
+from hdit_cli.engine.memory.estimate import estimate
+from hdit_cli.engine.memory.out_of_memory import changed, in_drawing, in_sampling, in_training
+from hdit_cli.engine.training import trackers
 from hdit_cli.errors import OutOfMemory, UsageError
 
 
@@ -138,7 +139,7 @@ def test_sampling_and_drawing():
 
 @pytest.mark.parametrize("place", ["training", "drawing"])
 def test_a_run_says_where_it_was_too_much(place, tiny_data, tmp_path, monkeypatch):
-    from hdit_cli.engine.train import train
+    from hdit_cli.engine.training.loop import train
 
     class OutOfMemoryError(RuntimeError):
         """Named like torch's."""
@@ -146,7 +147,8 @@ def test_a_run_says_where_it_was_too_much(place, tiny_data, tmp_path, monkeypatc
     def full(*arguments, **options):
         raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    where = "hdit_cli.engine.step.Stepper.step" if place == "training" else "hdit_cli.engine.generate.denoise_batch"
+    steps, draws = "training.step.Stepper.step", "sampling.generate.denoise_batch"
+    where = f"hdit_cli.engine.{steps if place == 'training' else draws}"
     monkeypatch.setattr(where, full)
     with pytest.raises(OutOfMemory, match="at batch 8" if place == "training" else "drawing 4 pictures"):
         train(tmp_path / "run", tiny_recipe(), data=tiny_data, watch=lambda event: None)

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 import hdit_cli
 from hdit_cli import cli
-from hdit_cli.engine import checkpoint, events, load, posthoc, snapshots
-from hdit_cli.engine.run import RunFolder
-from hdit_cli.engine.train import Trainer, train
+from hdit_cli.engine import load
+from hdit_cli.engine.run import checkpoint, events, posthoc, snapshots
+from hdit_cli.engine.run.folder import RunFolder
+from hdit_cli.engine.training.loop import Trainer, train
 from hdit_cli.errors import CheckpointError, UsageError
 
 STEPS, EVERY, WIDTHS = 60, 3, (0.03, 0.075, 0.15)

@@ -20,13 +20,14 @@ from tiny_run import tiny_recipe
 import hdit_cli
 from hdit_cli import files
 from hdit_cli.cli import main
-from hdit_cli.engine import checkpoint, convert, header
-from hdit_cli.engine.beginning import read_record
-from hdit_cli.engine.checkpoint import metadata_of, save_inference, serialise
-from hdit_cli.engine.init import read_source
 from hdit_cli.engine.model import Model, build_network, precondition
-from hdit_cli.engine.recorded import read_order
-from hdit_cli.engine.train import train
+from hdit_cli.engine.run import checkpoint, header
+from hdit_cli.engine.run.checkpoint import metadata_of, save_inference, serialise
+from hdit_cli.engine.sampling.recorded import read_order
+from hdit_cli.engine.sharing import convert
+from hdit_cli.engine.training.beginning import read_record
+from hdit_cli.engine.training.init import read_source
+from hdit_cli.engine.training.loop import train
 from hdit_cli.errors import CheckpointError, HditError, UsageError
 from hdit_cli.metrics.exported_net import ExportedNet
 from hdit_cli.metrics.fid_inception import FidInception
@@ -265,7 +266,7 @@ def test_a_recipe_of_a_run_folder_names_no_net_that_runs(tmp_path, monkeypatch, 
 
 
 def test_data_that_a_header_names_is_pictures_whatever_its_name(tmp_path, tiny_data, monkeypatch):
-    from hdit_cli.engine.request import Request, Session, reference_of
+    from hdit_cli.engine.scoring.request import Request, Session, reference_of
 
     shutil.copytree(tiny_data, tmp_path / "data.npz")
     model = model_for(tiny_recipe(), data={"path": str(tmp_path / "data.npz")})

@@ -11,12 +11,12 @@ from PIL import Image
 from test_generate import make
 
 from hdit_cli import runtime
-from hdit_cli.engine import checkpoint
-from hdit_cli.engine.blend import Blend, Point, slerp, way
-from hdit_cli.engine.collect import Order, collect, load_for, prepare
-from hdit_cli.engine.generate import Sampling, generate, noise_levels
-from hdit_cli.engine.picture import read_picture_for
-from hdit_cli.engine.recorded import read_order
+from hdit_cli.engine.run import checkpoint
+from hdit_cli.engine.sampling.blend import Blend, Point, slerp, way
+from hdit_cli.engine.sampling.collect import Order, collect, load_for, prepare
+from hdit_cli.engine.sampling.generate import Sampling, generate, noise_levels
+from hdit_cli.engine.sampling.picture import read_picture_for
+from hdit_cli.engine.sampling.recorded import read_order
 from hdit_cli.errors import DataError, UsageError
 
 

@@ -9,8 +9,8 @@ from tiny_run import tiny_recipe
 
 from hdit_cli import cli, files
 from hdit_cli.data.prepare import PrepareOptions, prepare
-from hdit_cli.engine.checkpoint import list_steps
-from hdit_cli.engine.train import train
+from hdit_cli.engine.run.checkpoint import list_steps
+from hdit_cli.engine.training.loop import train
 from hdit_cli.errors import UsageError
 
 LOGS = ["metrics.jsonl", "timing.jsonl", "validation.jsonl", ".lock"]

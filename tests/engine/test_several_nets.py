@@ -10,14 +10,15 @@ from test_unfinished import facts, kept, signal_at
 
 from hdit_cli import files
 from hdit_cli.cli import main
-from hdit_cli.engine import generate, picture_sets, references
-from hdit_cli.engine.card import read_scores
-from hdit_cli.engine.evaluate import evaluate
-from hdit_cli.engine.one_pass import collect
 from hdit_cli.engine.report.gather import gather
-from hdit_cli.engine.request import Request, Session
-from hdit_cli.engine.scores import net_words
-from hdit_cli.engine.sweep import Axis, Sweep, sweep
+from hdit_cli.engine.sampling import generate
+from hdit_cli.engine.scoring import picture_sets, references
+from hdit_cli.engine.scoring.evaluate import evaluate
+from hdit_cli.engine.scoring.one_pass import collect
+from hdit_cli.engine.scoring.request import Request, Session
+from hdit_cli.engine.scoring.scores import net_words
+from hdit_cli.engine.scoring.sweep import Axis, Sweep, sweep
+from hdit_cli.engine.sharing.card import read_scores
 from hdit_cli.errors import DataError, Interrupted, UsageError
 from hdit_cli.metrics import inception
 from hdit_cli.metrics.feature_net import split
@@ -106,7 +107,7 @@ def test_the_runs_log_has_a_line_for_each_net_and_each_has_its_picture(place, ne
 
 @pytest.mark.parametrize("what", ["generated", pytest.param("set", marks=pytest.mark.slow)])
 def test_broken_off_it_goes_on_with_all_nets_bit_for_bit(place, nets, tmp_path, monkeypatch, what):
-    monkeypatch.setattr("hdit_cli.engine.picture_sets._READ", 4)
+    monkeypatch.setattr("hdit_cli.engine.scoring.picture_sets._READ", 4)
     wanted = request(place, nets)
     expected = facts(scored(wanted))
     monkeypatch.setenv("HDIT_CACHE", str(tmp_path / "other"))

@@ -11,11 +11,11 @@ from test_evaluate import own_cache, place, scored, silent  # noqa: F401 - two a
 
 from hdit_cli.cli import main
 from hdit_cli.commands.sweep import parse
-from hdit_cli.engine import sweep as sweeping
-from hdit_cli.engine.evaluate import run as run_job
-from hdit_cli.engine.plot import Panel, curves_png, ticks
-from hdit_cli.engine.request import Request, Session
-from hdit_cli.engine.sweep import Axis, Sweep, best, sweep
+from hdit_cli.engine.scoring import sweep as sweeping
+from hdit_cli.engine.scoring.evaluate import run as run_job
+from hdit_cli.engine.scoring.plot import Panel, curves_png, ticks
+from hdit_cli.engine.scoring.request import Request, Session
+from hdit_cli.engine.scoring.sweep import Axis, Sweep, best, sweep
 from hdit_cli.errors import CheckpointError, UsageError
 
 

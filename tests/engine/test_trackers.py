@@ -7,8 +7,9 @@ import pytest
 from tiny_run import tiny_recipe
 
 from hdit_cli.data.prepare import PrepareOptions, prepare
-from hdit_cli.engine import events, trackers
-from hdit_cli.engine.train import train
+from hdit_cli.engine.run import events
+from hdit_cli.engine.training import trackers
+from hdit_cli.engine.training.loop import train
 from hdit_cli.errors import UsageError
 
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from tiny_run import tiny_recipe
 
 import hdit_cli
-from hdit_cli.engine import checkpoint, events
-from hdit_cli.engine.run import RunFolder, set_aside
-from hdit_cli.engine.train import Trainer, train
+from hdit_cli.engine.run import checkpoint, events
+from hdit_cli.engine.run.folder import RunFolder, set_aside
+from hdit_cli.engine.training.loop import Trainer, train
 from hdit_cli.errors import CheckpointError, NonFiniteError, UsageError
 
 EXACT = ("metrics.jsonl", "ckpt.safetensors")

@@ -16,13 +16,13 @@ from torch import nn
 from hdit_cli.data.loader import Loader, to_x0
 from hdit_cli.data.prepare import Buckets, PrepareOptions, prepare
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine import checkpoint, events
-from hdit_cli.engine.estimate import estimate
-from hdit_cli.engine.evaluate import Request, evaluate
-from hdit_cli.engine.plan import plan
-from hdit_cli.engine.run import RunFolder
-from hdit_cli.engine.setup import at_largest, check_fit
-from hdit_cli.engine.train import Trainer, train
+from hdit_cli.engine.cost.plan import plan
+from hdit_cli.engine.memory.estimate import estimate
+from hdit_cli.engine.run import checkpoint, events
+from hdit_cli.engine.run.folder import RunFolder
+from hdit_cli.engine.scoring.evaluate import Request, evaluate
+from hdit_cli.engine.training.loop import Trainer, train
+from hdit_cli.engine.training.setup import at_largest, check_fit
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.runtime import normal
 

@@ -3,10 +3,10 @@
 import pytest
 from tiny_run import tiny_recipe
 
-from hdit_cli.engine import trial
-from hdit_cli.engine.estimate import estimate
-from hdit_cli.engine.step import Stepper
-from hdit_cli.engine.trial import find_batch, try_steps
+from hdit_cli.engine.cost import trial
+from hdit_cli.engine.cost.trial import find_batch, try_steps
+from hdit_cli.engine.memory.estimate import estimate
+from hdit_cli.engine.training.step import Stepper
 from hdit_cli.errors import OutOfMemory
 
 

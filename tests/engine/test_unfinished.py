@@ -13,12 +13,12 @@ import pytest
 from test_evaluate import FEW, METRICS, model_of, own_cache, place, scored, silent  # noqa: F401 - two are fixtures
 
 from hdit_cli import files, runtime
-from hdit_cli.engine import pace
-from hdit_cli.engine.evaluate import evaluate
-from hdit_cli.engine.one_pass import Breaks, Fed, collect
-from hdit_cli.engine.picture_sets import Generated
-from hdit_cli.engine.request import Request
-from hdit_cli.engine.unfinished import Unfinished
+from hdit_cli.engine.sampling import pace
+from hdit_cli.engine.scoring.evaluate import evaluate
+from hdit_cli.engine.scoring.one_pass import Breaks, Fed, collect
+from hdit_cli.engine.scoring.picture_sets import Generated
+from hdit_cli.engine.scoring.request import Request
+from hdit_cli.engine.scoring.unfinished import Unfinished
 from hdit_cli.errors import Interrupted, StorageError, UsageError
 from hdit_cli.metrics.inception import Inception
 
@@ -47,7 +47,7 @@ def facts(evaluation):
 
 @pytest.mark.parametrize("what", ["generated", pytest.param("set", marks=pytest.mark.slow)])
 def test_the_same_request_goes_on_bit_for_bit(place, own_cache, tmp_path, monkeypatch, what):
-    monkeypatch.setattr("hdit_cli.engine.picture_sets._READ", 4)
+    monkeypatch.setattr("hdit_cli.engine.scoring.picture_sets._READ", 4)
     request = Request(place / "model.safetensors", **HOW, **net(place))
     expected = facts(scored(request))
     monkeypatch.setenv("HDIT_CACHE", str(tmp_path / "other"))
@@ -105,7 +105,7 @@ def test_what_was_made_with_other_options_is_not_used(place, own_cache):
     assert kept(own_cache) == [file]
     model = model_of(place)
     next(model.network.parameters()).add_(1e-3)
-    from hdit_cli.engine.checkpoint import save_inference
+    from hdit_cli.engine.run.checkpoint import save_inference
 
     save_inference(own_cache / "other.safetensors", model)
     seen = []
@@ -188,7 +188,7 @@ def test_a_damaged_state_is_made_again(place, own_cache):
 
 def test_the_state_is_saved_once_in_a_while(place, own_cache, monkeypatch):
     """A kill loses what was done since the last save."""
-    monkeypatch.setattr("hdit_cli.engine.unfinished.EVERY", 0.0)
+    monkeypatch.setattr("hdit_cli.engine.scoring.unfinished.EVERY", 0.0)
     saved = []
     original = Unfinished.save
 
@@ -235,8 +235,8 @@ def test_where_nothing_can_be_kept_the_score_is_made_all_the_same(place, own_cac
         raise StorageError(f"cannot write {path}: no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hdit_cli.engine.unfinished.files.make_folder", full)
-        patch.setattr("hdit_cli.engine.references._LARGEST", 0)
+        patch.setattr("hdit_cli.engine.scoring.unfinished.files.make_folder", full)
+        patch.setattr("hdit_cli.engine.scoring.references._LARGEST", 0)
         evaluation = scored(Request(place / "model.safetensors", **{**HOW, "metrics": ("swd",)}))
     assert any("break" in note for note in evaluation.notes)
 

@@ -15,11 +15,11 @@ from tiny_run import tiny_recipe
 from hdit_cli.data.prepare import PrepareOptions, prepare
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.diffusion import bins
-from hdit_cli.engine import checkpoint, events
-from hdit_cli.engine.noise_scale import NoiseScale
-from hdit_cli.engine.run import RunFolder
-from hdit_cli.engine.train import Trainer, train
-from hdit_cli.engine.validate import open_held_out
+from hdit_cli.engine.run import checkpoint, events
+from hdit_cli.engine.run.folder import RunFolder
+from hdit_cli.engine.training.loop import Trainer, train
+from hdit_cli.engine.training.noise_scale import NoiseScale
+from hdit_cli.engine.training.validate import open_held_out
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.runtime import normal
 

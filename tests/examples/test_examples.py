@@ -109,8 +109,8 @@ def test_shuffled_labels_fail_the_threshold(flowers, tmp_path, monkeypatch, caps
 
 
 def test_library(tmp_path, monkeypatch, capsys):
-    from hdit_cli.engine.export import to_safetensors
     from hdit_cli.engine.model import Model, build_network, precondition
+    from hdit_cli.engine.sharing.export import to_safetensors
     from hdit_cli.recipe import load_recipe
 
     torch.manual_seed(0)

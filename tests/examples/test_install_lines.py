@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hdit_cli.engine.trackers import _INSTALLED
+from hdit_cli.engine.training.trackers import _INSTALLED
 from hdit_cli.runtime import environment
 
 ROOT = Path(__file__).parents[2]

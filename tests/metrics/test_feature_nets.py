@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hdit_cli import catalog, runtime
-from hdit_cli.engine.convert import convert_feature_net
-from hdit_cli.engine.scores import check_net
+from hdit_cli.engine.scoring.scores import check_net
+from hdit_cli.engine.sharing.convert import convert_feature_net
 from hdit_cli.errors import CheckpointError, DataError, UsageError
 from hdit_cli.metrics import feature_net, fid_inception
 from hdit_cli.metrics.exported_net import ExportedNet

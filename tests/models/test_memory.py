@@ -6,7 +6,7 @@ import torch
 from hdit_cli import catalog
 from hdit_cli.diffusion.denoiser import Denoiser, LossOf
 from hdit_cli.diffusion.weightings import soft_min_snr
-from hdit_cli.engine.peak import Peak
+from hdit_cli.engine.memory.peak import Peak
 from hdit_cli.models import memory
 from hdit_cli.models.attention import strips
 from hdit_cli.models.attention.request import Request

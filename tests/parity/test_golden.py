@@ -28,7 +28,7 @@ def relative(a, b):
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda p: p.name)
 def case(request, tmp_path_factory):
-    from hdit_cli.engine.convert import convert
+    from hdit_cli.engine.sharing.convert import convert
 
     folder = request.param
     out = tmp_path_factory.mktemp("converted") / "model.safetensors"

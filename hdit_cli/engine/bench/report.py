@@ -12,9 +12,9 @@ from hdit_cli import catalog, runtime
 from hdit_cli.engine.bench.clock import Product, Spread, ratio, rounds, timed
 from hdit_cli.engine.bench.parts import time_parts
 from hdit_cli.engine.bench.subject import Subject
-from hdit_cli.engine.generate import Sampling
-from hdit_cli.engine.out_of_memory import changed
-from hdit_cli.engine.peak import Peak
+from hdit_cli.engine.memory.out_of_memory import changed
+from hdit_cli.engine.memory.peak import Peak
+from hdit_cli.engine.sampling.generate import Sampling
 from hdit_cli.models.attention.dispatch import choose, explain, neighborhood_attention
 from hdit_cli.models.attention.request import Request
 from hdit_cli.recipe import Recipe

@@ -12,10 +12,10 @@ from hdit_cli import runtime
 from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine.generate import Sampling, check, choose_labels, stream
-from hdit_cli.engine.model import Model, build_network, count, precondition
-from hdit_cli.engine.setup import DTYPES, check_fit, new_accelerator, new_model
-from hdit_cli.engine.step import Stepper
+from hdit_cli.engine.model import DTYPES, Model, build_network, count, precondition
+from hdit_cli.engine.sampling.generate import Sampling, check, choose_labels, stream
+from hdit_cli.engine.training.setup import check_fit, new_accelerator, new_model
+from hdit_cli.engine.training.step import Stepper
 from hdit_cli.recipe import Recipe
 
 CLASSES = 10  # of a recipe that takes them from data, where there is none

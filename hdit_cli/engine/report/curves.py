@@ -5,7 +5,7 @@ from typing import Any
 
 from hdit_cli.engine.report.logs import Axes, exact, newest_of_each_step, number, numbers, thinned
 from hdit_cli.engine.report.pictures import evenly
-from hdit_cli.engine.scores import net_words
+from hdit_cli.engine.scoring.scores import net_words
 
 SIGMAS = 16  # noise levels with a curve of their own
 _NAMES = ("raw", "ema")  # of weights, in the order of the page; others come after

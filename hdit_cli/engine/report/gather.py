@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from hdit_cli import __version__, files
-from hdit_cli.engine import checkpoint
-from hdit_cli.engine.beginning import read_record
-from hdit_cli.engine.evaluate import SCORES
-from hdit_cli.engine.header import read_facts
 from hdit_cli.engine.model import count
 from hdit_cli.engine.report import curves
 from hdit_cli.engine.report.logs import Axes, Log, exact, newest_of_each_step, number, parted, read_json, read_log
 from hdit_cli.engine.report.pictures import grids
-from hdit_cli.engine.run import RunFolder
+from hdit_cli.engine.run import checkpoint
+from hdit_cli.engine.run.folder import RunFolder
+from hdit_cli.engine.run.header import read_facts
+from hdit_cli.engine.scoring.evaluate import SCORES
+from hdit_cli.engine.training.beginning import read_record
 from hdit_cli.errors import HditError, UsageError
 from hdit_cli.recipe import Recipe, flat, load_recipe, named, shipped, without_folders
 

@@ -1,0 +1,1 @@
+"""What a run costs: a plan of it, and real steps that say more."""

@@ -1,0 +1,60 @@
+"""From the tensors and the header of an inference file to a model. What does not fit is told before memory is asked for."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hdit_cli.engine.model import Model, build_network, class_count, precondition
+from hdit_cli.engine.run import header
+from hdit_cli.engine.run.file_kind import not_ours
+from hdit_cli.errors import CheckpointError
+from hdit_cli.models.hdit import HDiT
+
+
+def check_is_ours(tensors: header.Table, metadata: Mapping[str, str], *, where: str) -> None:
+    """Raises CheckpointError where a safetensors file is not an inference file of this project."""
+    if metadata.get("hdit.format") != header.FORMAT:
+        raise not_ours(where, names=tensors.keys(), has_config="config" in metadata)
+
+
+def blank(facts: header.Facts) -> HDiT:
+    """The network that an inference file describes, without memory for its weights."""
+    with torch.device("meta"):
+        return build_network(facts.recipe, classes=class_count(facts.recipe, classes=facts.classes))
+
+
+def check_announced(tensors: header.Table, metadata: dict[str, str], *, where: str) -> header.Facts:
+    """What a header says, held against itself: the tensors that it announces are those of the network that it describes.
+
+    Raises:
+        CheckpointError: they are not, or it cannot be read.
+    """
+    facts = header.read_facts(metadata, where=where)
+    header.check_layers(facts.recipe, tensors, where=where)
+    header.check_table({name: tensor.shape for name, tensor in blank(facts).state_dict().items()}, tensors, where=where)
+    return facts
+
+
+def assemble(tensors: dict[str, Tensor], metadata: dict[str, str], *, where: str) -> Model:
+    """Builds the model that an inference file describes; all or nothing.
+
+    Raises:
+        CheckpointError: facts or tensors do not fit together; the first tensor at fault is named.
+    """
+    facts = header.read_facts(metadata, where=where)
+    recipe, network = facts.recipe, blank(facts)
+    check_tensors(network.state_dict(), tensors, where=where)
+    network.load_state_dict(tensors, assign=True)
+    denoiser = precondition(network, recipe).eval().requires_grad_(False)
+    known = {"weights": facts.weights, "step": facts.step, "images_seen": facts.images_seen, "data": facts.data}
+    return Model(denoiser, recipe.to_dict(), facts.classes, **known, left_out=recipe.left_out)
+
+
+def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], *, where: str) -> None:
+    """Raises CheckpointError, naming the first difference, unless names and shapes are equal and every value finite."""
+    entries = {name: header.Entry(header.NAMES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in found.items()}
+    header.check_table({name: tensor.shape for name, tensor in wanted.items()}, entries, where=where)
+    for name, tensor in found.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{where}: {name} holds NaN or infinity", hint="use an older checkpoint")

@@ -1,0 +1,147 @@
+"""Whether what lies on the disk is what was written: a run's checkpoints, a data set's shards. Changes nothing."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hdit_cli import files
+from hdit_cli.data import shard_index, shards
+from hdit_cli.data.prepare.report import REPORT, read_report
+from hdit_cli.data.shard_check import shard_problem
+from hdit_cli.engine.run import checkpoint, snapshots
+from hdit_cli.engine.run.best import BEST, best_problem
+from hdit_cli.errors import DataError, StorageError
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One checkpoint or shard. `problem` is one sentence, "" where it is whole."""
+
+    name: str
+    bytes: int
+    problem: str = ""
+
+
+def verify_run(run: Path) -> Iterator[Checked]:
+    """Every checkpoint folder of a run, oldest first, then `ckpt.safetensors`, `best.safetensors`, then the snapshots of averages.
+
+    The run may train meanwhile: what rotation removes is left out, what is saved is looked at too. What was set aside as
+    `.bad` is no longer part of the run, and not looked at.
+    """
+    averages: set[str] = set()
+    seen: set[int] = set()
+    public = run / "ckpt.safetensors"
+    while True:
+        for step in checkpoint.list_steps(run):
+            if step not in seen:
+                seen.add(step)
+                yield from _verify_checkpoint(run / "checkpoints" / checkpoint.step_name(step), averages)
+        digest = files.sha256(public) if public.is_file() else ""
+        if digest in averages or not set(checkpoint.list_steps(run)) - seen:
+            break
+    if digest:
+        problem = (
+            "is not the average of any whole checkpoint" if averages else "has no whole checkpoint to compare it with"
+        )
+        yield Checked(public.name, public.stat().st_size, "" if digest in averages else problem)
+    elif averages:
+        yield Checked(public.name, 0, "is missing; the next `hdit train` writes it again")
+    best = run / BEST
+    if best.is_file():
+        yield Checked(best.name, best.stat().st_size, best_problem(best))
+    for step in snapshots.list_steps(run):
+        yield from _verify_folder(snapshots.folder_of(run, step), prefix=f"{snapshots.FOLDER}/")
+
+
+def _verify_checkpoint(folder: Path, averages: set[str]) -> Iterator[Checked]:
+    """Adds the hash of the average of a whole one to `averages`."""
+    for checked in _verify_folder(folder):
+        if not checked.problem:
+            with contextlib.suppress(FileNotFoundError):  # removed this moment
+                manifest = json.loads((folder / checkpoint.MANIFEST).read_bytes())
+                written = manifest["files"].items()
+                averages.update(facts["sha256"] for name, facts in written if name == "ema.safetensors")
+        yield checked
+
+
+def _verify_folder(folder: Path, *, prefix: str = "") -> Iterator[Checked]:
+    """Nothing where the folder is gone by the end."""
+    try:
+        problem = checkpoint.verify(folder)
+    except StorageError as error:
+        problem = error.message
+    with contextlib.suppress(FileNotFoundError):
+        yield Checked(f"{prefix}{folder.name}", _size(folder), problem)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def verify_data(data: Path) -> Iterator[Checked]:
+    """Every shard of a data set, then of the held-out one inside it, then what stands beside them.
+
+    Raises:
+        DataError: the manifest cannot be read.
+    """
+    manifest = shards.load_manifest(data)
+    yield from _verify_shards(data, manifest)
+    inside = data / shards.HELD_OUT
+    if (inside / shards.MANIFEST).is_file():
+        yield from _verify_shards(inside, shards.load_manifest(inside), prefix=f"{shards.HELD_OUT}/")
+    elif inside.exists() or _held_some_out(data, manifest):
+        yield Checked(shards.HELD_OUT, 0, f"lacks its {shards.MANIFEST}: training would go on without validation")
+    if (data / REPORT).is_file():
+        yield Checked(REPORT, (data / REPORT).stat().st_size, _report_problem(data, manifest))
+
+
+def shards_of(data: Path) -> int:
+    """How many shards `verify_data` reads.
+
+    Raises:
+        DataError: a manifest cannot be read.
+    """
+    inside = data / shards.HELD_OUT
+    folders = [data, inside] if (inside / shards.MANIFEST).is_file() else [data]
+    return sum(len(shards.load_manifest(folder).shards) for folder in folders)
+
+
+def _held_some_out(data: Path, manifest: shards.Manifest) -> bool:
+    return bool(manifest.options.get("hold_out")) and read_report(data).held_out > 0
+
+
+def _verify_shards(data: Path, manifest: shards.Manifest, *, prefix: str = "") -> Iterator[Checked]:
+    last_key = -1
+    for shard in manifest.shards:
+        path = data / shard.name
+        size = path.stat().st_size if path.is_file() else 0
+        problem, last_key = shard_problem(data, shard, manifest, after=last_key)
+        yield Checked(prefix + shard.name, size, problem)
+    known = {path for shard in manifest.shards for path in (data / shard.name, shards.index_path(data, shard))}
+    for path in sorted({*data.glob("*.tar"), *data.glob("*.idx")} - known):
+        if files.left_by_others(path.name):
+            continue
+        yield Checked(prefix + path.name, path.stat().st_size if path.is_file() else 0, "is not in the manifest")
+
+
+def _report_problem(data: Path, manifest: shards.Manifest) -> str:
+    """Whether the account tells of the same pictures and classes, in the same order, as manifest and indices."""
+    try:
+        report = read_report(data)
+    except DataError as error:
+        return error.message
+    try:
+        labels = np.concatenate(
+            [shard_index.read_index(data, shard, buckets=manifest.buckets)["label"] for shard in manifest.shards]
+        )
+    except DataError:  # told of its shard already
+        return ""
+    counts = np.bincount(labels[labels >= 0], minlength=len(manifest.classes)).tolist()
+    same = list(report.classes) == manifest.classes and list(report.classes.values()) == counts
+    return (
+        "" if same and report.kept == manifest.count else f"tells of other pictures or classes than {shards.MANIFEST}"
+    )

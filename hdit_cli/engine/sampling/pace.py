@@ -1,0 +1,112 @@
+"""How a sampling uses the machine, where nobody says: how many images at once, and whether their network is compiled.
+
+Neither changes the noise. Pixels agree to 1/255 between two batch sizes and between compiled and eager; they are the same bit
+for bit at the same of both, so both are written into the record of a sampling.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from hdit_cli import runtime
+from hdit_cli.engine.memory.out_of_memory import ROOM
+from hdit_cli.engine.model import Model
+from hdit_cli.engine.sampling.generate import Sampling, check
+from hdit_cli.errors import UsageError, is_out_of_memory
+from hdit_cli.models import memory
+
+PACE = ("batch_size", "compile")  # fields of a sampling that the machine decides where nobody does
+FULL = 2**22  # pixels of a batch that keep a GPU busy: 64 images of 256x256
+MANY = 1_000  # images of one process from which compiling, a minute or more, is taken to pay on CUDA
+
+
+def paced(model: Model, sampling: Sampling, *, images: int, batch_size: int | None, compile: bool | None) -> Sampling:
+    """The sampling with the batch size and the choice to compile that this machine is given; every process gets the same.
+
+    Args:
+        sampling: its batch size is the most on a CPU; on CUDA batches of small images grow beyond it.
+        images: of all processes.
+        batch_size, compile: what was asked for; None where nothing was.
+
+    Raises:
+        UsageError: the model cannot be sampled so, or cannot be compiled although that is asked for.
+    """
+    check(model, sampling)
+    share = -(-images // runtime.ranks().world)
+    if batch_size is None:
+        batch_size = min(runtime.gather(found_batch(model, sampling, images=share)))
+    if compile is None:
+        compile = model.device.type == "cuda" and share >= MANY and not runtime.why_not_compiled(model.device)
+    elif compile and (reason := runtime.why_not_compiled(model.device)):
+        raise UsageError(f"cannot compile: {reason}", hint="leave --compile out: slower, the same images within 1/255")
+    return replace(sampling, batch_size=batch_size, compile=all(runtime.gather(compile)))
+
+
+def as_recorded(model: Model, sampling: Sampling) -> tuple[Sampling, str]:
+    """A recorded sampling as this machine can run it, and one sentence where that is not quite as recorded."""
+    reason = runtime.why_not_compiled(model.device) if sampling.compile else ""
+    if not reason:
+        return sampling, ""
+    return replace(sampling, compile=False), f"not compiled, so pixels agree with the record to 1/255: {reason}"
+
+
+def found_batch(model: Model, sampling: Sampling, *, images: int) -> int:
+    """The batch size for `images` images: by the formula, and on CUDA by a trial, halved until it fits."""
+    device, here = model.device, runtime.ranks()
+    room = runtime.free_memory(device) * ROOM / (1 if device.type == "cuda" else here.world)
+    height, width = sampling.size or model.image_size
+    most = FULL // (height * width) if device.type == "cuda" else 0
+    batch = fitting(
+        lambda batch: needed(model, sampling, batch=batch), room=room, start=sampling.batch_size, most=min(images, most)
+    )
+    return halved(lambda batch: _try(model, sampling, batch=batch), batch) if device.type == "cuda" else batch
+
+
+def fitting(needs: Callable[[int], float], *, room: float, start: int, most: int) -> int:
+    """`start`, doubled while that is at most `most` and fits, or halved until it fits; at least 1."""
+    batch = start
+    while batch * 2 <= most and needs(batch * 2) <= room:
+        batch *= 2
+    while batch > 1 and needs(batch) > room:
+        batch //= 2
+    return batch
+
+
+def halved(attempt: Callable[[int], None], batch: int) -> int:
+    """The first of batch, batch / 2, ..., 1 that is not refused for lack of memory; 1 if all are."""
+    while batch > 1:
+        try:
+            attempt(batch)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            break
+        batch //= 2
+    return batch
+
+
+def needed(model: Model, sampling: Sampling, *, batch: int) -> int:
+    """Bytes that a step of the sampler takes beyond the weights, by formula, guidance included."""
+    size = sampling.size or model.image_size
+    images = batch * (2 if sampling.cfg != 1 else 1)
+    setting = memory.Setting(images, size, weights=model.dtype, device=model.device.type, inference=True)
+    return memory.inference_peak(model.network, setting) + _KEPT * batch * model.channels * size[0] * size[1] * 4
+
+
+_KEPT = 8  # float32 pictures of a sampler: x, the next x, three denoised ones, noise, and what lies between
+
+
+def _try(model: Model, sampling: Sampling, *, batch: int) -> None:
+    """One call of the denoiser as the fullest step makes it."""
+    images = batch * (2 if sampling.cfg != 1 else 1)
+    shape = (images, model.channels, *(sampling.size or model.image_size))
+    try:
+        with torch.inference_mode():
+            x = torch.zeros(shape, device=model.device, dtype=model.dtype)
+            model.denoiser(x, x.new_ones(images))
+    finally:
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+            torch.cuda.empty_cache()

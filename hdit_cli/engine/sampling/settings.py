@@ -1,0 +1,53 @@
+"""Whether the settings of a sampling do anything: what was asked for and cannot act is refused, what acts badly is noted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hdit_cli.engine.model import Model
+from hdit_cli.engine.sampling.generate import STOCHASTIC, Sampling
+from hdit_cli.errors import UsageError
+
+
+def check_asked(samplings: Sequence[Sampling], asked: Mapping[str, Any]) -> None:
+    """Refuses what was asked for and acts in none of the samplings: one, or the points of a sweep.
+
+    Args:
+        asked: fields of `Sampling` that the user named; None where nothing was.
+
+    Raises:
+        UsageError: eta with deterministic samplers, rho with another schedule than Karras.
+    """
+    first = samplings[0]
+    if asked.get("eta") is not None and not any(each.sampler in STOCHASTIC for each in samplings):
+        raise UsageError(
+            f"--eta is the noise of a stochastic sampler, and {first.sampler} is deterministic",
+            hint=f"leave --eta out, or --sampler {' or '.join(reversed(STOCHASTIC))}",
+        )
+    if asked.get("rho") is not None and not any(each.schedule == "karras" for each in samplings):
+        raise UsageError(
+            f"--rho is of the karras schedule, and this is {first.schedule}",
+            hint="leave --rho out, or --schedule karras",
+        )
+
+
+def notes(model: Model, sampling: Sampling) -> list[str]:
+    """What to know of guidance that this model was not trained for."""
+    if not model.network.classes:
+        cfg = model.recipe["sample"]["cfg"]
+        return [f"the recipe asks for guidance (sample.cfg {cfg:g}); the model has no classes, so there is none"] * (
+            cfg != 1
+        )
+    if sampling.cfg == 1:
+        unused = ["--cfg-interval says where guidance acts: at cfg 1 it changes nothing"]
+        return unused if sampling.cfg_interval is not None else []
+    dropped = model.recipe["diffusion"]["class_dropout"]
+    if dropped == 0:
+        return [
+            "guidance is asked of a model that was trained without dropped classes (diffusion.class_dropout = 0): it never "
+            "learnt what no class is, so its pictures may get worse; --cfg 1 turns guidance off"
+        ]
+    if dropped == 1:
+        return [
+            "every class was dropped in training (diffusion.class_dropout = 1): classes and guidance change nothing"
+        ]
+    return []

@@ -1,0 +1,1 @@
+"""Pictures against a reference: one pass, scores, sweeps."""

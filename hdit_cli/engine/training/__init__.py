@@ -1,0 +1,1 @@
+"""The loop, the step, and what goes on around them."""

@@ -1,0 +1,67 @@
+"""Exponential moving averages of the weights: one with warm-up, and any number of power-function ones."""
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hdit_cli.engine.run.posthoc import gamma_of
+
+
+def ema_decay(step: int, *, power: float = 0.75, max_value: float = 0.9999) -> float:
+    """Decay at an optimizer step, from 0: min(max_value, 1 - (1 + step)^-power).
+
+    With power 3/4 it reaches 0.999 at 10,000 steps and 0.9999 at 215,443.
+    """
+    return min(max_value, 1 - (1 + step) ** -power)
+
+
+class EMA:
+    """A second copy of a network that follows the first; kept in the parameters' own dtype, buffers copied."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, parameters: Iterable[Tensor], *, decay: float | Tensor, keep: Tensor) -> None:
+        """average += (1 - decay) (parameter - average), or nothing where `keep` is 0.
+
+        Args:
+            decay: a number, or 0-d on the device.
+            keep: 0-d tensor, 1 or 0, on the device: a refused step is masked without asking the host.
+        """
+        average: list[Tensor] = [*self.network.parameters()]
+        current: list[Tensor] = [*parameters]
+        change = torch._foreach_sub(current, average)
+        torch._foreach_mul_(change, keep * (1 - decay))
+        torch._foreach_add_(average, change)
+
+
+class PowerAverages:
+    """Averages with the profile (gamma + 1) tau^gamma / t^(gamma + 1) over the updates tau = 0 ... t, one for each width.
+
+    Karras et al. 2024 (EDM2), equation 4: decay(t) = (1 - 1/t)^(gamma + 1). Their time t counts the updates that were made.
+    A refused step leaves the weights where they were and adds no time, so the profile is exact over the weights that there
+    were, and post-hoc reconstruction need not know which steps were refused.
+
+    Args:
+        stds: relative standard deviations: widths of the profiles, as a part of the training so far.
+    """
+
+    def __init__(self, network: nn.Module, *, stds: Sequence[float]) -> None:
+        device = next(network.parameters()).device
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # whole numbers to 2^24 and 2^53
+        self.updates = torch.zeros((), device=device, dtype=dtype)
+        self.by_std = {std: EMA(network) for std in stds}
+        self._exponents = {std: gamma_of(std) + 1 for std in stds}
+
+    def update(self, parameters: Sequence[Tensor], *, keep: Tensor) -> None:
+        """One step of all averages; nothing changes where `keep` is 0. Asks the host nothing."""
+        if not self.by_std:
+            return
+        self.updates += keep
+        t = self.updates.clamp(min=1)  # 0 while every step so far was refused
+        for std, average in self.by_std.items():
+            decay = (1 - 1 / t) ** self._exponents[std]
+            average.update(parameters, decay=decay.to(keep.dtype), keep=keep)

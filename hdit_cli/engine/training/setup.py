@@ -1,0 +1,199 @@
+"""What a run is made of: a recipe held against its data, a new model, the accelerator."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from hdit_cli import runtime
+from hdit_cli.data.loader import Loader
+from hdit_cli.data.reader import ShardReader
+from hdit_cli.data.shards import MANIFEST, Bucket, load_manifest
+from hdit_cli.engine.model import DTYPES, Model, build_network, class_count, precondition
+from hdit_cli.engine.run.checkpoint import Snapshot
+from hdit_cli.errors import DataError, UsageError
+from hdit_cli.recipe import Recipe
+from hdit_cli.recipe.section import nearest_multiple
+
+
+def check_fit(recipe: Recipe, reader: ShardReader) -> None:
+    """Raises UsageError where the recipe and the data cannot go together."""
+    check_sizes(recipe, reader)
+    if recipe.model.channels != 3:
+        raise UsageError(f"model.channels is {recipe.model.channels}, pictures have 3", hint="--set model.channels=3")
+    if recipe.model.mapping_inputs:
+        raise UsageError(
+            "model.mapping_inputs needs a condition vector with each picture, and a data set holds none",
+            hint="train it through the Python API, or --set model.mapping_inputs=0",
+        )
+    classes, names = recipe.model.classes, reader.classes
+    if classes == "data" and not names:
+        raise UsageError("the recipe takes its classes from the data, which has none", hint="--set model.classes=0")
+    if classes not in (0, "data", len(names)):
+        raise UsageError(
+            f"model.classes is {classes}, the data has {len(names)}",
+            hint=f"--set model.classes={len(names) or 0}" if not names else "--set model.classes=data",
+        )
+
+
+def check_sizes(recipe: Recipe, reader: ShardReader) -> None:
+    """Raises UsageError where the network cannot be given the pictures of a data set."""
+    wanted, found = recipe.model.size, reader.image_size
+    if recipe.data.crop != "none":
+        reader.check_cut(wanted)
+        return
+    if wanted != found:
+        larger = not reader.buckets and all(there >= here for here, there in zip(wanted, found, strict=True))
+        cut = "; --set data.crop=random (or center) cuts larger pictures while it trains" if larger else ""
+        again = f"--size {size_word(wanted)}{' --buckets' if reader.buckets else ''}"
+        raise UsageError(
+            f"the recipe trains {wanted[0]}x{wanted[1]} images, the data set holds {found[0]}x{found[1]}",
+            hint=f"`hdit prepare SRC {again}`, or --set model.size=[{found[0]},{found[1]}]{cut}",
+        )
+    for bucket in sorted(reader.buckets, key=lambda each: min(each.size)):  # the narrowest asks for the smallest kernel
+        _check_bucket(recipe, reader, bucket)
+
+
+def _check_bucket(recipe: Recipe, reader: ShardReader, bucket: Bucket) -> None:
+    model = recipe.model
+    problems = model.misfits((bucket.size[0], bucket.size[1]))
+    if not problems:
+        return
+    path, text = problems[0]
+    what = text.partition(";")[0]  # its advice knows one bucket alone
+    told = f"{reader.folder} has {bucket.count} pictures of {bucket.size[0]}x{bucket.size[1]}, and "
+    if path[0] == "size":
+        unit = math.lcm(*model.patch) * 2 ** (len(model.levels) - 1)
+        height, width = (nearest_multiple(side, unit) for side in model.size)
+        again = f"`hdit prepare SRC --size {height}x{width} --buckets --bucket-step {unit}`"
+        raise UsageError(f"{told}a side {what}", hint=f"{again}, or a recipe with fewer levels or a smaller patch")
+    level = int(path[1])
+    sides = [side for size in reader.sizes for side in model.model_copy(update={"size": size}).map_size(level)]
+    best = 0
+    if path[2] == "kernel":
+        best = min(sides)
+    elif legal := [window for window in range(2, min(sides) + 1) if math.gcd(*sides) % window == 0]:
+        best = min(legal, key=lambda window: (abs(window - model.levels[level].window), window))
+    name = f"--set model.levels.{level}"
+    value = f"{name}.{path[2]}={best}, or " if best else ""
+    raise UsageError(f"{told}model.levels.{level}.{path[2]} {what}", hint=f"{value}{name}.attention=global")
+
+
+def open_data(recipe: Recipe, data: Path) -> ShardReader:
+    """The data set that a recipe trains on, held against it.
+
+    Raises:
+        UsageError: they cannot go together.
+        DataError: the data cannot be read.
+    """
+    if not (data / MANIFEST).is_file():
+        raise missing_data(recipe, data)
+    reader = ShardReader(data)
+    check_fit(recipe, reader)
+    return centred(recipe, reader) if recipe.data.crop == "center" else reader
+
+
+def missing_data(recipe: Recipe, data: Path | None) -> DataError:
+    """No data set there, or none named; the hint names sets of the right size that there are, or how to make one."""
+    size = recipe.model.size
+    if data is None:
+        what, out = "no data set: the recipe names none", ""
+    else:
+        what = f"{data} is no data set: it has no {MANIFEST}" if data.is_dir() else f"no data set at {data}"
+        out = f" --out {shlex.quote(str(data))}"
+    if there := _sets_of(size):
+        return DataError(what, hint=f"--data {shlex.quote(str(there[0]))} has pictures of the size this recipe trains")
+    made_as = size_word(size)
+    named = Path(data.name.removesuffix(made_as)) if data else Path()
+    source = shlex.quote(str(named)) if named != Path() and named.is_dir() else "YOUR_PICTURES"
+    then = "" if data else ", and name it with --data"
+    return DataError(what, hint=f"`hdit prepare {source} --size {made_as}{out}` makes it{then}")
+
+
+def _sets_of(size: tuple[int, int]) -> list[Path]:
+    """Data sets under `data/` whose pictures have this (H, W), the newest first."""
+    found = []
+    for manifest in Path("data").glob(f"*/{MANIFEST}"):
+        with suppress(DataError, OSError):
+            if tuple(load_manifest(manifest.parent).image_size) == size:
+                found.append((-manifest.stat().st_mtime, manifest.parent))
+    return [path for _, path in sorted(found)]
+
+
+def size_word(size: tuple[int, int]) -> str:
+    """(H, W) as `hdit prepare --size` takes it: one number for a square."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def check_same_data(snapshot: Snapshot, reader: ShardReader, *, run: Path) -> None:
+    """Raises UsageError where the data is not what a run was started with, wherever it lies now."""
+    if snapshot.state["data"] != reader.fingerprint:
+        raise UsageError(
+            f"the data set is not the one {run} was started with",
+            hint="give that one with --data, choose another --run, or start over with --fresh (the old run is kept)",
+        )
+
+
+def open_loader(
+    recipe: Recipe, reader: ShardReader, *, step: int, slots: Sequence[np.ndarray], device: torch.device
+) -> Loader:
+    """The batches of a run that goes on from `step`; `slots` are this process's places in each."""
+    section = recipe.train
+    return Loader(
+        reader,
+        batch_size=section.batch_size,
+        seed=section.seed,
+        position=step * section.batch_size,
+        steps=section.steps - step,
+        slots=slots,
+        workers=recipe.data.workers,
+        pin_memory=device.type == "cuda",
+        cut=random_cut(recipe),
+    )
+
+
+def random_cut(recipe: Recipe) -> tuple[int, int] | None:
+    """(H, W) that training cuts pictures to at random places, None where it does not."""
+    return recipe.model.size if recipe.data.crop == "random" else None
+
+
+def centred(recipe: Recipe, reader: ShardReader) -> ShardReader:
+    """The data set as validation and scores see it: where the recipe cuts larger pictures, their centres.
+
+    Raises:
+        UsageError: they cannot be cut to the recipe's size.
+    """
+    return reader if recipe.data.crop == "none" else reader.centred(recipe.model.size)
+
+
+def at_largest(recipe: Recipe, reader: ShardReader) -> Recipe:
+    """The recipe at the size of the largest pictures it will train on: what memory is estimated for."""
+    if not reader.buckets:
+        return recipe
+    largest = max(reader.sizes, key=lambda size: size[0] * size[1])
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"size": largest})})
+
+
+def new_model(recipe: Recipe, reader: ShardReader, *, path: str) -> Model:
+    """A new model on the CPU; its weights are a function of the seed."""
+    torch.manual_seed(runtime.key(recipe.train.seed, "init") % 2**63)
+    classes = reader.classes if recipe.model.classes else []
+    network = build_network(recipe, classes=class_count(recipe, classes=classes))
+    network.to(DTYPES[recipe.train.precision])
+    data: dict[str, Any] = {"path": path, "fingerprint": reader.fingerprint}
+    if classes:
+        data["class_counts"] = np.bincount(reader.labels[reader.labels >= 0], minlength=len(classes)).tolist()
+    return Model(precondition(network, recipe), recipe.to_dict(), classes, weights="raw", data=data)
+
+
+def new_accelerator(recipe: Recipe) -> Accelerator:
+    """Device placement, autocast and the exchange of gradients, as `train.precision` and the machine ask for."""
+    precision = "bf16" if recipe.train.precision == "bf16" else "no"
+    cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    return Accelerator(cpu=cpu, mixed_precision=precision)

@@ -1,0 +1,190 @@
+"""One optimizer step of one process: draw, forward, backward, update. Knows steps; the maths is the denoiser's.
+
+Every random number of step s is a function of the seed and of the image's place in the run, s * batch_size + slot: a run
+that goes on, or is shared by more processes, draws what an unbroken one would have.
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hdit_cli import runtime
+from hdit_cli.data.augment import augment
+from hdit_cli.data.loader import Batch, flip, to_x0
+from hdit_cli.diffusion.bins import sums_by_sigma
+from hdit_cli.diffusion.denoiser import LossOf
+from hdit_cli.diffusion.densities import noise_density
+from hdit_cli.engine.model import DTYPES, Model
+from hdit_cli.engine.sampling.compiled import Compiled, told, wants_compiled
+from hdit_cli.engine.training.ema import EMA, PowerAverages, ema_decay
+from hdit_cli.engine.training.guard import FiniteGuard
+from hdit_cli.engine.training.learning_rate import learning_rate
+from hdit_cli.engine.training.noise_scale import NoiseScale
+from hdit_cli.engine.training.state import TrainState, Window, build_optimizer
+from hdit_cli.models.layers import seed_dropout
+from hdit_cli.recipe import Recipe
+
+SWITCH = "--set train.compile=false"
+
+
+class Stepper:
+    """Takes steps and owns what they change.
+
+    Args:
+        recipe: validated and resolved.
+        model: new, on the CPU; moved to the accelerator's device.
+    """
+
+    def __init__(self, recipe: Recipe, *, model: Model, accelerator: Accelerator) -> None:
+        self.recipe, self.accelerator = recipe, accelerator
+        self.device = accelerator.device
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.dtype = DTYPES[recipe.train.precision]
+        density = recipe.diffusion.density
+        self.density = noise_density(density.type, **density.options())
+        model.denoiser.to(self.device)
+        window = Window.empty(device=self.device)
+        averages = PowerAverages(model.network, stds=recipe.ema.stds)
+        self.state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), window, averages)
+        self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
+        self.lr_factor = learning_rate(recipe)
+        self._inner = LossOf(model.denoiser).train()
+        self.loss_of = accelerator.prepare_model(self._inner)
+        self.compiled: Compiled | None = None
+        self.noise_scale = NoiseScale(
+            self.loss_of,
+            batch=recipe.train.batch_size,
+            accumulate=recipe.train.accumulate,
+            world=self.world,
+            like=window.loss,
+        )
+        cap = recipe.train.nonfinite_cap if recipe.train.nonfinite == "skip" else 1
+        self.guard = FiniteGuard(cap=cap, device=self.device)
+        if self.world > 2:
+            self._settle()
+
+    def _settle(self) -> None:
+        """A backward pass whose gradients are thrown away.
+
+        After its first one DistributedDataParallel packs the gradients anew, and where three or more are added up, the order
+        of the sum hangs on the place in the pack: a run that goes on must not begin with other places than an unbroken one.
+        """
+        network, ones = self.state.model.network, torch.ones(1, device=self.device, dtype=self.dtype)
+        image = ones.new_zeros(1, self.recipe.model.channels, *self.recipe.model.size)
+        label = torch.full((1,), network.classes, device=self.device) if network.classes else None
+        condition = ones.new_zeros(1, 9) if self.recipe.data.augment else None
+        self.loss_of(image, image, ones, label, condition).mean().backward()
+        self.state.optimizer.zero_grad(set_to_none=True)
+
+    def compile(self, *, sizes: int, fall_back: bool, **options: Any) -> None:
+        """From now on forward and backward run as one graph for each size of pictures.
+
+        Validation and sampling call the model and not this graph, so they neither use it nor change it.
+
+        Args:
+            sizes: of pictures that will come.
+            fall_back: go on in eager mode where compiling fails.
+            options: of `torch.compile`.
+        """
+        if self.world > 1 and any(level.checkpoint for level in self.recipe.model.levels):
+            runtime.whole_graphs()
+        graphs = 2 * sizes  # with and without the exchange of gradients
+        self.compiled = Compiled(
+            self._inner.denoiser.loss, graphs=graphs, switch=SWITCH, fall_back=fall_back, **options
+        )
+        self._inner.loss = self.compiled
+
+    def notes(self) -> list[str]:
+        """What compiling has to say that was not said yet."""
+        found = [self.compiled.note] if self.compiled and self.compiled.note else []
+        if self.compiled:
+            self.compiled.note = ""
+        return found
+
+    def draw(self, batch: Batch, *, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """x0, noise, sigma, label and augmentation condition of one micro-batch, on the device; dropout made ready for it.
+
+        Args:
+            first: place in the run of the step's first image.
+        """
+        seed, index = self.recipe.train.seed, batch.index
+        x0 = to_x0(batch.pixels.to(self.device, non_blocking=True)).to(self.dtype)
+        if self.recipe.data.flip:
+            x0 = flip(x0, index=index, seed=seed)
+        condition = None
+        if self.recipe.data.augment:
+            x0, condition = augment(x0, index=index, seed=seed, probability=self.recipe.data.augment)
+        noise = runtime.normal(seed, "noise", index, x0.shape[1:], like=x0)
+        # stratified: slot j of the global batch draws from [j, j + 1) / batch_size
+        u = (
+            torch.from_numpy(index - first) + runtime.uniform(seed, "sigma", index)[:, 0]
+        ) / self.recipe.train.batch_size
+        sigma = self.density(u).to(x0.dtype).to(x0.device, non_blocking=True)  # dtype first: MPS has no float64
+        label = None
+        if classes := self.state.model.network.classes:
+            dropped = runtime.uniform(seed, "class-dropout", index)[:, 0] < self.recipe.diffusion.class_dropout
+            label = torch.where(dropped, classes, batch.label).to(self.device, non_blocking=True)
+        keys = runtime.bits(seed, "dropout", index)[:, 0].astype(np.uint32).view(np.int32)
+        seed_dropout(self.state.model.network, torch.from_numpy(keys).to(self.device, non_blocking=True))
+        return x0, noise, sigma, label, condition
+
+    def step(self, batches: list[Batch]) -> None:
+        """Forward and backward of every micro-batch, one update of the weights and of their average."""
+        state, section = self.state, self.recipe.train
+        first = state.step * section.batch_size
+        state.optimizer.zero_grad(set_to_none=True)
+        total, by_sigma = torch.zeros_like(state.window.loss), torch.zeros_like(state.window.by_sigma)
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            with told(SWITCH), nullcontext() if last else self.accelerator.no_sync(self.loss_of):
+                drawn = self.draw(batch, first=first)
+                each = self.loss_of(*drawn)
+                loss = each.mean() / len(batches)
+                # 1, or NaN where the loss is not finite: then every process finds its gradient not finite
+                loss.backward(1 + 0 * loss.detach())
+            total += loss.detach()
+            by_sigma += sums_by_sigma(drawn[2], each.detach(), dtype=by_sigma.dtype)
+            if i == 0 and not last:
+                self.noise_scale.see_first(state.parameters)
+        max_norm = section.grad_clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(state.parameters, max_norm)
+        refused = self.guard.judge(norm)
+        self.update(refused)
+        state.window.add(total, norm, by_sigma=by_sigma, refused=refused)
+        self.noise_scale.add(norm, refused=refused)
+        state.step += 1
+
+    def update(self, refused: Tensor) -> None:
+        """AdamW and the averages, masked on the device where `refused` is 1."""
+        state, factor = self.state, self.lr_factor(self.state.step)
+        for group, lr in zip(state.optimizer.param_groups, state.base_lrs, strict=True):
+            group["lr"] = lr * factor
+        state.optimizer.grad_scale, state.optimizer.found_inf = None, refused  # type: ignore[attr-defined]
+        state.optimizer.step()
+        decay = ema_decay(state.step, power=self.recipe.ema.power, max_value=self.recipe.ema.max_decay)
+        keep = (1 - refused).to(self.dtype)
+        state.ema.update(state.parameters, decay=decay, keep=keep)
+        state.averages.update(state.parameters, keep=keep)
+
+
+def compile_step(stepper: Stepper, *, sizes: int) -> list[str]:
+    """Compiles the step where `train.compile` says so.
+
+    Args:
+        sizes: of the pictures of the data set.
+
+    Returns:
+        what the user should know of it.
+
+    Raises:
+        UsageError: it is asked for and cannot be.
+    """
+    section = stepper.recipe.train
+    wanted, note = wants_compiled(section.compile, device=stepper.device, deterministic=section.deterministic)
+    if wanted:
+        stepper.compile(sizes=sizes, fall_back=section.compile == "auto")
+    return [note] if note else []

@@ -1,0 +1,225 @@
+"""Validation: the training loss on held-out pictures and on as many training pictures, the two curves that show overfitting.
+
+Pictures, noise levels and noise are the same at every step, so that what changes between two lines is the weights alone.
+The noise levels stand at the middles of equal shares of the training density: the mean over them estimates the training
+loss. No augmentation, no dropped classes, no dropout; the precision is that of training.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hdit_cli import runtime
+from hdit_cli.data.loader import to_x0
+from hdit_cli.data.reader import ShardReader
+from hdit_cli.data.shards import HELD_OUT, MANIFEST
+from hdit_cli.diffusion.densities import noise_density
+from hdit_cli.engine.model import Model
+from hdit_cli.engine.sampling.watched import BrokenOff, Stop, check
+from hdit_cli.engine.scoring.picture_sets import some_of
+from hdit_cli.engine.training.setup import centred, check_sizes
+from hdit_cli.errors import UsageError
+from hdit_cli.recipe import Recipe
+
+
+def open_held_out(recipe: Recipe, training: ShardReader) -> ShardReader | None:
+    """The set to validate on: the one that the recipe names, or the one inside the data set; None where there is none.
+
+    Raises:
+        DataError: it cannot be read.
+        UsageError: it does not fit the training data, or is the training data.
+    """
+    section = recipe.validation
+    inside = training.folder / HELD_OUT
+    if not section.every or not (section.path or (inside / MANIFEST).is_file()):
+        return None
+    held_out = ShardReader(Path(section.path) if section.path else inside)
+    held_out, training = centred(recipe, held_out), centred(recipe, training)
+    if held_out.image_size != training.image_size:
+        (h, w), (height, width) = held_out.image_size, training.image_size
+        raise UsageError(
+            f"the validation set {held_out.folder} holds {h}x{w} images, the training data {height}x{width}",
+            hint=f"hdit prepare SRC --size {height}x{width}",
+        )
+    check_sizes(recipe, held_out)
+    if recipe.model.classes and held_out.classes != training.classes:
+        raise UsageError(
+            f"the validation set {held_out.folder} has other classes than the training data",
+            hint="`hdit prepare --hold-out 0.05` makes both from one source",
+        )
+    if held_out.fingerprint == training.fingerprint:
+        raise UsageError(
+            f"the validation set {held_out.folder} is the training data: that shows no overfitting",
+            hint="`hdit prepare --hold-out 0.05` keeps pictures out of training",
+        )
+    return held_out
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Pictures `chosen` (int64 (n,)) of a data set."""
+
+    name: str
+    reader: ShardReader
+    chosen: np.ndarray
+
+
+class Validator:
+    """Measures models on fixed pictures and fixed noise; several processes share the pictures.
+
+    Args:
+        recipe: validated and resolved.
+        training, held_out: the two sets.
+        batch_size: images of one forward pass.
+        accelerator: gives device and precision.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        training: ShardReader,
+        held_out: ShardReader,
+        batch_size: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.seed, self.batch_size, self.accelerator = recipe.train.seed, batch_size, accelerator
+        section, density = recipe.validation, recipe.diffusion.density
+        middles = (torch.arange(section.levels, dtype=torch.float64) + 0.5) / section.levels
+        self.sigmas = noise_density(density.type, **density.options())(middles).sort().values  # (levels,)
+        n = min(section.images, len(held_out))
+        self.splits = [
+            _Split("held-out", held_out, some_of(len(held_out), n)),
+            _Split("training", training, some_of(len(training), min(n, len(training)))),
+        ]
+
+    def lines(
+        self,
+        models: Mapping[str, Model],
+        *,
+        stop: Stop | None = None,
+        tell: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[dict[str, Any]]:
+        """The losses of each model on each split, on every process.
+
+        Args:
+            models: by what their weights are called.
+            stop: asked after each noise level.
+            tell: called with (pictures done, pictures in all).
+
+        Returns:
+            for each model and split: weights, split, n, sigmas (ascending), loss (mean at each sigma), mean (over all).
+
+        Raises:
+            BrokenOff: on every process, where one was asked to stop.
+        """
+        modes = {name: model.denoiser.training for name, model in models.items()}
+        for model in models.values():
+            model.denoiser.eval()
+        total, tables = sum(len(split.chosen) for split in self.splits), {}
+        try:
+            for number, split in enumerate(self.splits):
+                before = sum(len(earlier.chosen) for earlier in self.splits[:number])
+                tables[split.name] = self._losses(
+                    split, models, stop=stop, tell=partial(_further, tell, before=before, total=total)
+                )
+        finally:
+            for name, model in models.items():
+                model.denoiser.train(modes[name])
+        return [
+            {
+                "weights": name,
+                "split": split.name,
+                "n": len(split.chosen),
+                "sigmas": self.sigmas.tolist(),
+                "loss": [_number(value) for value in tables[split.name][name].mean(0)],
+                "mean": _number(tables[split.name][name].mean()),
+            }
+            for name in models
+            for split in self.splits
+        ]
+
+    def _losses(
+        self, split: _Split, models: Mapping[str, Model], *, stop: Stop | None, tell: Callable[[int], None]
+    ) -> dict[str, np.ndarray]:
+        """Per model float64 (n, levels), put together from all processes."""
+        here, done = runtime.ranks(), 0
+        mine = np.arange(here.rank, len(split.chosen), here.world)
+        tables = {name: np.zeros((len(split.chosen), len(self.sigmas))) for name in models}
+        broken_off = False
+        try:
+            for rows in _batches(mine, split.reader.bucket_numbers[split.chosen[mine]], most=self.batch_size):
+                for name, losses in self._batch(split, rows, models, stop=stop):
+                    tables[name][rows] = losses
+                done += len(rows)
+                tell(min(done * here.world, len(split.chosen)))
+        except BrokenOff:
+            broken_off = True
+        parts = runtime.gather(None if broken_off else tables)
+        if any(part is None for part in parts):
+            raise BrokenOff
+        return {name: sum((part[name] for part in parts), start=np.zeros_like(tables[name])) for name in models}
+
+    @torch.no_grad()
+    def _batch(
+        self, split: _Split, rows: np.ndarray, models: Mapping[str, Model], *, stop: Stop | None
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, float64 (N, levels)) of each model."""
+        chosen = split.chosen[rows]
+        pixels = np.stack([split.reader.picture(int(number)) for number in chosen])  # NHWC
+        found: dict[str, list[Tensor]] = {name: [] for name in models}
+        first = next(iter(models.values()))
+        x0 = to_x0(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(first.device)).to(first.dtype)
+        label = self._label(split, chosen, classes=first.network.classes, like=x0)
+        for level, sigma in enumerate(self.sigmas.tolist()):
+            check(stop)
+            index = rows * len(self.sigmas) + level
+            noise = runtime.normal(self.seed, "validation", index, x0.shape[1:], like=x0)
+            at = torch.full((len(rows),), sigma, dtype=x0.dtype, device=x0.device)
+            for name, model in models.items():
+                with self.accelerator.autocast():
+                    found[name].append(model.denoiser.loss(x0, noise, at, label=label))
+        for name, losses in found.items():
+            yield name, torch.stack(losses, 1).cpu().double().numpy()
+
+    def _label(self, split: _Split, chosen: np.ndarray, *, classes: int, like: Tensor) -> Tensor | None:
+        if not classes:
+            return None
+        label = split.reader.labels[chosen].astype(np.int64)
+        label[label < 0] = classes
+        return torch.from_numpy(label).to(like.device)
+
+
+def _batches(rows: np.ndarray, buckets: np.ndarray, *, most: int) -> Iterator[np.ndarray]:
+    """Rows int64 (n,) in pieces of at most `most`, each of one bucket, which `buckets` (n,) tells."""
+    for bucket in np.unique(buckets):
+        here = rows[buckets == bucket]
+        yield from np.split(here, range(most, len(here), most))
+
+
+def _further(tell: Callable[[int, int], None], done: int, *, before: int, total: int) -> None:
+    tell(before + done, total)
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON knows it."""
+    return float(value) if math.isfinite(value) else None
+
+
+def open_validator(
+    recipe: Recipe, training: ShardReader, *, batch_size: int, accelerator: Accelerator
+) -> Validator | None:
+    """The validator of a run; None where there is nothing to validate on. See `open_held_out` and `Validator`."""
+    held_out = open_held_out(recipe, training)
+    if held_out is None:
+        return None
+    reader = centred(recipe, training)
+    return Validator(recipe, training=reader, held_out=held_out, batch_size=batch_size, accelerator=accelerator)
