@@ -20,7 +20,7 @@ from hdit_cli.engine.scoring.unfinished import key_of
 from hdit_cli.errors import StorageError
 
 SECONDS = 600.0
-FEWEST = 32  # below, no score says anything
+FEWEST = 16  # below, a score says nothing at all
 _FORMAT = "hdit-count/1"
 _TWICE = ("heun", "dpm-2")  # samplers that ask the network twice in a step
 
