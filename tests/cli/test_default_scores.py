@@ -151,7 +151,7 @@ def test_a_sweep_takes_one_number_for_all_its_points(made, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("seconds", "n"),
-    [(600 / 137, 130), (600 / 88.9, 88), (600 / 33, 33), (300.0, 32), (1e-6, 10_000), (600 / 12_345, 10_000)],
+    [(600 / 137, 130), (600 / 88.9, 88), (600 / 33, 33), (300.0, 16), (1e-6, 10_000), (600 / 12_345, 10_000)],
 )
 def test_the_number_is_round_and_never_too_small(made, monkeypatch, seconds, n):
     import hdit_cli
