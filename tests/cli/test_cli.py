@@ -113,7 +113,8 @@ RAISED = [
         1,
         "error: unexpected ValueError: two lines\n  hint: this is a bug; run again with --debug",
     ),
-    (FileNotFoundError(errno.ENOENT, "no", "x"), 1, "unexpected FileNotFoundError"),
+    (FileNotFoundError(errno.ENOENT, "no", "x"), 74, "No such file or directory (x)"),
+    (OSError("of nobody knows what"), 1, "unexpected OSError"),
     (AssertionError(), 1, "error: unexpected AssertionError\n"),
 ]
 

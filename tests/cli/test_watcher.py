@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hdit_cli.commands import progress
 from hdit_cli.commands.train import Watcher
-from hdit_cli.engine import events
+from hdit_cli.engine.run import events
 
 
 def test_a_grid_has_lines_of_its_own_and_no_part_in_the_speed_of_training(monkeypatch, capsys):
