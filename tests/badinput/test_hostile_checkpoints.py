@@ -17,7 +17,7 @@ sys.argv = ["", "20"]
 sys.exit(hostile_checkpoints.main())
 """
 FAULTS = {
-    "a weight of any type": "from hdit_cli.engine import header\nheader.check_floats = lambda *_, **__: None",
+    "a weight of any type": "from hdit_cli.engine.run import header\nheader.check_floats = lambda *_, **__: None",
     "a program that a header names": "import torch\nfrom hdit_cli.metrics import exported_net\n"
     "from hdit_cli.recipe import Recipe\nRecipe.without_files = lambda self: self\n"
     "exported_net.load_program = torch.export.load",
