@@ -101,7 +101,7 @@ def test_what_was_made_with_other_options_is_not_used(place, own_cache):
         request = Request(**{**base.__dict__, **changed})
         assert evaluate(request, on_progress=lambda what, done, total, seen=seen: seen.append((what, done)))
         first = changed.get("sampling", base.sampling)["batch_size"]
-        assert min(done for what, done in seen if what == "generated") == first, changed
+        assert min(done for what, done in seen if what == "generated") <= first, changed
     assert kept(own_cache) == [file]
     model = model_of(place)
     next(model.network.parameters()).add_(1e-3)
@@ -111,7 +111,7 @@ def test_what_was_made_with_other_options_is_not_used(place, own_cache):
     seen = []
     request = Request(**{**base.__dict__, "source": own_cache / "other.safetensors"})
     evaluate(request, on_progress=lambda what, done, total: seen.append((what, done)))
-    assert min(done for what, done in seen if what == "generated") == 2
+    assert min(done for what, done in seen if what == "generated") <= 2
 
 
 @pytest.mark.slow
