@@ -9,7 +9,7 @@ _PLACES = (("data", "path"), ("validation", "path"))
 
 
 def named(path: str) -> str:
-    """The last part of a path of any system: "/home/me/flowers/" => "flowers"; "" of what has none."""
+    """The last part of a path of any system: "pictures/flowers/" => "flowers"; "" of what has none."""
     return next((part for part in reversed(re.split(r"[\\/]+", path)) if part not in ("", ".", "..", "~")), "")
 
 
