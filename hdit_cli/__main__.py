@@ -43,7 +43,7 @@ def main() -> None:
     """Runs the command. Worker processes import this module too (it is their main module), and no command with it."""
     mend_streams()
     if sys.argv[1:2] == ["prepare"]:  # its processes start while the command line is read
-        from hdit_cli.data.prepare.start import start_early
+        from hdit_cli.data.prepare.making.start import start_early
 
         start_early()
         gc.set_threshold(_OBJECTS)

@@ -17,13 +17,16 @@ PACKAGE = Path(hdit_cli.__file__).parent
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 FLOORS = {
-    "cli": 5, "__main__": 5, "commands": 4, "engine": 3, "diffusion": 2, "models": 2, "data": 2, "metrics": 2, "runtime": 1,
-    "files": 0, "owned": 0, "recipe": 0, "catalog": 0, "errors": 0,
+    "cli": 6, "__main__": 6, "commands": 5, "engine": 4, "tasks": 3, "diffusion": 2, "models": 2, "data": 2, "metrics": 2,
+    "runtime": 1, "files": 0, "owned": 0, "recipe": 0, "catalog": 0, "errors": 0,
 }  # fmt: skip
-# the rooms of the engine, from the ground up: one may import from those before it
-ENGINE = (
-    "launch", "model", "memory", "run", "load", "sampling", "scoring", "training", "cost", "sharing", "bench", "report",
-)  # fmt: skip
+# packages with rooms, and these from the ground up: one may import from those before it, and none from the package's own door
+ROOMS = {
+    "engine": (
+        "launch", "model", "memory", "run", "load", "sampling", "scoring", "training", "cost", "sharing", "bench", "report",
+    ),
+    "data.prepare": ("buckets", "options", "facts", "sources", "pictures", "making", "finishing", "run"),
+}  # fmt: skip
 ROOMS_APART = {"diffusion", "models", "data", "metrics"}
 HEAVY = {"torch", "numpy", "PIL"}
 WITHOUT_TORCH = ("commands", "recipe", "cli", "catalog", "errors", "files", "owned", "__init__", "__main__")
@@ -72,8 +75,9 @@ def named_imports(path: str, node: ast.AST) -> list[str]:
 
 
 def module_of(name: str, modules: set[str]) -> str:
-    """The module of the package that a dotted name lies in."""
+    """The module of the package that a dotted name lies in; a room with a floor counts before it is built."""
     inside = name.removeprefix("hdit_cli").lstrip(".")
+    modules = modules | ({room(inside)} & {*FLOORS})
     while inside and inside not in modules:  # a name inside a module
         inside = inside.rpartition(".")[0]
     return inside or "__init__"
@@ -105,19 +109,28 @@ def goes_up(tree: Tree) -> list[str]:
     return found
 
 
-def goes_up_in_the_engine(tree: Tree) -> list[str]:
-    """The rooms of the engine stand in one order, and no import goes up in it."""
-    found = []
-    for source, target, place in edges(tree):
-        rooms = [module.split(".")[1] if module.startswith("engine.") else "" for module in (source, target)]
-        if "" in rooms or rooms[0] == rooms[1]:
-            continue
-        unknown = [each for each in rooms if each not in ENGINE]
-        if unknown or ENGINE.index(rooms[0]) < ENGINE.index(rooms[1]):
-            found.append(
-                f"{place}: {source} imports {target}, " + ("a room without a place" if unknown else "above it")
-            )
-    return found
+def goes_up_between_rooms(tree: Tree) -> list[str]:
+    """The rooms of a package stand in one order, and no import goes up in it."""
+    return [
+        f"{place}: {source} imports {target}, {wrong}"
+        for package, order in ROOMS.items()
+        for source, target, place in edges(tree)
+        if (wrong := _wrong_way(room_in(package, source), room_in(package, target), order))
+    ]
+
+
+def room_in(package: str, module: str) -> str | None:
+    """The room of a package that a module lies in; "" for the package's own `__init__`, None outside it."""
+    return room(f"{module}.".removeprefix(f"{package}.")) if f"{module}.".startswith(f"{package}.") else None
+
+
+def _wrong_way(source: str | None, target: str | None, order: tuple[str, ...]) -> str:
+    """What is wrong about an import from one room into another, or ""."""
+    if not source or target is None or source == target:  # the door of a package may name all that is in it
+        return ""
+    if {source, target} - {*order, ""}:
+        return "a room without a place"
+    return "above it" if not target or order.index(source) < order.index(target) else ""
 
 
 def cycles(tree: Tree) -> list[str]:
@@ -302,7 +315,7 @@ def drawers(tree: Tree) -> list[str]:
     return [path for path in tree if names & set(path.removesuffix(".py").split("/"))]
 
 
-RULES = [goes_up, goes_up_in_the_engine, cycles, rooms_meet, loads_torch, writes_files, prints, opens_anything, drawers]
+RULES = [goes_up, goes_up_between_rooms, cycles, rooms_meet, loads_torch, writes_files, prints, opens_anything, drawers]
 
 PLANTED = {
     goes_up: [
@@ -310,11 +323,19 @@ PLANTED = {
         ("recipe/planted.py", "def late():\n    import hdit_cli.runtime\n"),
         ("files.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from hdit_cli.commands.train import train\n"),
         ("diffusion/planted.py", "from ..engine.training.ema import EMA\n"),
+        ("tasks/planted.py", "from hdit_cli.engine.run import checkpoint\n"),
+        ("models/planted.py", "def late():\n    from hdit_cli.tasks import denoise\n"),
+        ("metrics/planted.py", "from ..tasks.denoise import Denoise\n"),
     ],
-    goes_up_in_the_engine: [
+    goes_up_between_rooms: [
         ("engine/run/planted.py", "from hdit_cli.engine.training import step\n"),
         ("engine/memory/planted.py", "def late():\n    from hdit_cli.engine import load\n"),
         ("engine/attic/planted.py", "from hdit_cli.engine.model import Model\n"),
+        ("data/prepare/facts/planted.py", "from hdit_cli.data.prepare.sources.listing import Entry\n"),
+        ("data/prepare/options.py", "def late():\n    from hdit_cli.data.prepare.pictures import fit\n"),
+        ("data/prepare/sources/planted.py", "from ..pictures import outcome\n"),
+        ("data/prepare/making/planted.py", "from hdit_cli.data.prepare import prepare\n"),
+        ("data/prepare/attic.py", "from hdit_cli.data.prepare.options import PrepareOptions\n"),
     ],
     cycles: [
         ("errors.py", "from hdit_cli import catalog\n"),

@@ -35,7 +35,7 @@ def print_report(report: "Report", *, as_json: bool, asked_to_hold_out: bool) ->
 
 def _table_notes(report: "Report") -> list[str]:
     """Why tables, or rows of them, were of no use."""
-    from hdit_cli.data.prepare.report import TABLE_HINT
+    from hdit_cli.data.prepare.finishing.report import TABLE_HINT
 
     told = [f"{path}: {detail}" for path, detail in report.bad_tables[:_MOST_TABLES]]
     if told:
@@ -74,7 +74,7 @@ def _rows(report: "Report", *, asked_to_hold_out: bool) -> list[tuple[str, objec
 
 
 def _remarks(report: "Report", *, asked_to_hold_out: bool) -> list[str]:
-    from hdit_cli.data.prepare.words import look_alikes
+    from hdit_cli.data.prepare.facts.words import look_alikes
 
     remarks = []
     alike = look_alikes(report.classes)

@@ -129,7 +129,7 @@ def _data_facts(path: Path) -> dict[str, Any]:
 def _account(path: Path) -> dict[str, Any]:
     """What the report beside a data set tells; nothing where it was lost, since the data set does without it."""
     from hdit_cli.commands.account import facts_of
-    from hdit_cli.data.prepare.report import REPORT, read_report
+    from hdit_cli.data.prepare.finishing.report import REPORT, read_report
 
     return facts_of(read_report(path)) if (path / REPORT).is_file() else {}
 

@@ -136,7 +136,7 @@ def prepare(
     json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Make a checked, resized, sharded data set from pictures; the same command goes on after an interruption."""
-    from hdit_cli.data.prepare.start import start_early
+    from hdit_cli.data.prepare.making.start import start_early
 
     if engine == "local":
         start_early()

@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from hdit_cli import files
-from hdit_cli.data.prepare.fit import fit
-from hdit_cli.data.prepare.listing import is_side_name, utf8
+from hdit_cli.data.prepare.facts.paths import is_side_name, utf8
 from hdit_cli.data.prepare.options import PrepareOptions
-from hdit_cli.data.prepare.passed_over import is_tool_file, is_tool_folder
-from hdit_cli.data.prepare.pictures import read_picture, sniff
-from hdit_cli.data.prepare.refused import Refused
+from hdit_cli.data.prepare.pictures.fit import fit
+from hdit_cli.data.prepare.pictures.pictures import read_picture, sniff
+from hdit_cli.data.prepare.sources.passed_over import is_tool_file, is_tool_folder
+from hdit_cli.data.prepare.sources.refused import Refused
 from hdit_cli.errors import DataError
 
 READING = 2  # counts up where the same file comes to other pixels than before: 2 since colour profiles are followed

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from makingimages import SEED
 
-from hdit_cli.data.prepare.listing import Entry
-from hdit_cli.data.prepare.places import Place
+from hdit_cli.data.prepare.sources.listing import Entry
+from hdit_cli.data.prepare.sources.places import Place
 
 
 @pytest.fixture

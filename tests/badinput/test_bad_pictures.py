@@ -13,9 +13,9 @@ from badimages import NOISE, H, W
 from PIL import Image, ImageFile
 
 from hdit_cli.data.prepare import PrepareOptions, prepare
-from hdit_cli.data.prepare.limits import Limits
-from hdit_cli.data.prepare.process import process
-from hdit_cli.data.prepare.workers import Workers
+from hdit_cli.data.prepare.making.workers import Workers
+from hdit_cli.data.prepare.pictures.limits import Limits
+from hdit_cli.data.prepare.pictures.process import process
 from hdit_cli.data.reader import ShardReader
 
 OPTIONS = PrepareOptions(size=(H, W), format="png")

@@ -11,10 +11,10 @@ from badimages import NOISE, H, W
 from costly_places import CostlyPlace
 
 from hdit_cli.data.prepare import PrepareOptions
-from hdit_cli.data.prepare.limits import Limits, limits_for
-from hdit_cli.data.prepare.listing import Entry
-from hdit_cli.data.prepare.places import Place
-from hdit_cli.data.prepare.workers import Workers
+from hdit_cli.data.prepare.making.workers import Workers
+from hdit_cli.data.prepare.pictures.limits import Limits, limits_for
+from hdit_cli.data.prepare.sources.listing import Entry
+from hdit_cli.data.prepare.sources.places import Place
 
 OPTIONS = PrepareOptions(size=(H, W), format="png")
 LIMITS = Limits(memory=256 << 20, seconds=2)

@@ -10,10 +10,10 @@ import pytest
 from badimages import H, W
 
 from hdit_cli.data.prepare import PrepareOptions, prepare
-from hdit_cli.data.prepare import process as process_module
-from hdit_cli.data.prepare.listing import Entry
-from hdit_cli.data.prepare.places import Place, open_place
-from hdit_cli.data.prepare.process import process
+from hdit_cli.data.prepare.pictures import process as process_module
+from hdit_cli.data.prepare.pictures.process import process
+from hdit_cli.data.prepare.sources.listing import Entry
+from hdit_cli.data.prepare.sources.places import Place, open_place
 
 OPTIONS = PrepareOptions(size=(H, W), format="png")
 GOOD = badimages.VALID["png"]

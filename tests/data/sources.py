@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from hdit_cli.data.prepare.options import PrepareOptions
-from hdit_cli.data.prepare.outcome import at_sight
-from hdit_cli.data.prepare.process import process
-from hdit_cli.data.prepare.scan import scan
+from hdit_cli.data.prepare.pictures.outcome import at_sight
+from hdit_cli.data.prepare.pictures.process import process
+from hdit_cli.data.prepare.sources.scan import scan
 
 OPTIONS = PrepareOptions(size=(2, 2), format="png")
 

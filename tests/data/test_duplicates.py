@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from hdit_cli.data.prepare import PrepareOptions, prepare
-from hdit_cli.data.prepare.duplicates import find_duplicates
-from hdit_cli.data.prepare.task import Picture, Record
+from hdit_cli.data.prepare.finishing.duplicates import find_duplicates
+from hdit_cli.data.prepare.making.task import Picture, Record
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine.run.verify import verify_data
 from hdit_cli.errors import DataError, UsageError

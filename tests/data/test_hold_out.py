@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hdit_cli.data.prepare import PrepareOptions, prepare
-from hdit_cli.data.prepare.hold_out import falls_under
+from hdit_cli.data.prepare.pictures.hold_out import falls_under
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine.run.verify import verify_data
 from hdit_cli.errors import DataError, Interrupted, UsageError

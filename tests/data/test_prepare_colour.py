@@ -10,10 +10,10 @@ import pytest
 from PIL import Image, ImageCms
 
 from hdit_cli.data.folder import FolderReader
-from hdit_cli.data.prepare import colour
-from hdit_cli.data.prepare.fit import fit
 from hdit_cli.data.prepare.options import PrepareOptions
-from hdit_cli.data.prepare.pictures import read_picture
+from hdit_cli.data.prepare.pictures import colour
+from hdit_cli.data.prepare.pictures.fit import fit
+from hdit_cli.data.prepare.pictures.pictures import read_picture
 from hdit_cli.engine.sampling.picture import read_picture_for
 
 WIDE = Path(__file__).parents[2].parent / "shared" / "data" / "reports" / "wide-gamut-rgb"
@@ -66,7 +66,7 @@ def test_every_format_that_has_profiles(kind, options, most):
 def test_palettes_and_large_pictures_in_bands(monkeypatch):
     flat = np.full((16, 16, 3), (185, 97, 57), np.uint8)
     for image in (Image.fromarray(flat).quantize(4), Image.fromarray(flat).resize((700, 900))):
-        monkeypatch.setattr("hdit_cli.data.prepare.pictures._BAND_PIXELS", 5000)
+        monkeypatch.setattr("hdit_cli.data.prepare.pictures.pictures._BAND_PIXELS", 5000)
         pixels, notes = kept(saved(image, icc_profile=P3))
         assert notes == ["constant", "icc"] and off(pixels, icc.to_srgb(flat, icc.DISPLAY_P3, 2.2)) <= 1
 

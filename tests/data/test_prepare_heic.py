@@ -11,10 +11,11 @@ from sources import OPTIONS, picture, prepared, write_folder
 
 from hdit_cli.commands.account import print_report
 from hdit_cli.data.folder import FolderReader
-from hdit_cli.data.prepare import heic, pictures, prepare
-from hdit_cli.data.prepare.fit import fit
+from hdit_cli.data.prepare import prepare
 from hdit_cli.data.prepare.options import PrepareOptions
-from hdit_cli.data.prepare.pictures import read_picture
+from hdit_cli.data.prepare.pictures import heic, pictures
+from hdit_cli.data.prepare.pictures.fit import fit
+from hdit_cli.data.prepare.pictures.pictures import read_picture
 from hdit_cli.engine.sampling.picture import read_picture_for
 from hdit_cli.errors import DataError
 

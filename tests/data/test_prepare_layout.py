@@ -7,7 +7,7 @@ from sources import OPTIONS, listed, picture, write_folder, write_tar, write_zip
 
 from hdit_cli.commands.account import print_report
 from hdit_cli.data.prepare import prepare
-from hdit_cli.data.prepare.layout import Layout
+from hdit_cli.data.prepare.sources.layout import Layout
 
 
 def notes(*paths, labels=None):

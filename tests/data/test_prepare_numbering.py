@@ -8,7 +8,7 @@ from prepare_jobs import digests
 from sources import picture, write_folder, write_zip
 
 from hdit_cli.data.prepare import PrepareOptions, Share, prepare, prepare_share
-from hdit_cli.data.prepare import finish as finishing
+from hdit_cli.data.prepare.finishing import finish as finishing
 from hdit_cli.data.prepare.run import Pending
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import load_manifest

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sources import jsonl, listed, pairs, picture, prepared, write_folder, write_tar, write_zip
 
 from hdit_cli.data.prepare import PrepareOptions, prepare
-from hdit_cli.data.prepare.passed_over import passed_over
+from hdit_cli.data.prepare.sources.passed_over import passed_over
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import load_manifest
 from hdit_cli.errors import DataError, UsageError
@@ -201,7 +201,7 @@ def test_memory_is_bounded_by_a_folder(tmp_path):
         for n in range(count):
             write_folder(tmp_path / f"{n:04d}", {f"{i}.png": b"" for i in range(40)})
         tracemalloc.start()
-        from hdit_cli.data.prepare.scan import scan
+        from hdit_cli.data.prepare.sources.scan import scan
 
         assert sum(1 for _ in scan([Path(tmp_path)]).stream()) == 40 * count
         peaks.append(tracemalloc.get_traced_memory()[1])

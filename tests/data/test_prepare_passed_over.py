@@ -9,7 +9,7 @@ from PIL import Image
 from sources import OPTIONS, listed, picture, prepared, write_folder, write_tar, write_zip
 
 from hdit_cli.data.prepare import prepare
-from hdit_cli.data.prepare.passed_over import is_tool_file, is_tool_folder, passed_over
+from hdit_cli.data.prepare.sources.passed_over import is_tool_file, is_tool_folder, passed_over
 
 PICTURES = {"rose/1.png": picture(1), "tulip/2.png": picture(2)}
 LEFT = {

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from hdit_cli.data.prepare.fit import encode, fit
 from hdit_cli.data.prepare.options import PrepareOptions, parse_size
-from hdit_cli.data.prepare.pictures import read_picture
-from hdit_cli.data.prepare.refused import Refused
+from hdit_cli.data.prepare.pictures.fit import encode, fit
+from hdit_cli.data.prepare.pictures.pictures import read_picture
+from hdit_cli.data.prepare.sources.refused import Refused
 from hdit_cli.errors import UsageError
 
 RAMP = np.arange(64 * 64, dtype=np.float64).reshape(64, 64) / (64 * 64 - 1)  # 0..1
@@ -207,14 +207,14 @@ def test_large_pictures_agree_with_plain_lanczos(kind):
 
 
 def test_bands_are_seamless(monkeypatch):
-    monkeypatch.setattr("hdit_cli.data.prepare.pictures._BAND_PIXELS", 1 << 40)
+    monkeypatch.setattr("hdit_cli.data.prepare.pictures.pictures._BAND_PIXELS", 1 << 40)
     big = np.random.default_rng(1).integers(0, 256, (900, 700), dtype=np.uint8)
     for image in (Image.fromarray(big), Image.fromarray(big > 99), Image.fromarray(big.astype(np.uint16) * 257)):
         data = saved(image)
         whole = kept(data, size=(40, 30))[0]
-        monkeypatch.setattr("hdit_cli.data.prepare.pictures._BAND_PIXELS", 5000)
+        monkeypatch.setattr("hdit_cli.data.prepare.pictures.pictures._BAND_PIXELS", 5000)
         assert np.array_equal(kept(data, size=(40, 30))[0], whole)
-        monkeypatch.setattr("hdit_cli.data.prepare.pictures._BAND_PIXELS", 1 << 40)
+        monkeypatch.setattr("hdit_cli.data.prepare.pictures.pictures._BAND_PIXELS", 1 << 40)
 
 
 def test_fits():

@@ -21,9 +21,9 @@ from PIL import Image
 
 from hdit_cli import files
 from hdit_cli.data.prepare import PrepareOptions, prepare
-from hdit_cli.data.prepare.heic import is_read
-from hdit_cli.data.prepare.listing import Entry
-from hdit_cli.data.prepare.workers import Workers
+from hdit_cli.data.prepare.making.workers import Workers
+from hdit_cli.data.prepare.pictures.heic import is_read
+from hdit_cli.data.prepare.sources.listing import Entry
 from hdit_cli.data.shard_index import read_index
 from hdit_cli.data.shards import load_manifest
 from hdit_cli.errors import DataError, Interrupted, StorageError, UsageError
@@ -253,7 +253,7 @@ def test_workers_end_with_a_killed_parent(tmp_path, source):
 
 
 def test_a_worker_that_dies_costs_its_picture_alone(source):
-    from hdit_cli.data.prepare.scan import scan
+    from hdit_cli.data.prepare.sources.scan import scan
 
     good = [entry for entry in scan([source]).stream() if not entry.code and entry.path.endswith("0.png")] * 5
     entries = [*good[:3], Entry("deadly.jpg", DeadlyPlace()), *good[3:], Entry("deadly too.jpg", DeadlyPlace())]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from hdit_cli.data.prepare.places import open_place, read_small
-from hdit_cli.data.prepare.refused import Refused
-from hdit_cli.data.prepare.scan import scan as scan_all
-from hdit_cli.data.prepare.scan import source_name
+from hdit_cli.data.prepare.sources.places import open_place, read_small
+from hdit_cli.data.prepare.sources.refused import Refused
+from hdit_cli.data.prepare.sources.scan import scan as scan_all
+from hdit_cli.data.prepare.sources.scan import source_name
 from hdit_cli.errors import DataError
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from sources import jsonl, listed, pairs, picture, prepared, write_folder, write_zip
 
 from hdit_cli.commands.account import print_report
-from hdit_cli.data.prepare import PrepareOptions, names, prepare
-from hdit_cli.data.prepare.facts import facts_in
+from hdit_cli.data.prepare import PrepareOptions, prepare
+from hdit_cli.data.prepare.facts import names
+from hdit_cli.data.prepare.facts.facts import facts_in
 from hdit_cli.errors import DataError
 
 PNG = picture(1)

@@ -9,7 +9,7 @@ from sources import jsonl, listed, pairs, picture, prepared, write_folder, write
 
 from hdit_cli.commands.account import print_report
 from hdit_cli.data.prepare import PrepareOptions, prepare
-from hdit_cli.data.prepare.words import decoded, label_text, look_alikes, same_label, tidied
+from hdit_cli.data.prepare.facts.words import decoded, label_text, look_alikes, same_label, tidied
 from hdit_cli.data.shards import load_manifest
 
 PNG = picture(1)

@@ -7,25 +7,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hdit_cli.data.prepare.local import Progress
+    from hdit_cli.data.prepare.finishing.report import Report
+    from hdit_cli.data.prepare.making.local import Progress
     from hdit_cli.data.prepare.options import Buckets, PrepareOptions, choose_buckets, parse_size
-    from hdit_cli.data.prepare.report import Report
     from hdit_cli.data.prepare.run import ENGINES, Pending, Share, prepare, prepare_share
-    from hdit_cli.data.prepare.scan import source_name
+    from hdit_cli.data.prepare.sources.scan import source_name
 
 _LAZY = {
     "ENGINES": "run",
     "Buckets": "options",
     "Pending": "run",
     "PrepareOptions": "options",
-    "Progress": "local",
-    "Report": "report",
+    "Progress": "making.local",
+    "Report": "finishing.report",
     "Share": "run",
     "choose_buckets": "options",
     "parse_size": "options",
     "prepare": "run",
     "prepare_share": "run",
-    "source_name": "scan",
+    "source_name": "sources.scan",
 }
 
 __all__ = [

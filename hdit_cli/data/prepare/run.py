@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hdit_cli import files
-from hdit_cli.data.prepare.cluster import make_on_ray
-from hdit_cli.data.prepare.finish import check_strict, finish
-from hdit_cli.data.prepare.listing import Listing
-from hdit_cli.data.prepare.local import Progress, Watch, make_here
+from hdit_cli.data.prepare.finishing.finish import check_strict, finish
+from hdit_cli.data.prepare.finishing.report import Report, read_report
+from hdit_cli.data.prepare.making.cluster import make_on_ray
+from hdit_cli.data.prepare.making.local import Progress, Watch, make_here
+from hdit_cli.data.prepare.making.plan import WORK, Plan, check_same, exhaust, open_plan
+from hdit_cli.data.prepare.making.task import unfinished
 from hdit_cli.data.prepare.options import PrepareOptions
-from hdit_cli.data.prepare.plan import WORK, Plan, check_same, exhaust, open_plan
-from hdit_cli.data.prepare.report import Report, read_report
-from hdit_cli.data.prepare.scan import scan
-from hdit_cli.data.prepare.task import unfinished
+from hdit_cli.data.prepare.sources.listing import Listing
+from hdit_cli.data.prepare.sources.scan import scan
 from hdit_cli.data.shards import HELD_OUT, MANIFEST, load_manifest
 from hdit_cli.errors import Interrupted, StorageError, UsageError
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from hdit_cli import files
 from hdit_cli.data import shard_index, shards
-from hdit_cli.data.prepare.report import REPORT, read_report
+from hdit_cli.data.prepare.finishing.report import REPORT, read_report
 from hdit_cli.data.shard_check import shard_problem
 from hdit_cli.engine.run import checkpoint, snapshots
 from hdit_cli.engine.run.best import BEST, best_problem

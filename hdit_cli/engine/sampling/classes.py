@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hdit_cli.data.prepare.words import label_text, same_label
+from hdit_cli.data.prepare.facts.words import label_text, same_label
 from hdit_cli.engine.model import Model
 from hdit_cli.errors import UsageError
 from hdit_cli.recipe.section import nearest

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hdit_cli import files
 from hdit_cli.data.loader import to_x0
-from hdit_cli.data.prepare.fit import fit
 from hdit_cli.data.prepare.options import PrepareOptions
-from hdit_cli.data.prepare.pictures import read_picture
-from hdit_cli.data.prepare.refused import Refused
+from hdit_cli.data.prepare.pictures.fit import fit
+from hdit_cli.data.prepare.pictures.pictures import read_picture
+from hdit_cli.data.prepare.sources.refused import Refused
 from hdit_cli.errors import DataError, UsageError
 
 _LARGEST = 1 << 31  # bytes of a picture file

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdit_cli.data.prepare.words import same_label
+from hdit_cli.data.prepare.facts.words import same_label
 from hdit_cli.engine.load import find, open_source
 from hdit_cli.engine.model import Model, build_network, class_count
 from hdit_cli.engine.run import weights as names

@@ -1,0 +1,1 @@
+"""From the shards to the data set: numbering, duplicates, report, preview, manifest."""

@@ -1,0 +1,1 @@
+"""One file at a time: read within limits, converted, fitted, encoded, or refused."""

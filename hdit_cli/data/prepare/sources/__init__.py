@@ -1,0 +1,1 @@
+"""Where pictures come from: folders, zips, tars and lists, told as one listing in one order."""
