@@ -1,9 +1,9 @@
-"""Parity with reference tensors: through `hdit convert` and the public Python API, as a user would go."""
+"""Parity of HDiT and its diffusion with reference tensors: by `hdit convert` and the public Python API, as a user goes."""
 
 import json
 from functools import partial
-from pathlib import Path
 
+import golden
 import numpy as np
 import pytest
 import torch
@@ -15,11 +15,13 @@ from hdit_cli.diffusion.guidance import classifier_free
 from hdit_cli.engine.model import count
 from hdit_cli.recipe import Recipe
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
-CASES = sorted(p.parent for p in GOLDEN.glob("*/kdiffusion.safetensors"))
+CASES = golden.cases("kdiffusion.safetensors")
 TOLERANCE = {"network": 3e-5, "denoiser": 2e-5, "loss": 2e-6, "gradient": 4e-4, "sample": 3e-4, "schedule": 1e-6}
 
-pytestmark = pytest.mark.skipif(not CASES, reason="reference tensors (../shared/golden) are not here")
+LAWS = golden.found("densities.safetensors")
+NOT_HERE = "reference tensors (../shared/golden, $HDIT_GOLDEN) are not here"
+
+pytestmark = pytest.mark.skipif(not CASES and not LAWS, reason=NOT_HERE)
 
 
 def relative(a, b):
@@ -152,14 +154,16 @@ DENSITIES = {
 }
 
 
+@pytest.mark.parametrize("file", LAWS, ids=lambda path: path.parent.name)
 @pytest.mark.parametrize("key", DENSITIES)
-def test_densities(key):
-    tensors = load_file(GOLDEN / "densities.safetensors")
+def test_densities(key, file):
+    tensors = load_file(file)
     name, options = DENSITIES[key]
     assert relative(hdit_cli.noise_density(name, **options)(tensors["u"]), tensors[key]) < 1e-4
 
 
-def test_ema_warm_up():
-    expected = load_file(GOLDEN / "densities.safetensors")["ema_warmup_power0.75_first1000"]
+@pytest.mark.parametrize("file", LAWS, ids=lambda path: path.parent.name)
+def test_ema_warm_up(file):
+    expected = load_file(file)["ema_warmup_power0.75_first1000"]
     ours = [hdit_cli.ema_decay(step, power=0.75, max_value=0.9999) for step in range(1000)]
     assert relative(torch.tensor(ours), expected) < 1e-6

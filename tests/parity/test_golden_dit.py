@@ -1,9 +1,8 @@
 """Parity of DiT and of its diffusion with reference tensors, found by their layout here and under $HDIT_GOLDEN."""
 
 import json
-import os
-from pathlib import Path
 
+import golden
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,11 +15,10 @@ from hdit_cli.errors import UsageError
 from hdit_cli.models.dit import DiT
 from hdit_cli.models.dit_names import NotDiT, arguments_of, from_diffusers, is_diffusers, is_official
 
-ROOTS = [Path(__file__).parents[3] / "shared" / "golden", *map(Path, filter(None, [os.environ.get("HDIT_GOLDEN")]))]
-CASES = sorted({path.parent for root in ROOTS for path in root.glob("*/dit.safetensors")})
+CASES = golden.cases("dit.safetensors")
 TABLE = linear_table()
 
-pytestmark = pytest.mark.skipif(not CASES, reason="reference tensors (../shared/golden) are not here")
+pytestmark = pytest.mark.skipif(not CASES, reason="reference tensors (../shared/golden, $HDIT_GOLDEN) are not here")
 
 
 def relative(a, b):
