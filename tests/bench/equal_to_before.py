@@ -111,7 +111,9 @@ class Pair:
         old, new = self.before.work, self.after.work
         compare.folders(old / "runs" / case.folder, new / "runs" / case.folder, found, where="run")
         if case.halves:
-            compare.folders(old / "runs" / case.folder, new / "half" / case.folder, found, where="run gone on with")
+            whole, gone_on = old / "runs" / case.folder, new / "half" / case.folder
+            broken_off = f"step-{case.steps // 2:08d}"  # made by BEFORE, when it was to end there
+            compare.folders(whole, gone_on, found, where="run gone on with", but=broken_off)
         if case.after:
             compare.folders(old / "out" / case.folder, new / "out" / case.folder, found, where="out")
         commands = (case.training(place="runs", steps=case.steps), *case.after)

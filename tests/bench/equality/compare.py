@@ -39,10 +39,14 @@ class Found:
         self.counts[kind] = self.counts.get(kind, 0) + n
 
 
-def folders(before: Path, after: Path, found: Found, *, where: str) -> None:
-    """Every file of two folders: logs first, then tensors, pictures and the rest."""
+def folders(before: Path, after: Path, found: Found, *, where: str, but: str = "") -> None:
+    """Every file of two folders: logs first, then tensors, pictures and the rest; folders called `but` are left out."""
     names = [
-        {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        {
+            path.relative_to(folder).as_posix()
+            for path in folder.rglob("*")
+            if path.is_file() and path.parent.name != but
+        }
         for folder in (before, after)
     ]
     if not names[0]:
