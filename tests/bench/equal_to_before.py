@@ -88,7 +88,7 @@ class Pair:
         if self._is_done(tree, case.folder, plan):
             return
         self._clear(tree, case)
-        linked(self.before.work / "given" / case.folder, tree.work / "given" / case.folder)
+        linked(self.before.work / "runs" / case.folder, tree.work / "given" / case.folder)
         self._run(tree, case, case.training(place="runs", steps=case.steps))
         if case.halves:
             shutil.copytree(self.before.work / "half" / case.folder, tree.work / "half" / case.folder)
@@ -168,11 +168,13 @@ def tell(name: str, found: compare.Found, seconds: float) -> None:
     """One line for a case that is equal, and the differences of one that is not."""
     counts = ", ".join(f"{n} {kind}" for kind, n in found.counts.items())
     print(f"{'DIFFERS' if found.differences else 'equal  '}  {name:28} {counts}; {seconds:.1f} s", flush=True)
-    for text in found.differences[:8]:
-        print(f"    {text}", flush=True)
-    if len(found.differences) > 8:
-        print(f"    and {len(found.differences) - 8} more differences")
-    if found.largest[0]:
+    shown = found.differences[:5]
+    for text in shown:
+        print(f"    {text}")
+    if len(found.differences) > len(shown):
+        print(f"    and {len(found.differences) - len(shown)} more differences")
+    if found.tensors:
+        print(f"    first tensors: {found.tensors}")
         print(f"    largest difference of a tensor: {found.largest[0]:.3g}, {found.largest[1]}", flush=True)
 
 

@@ -22,12 +22,14 @@ class Found:
     told: kinds of what is told alone => an example.
     counts: how much was compared, by kind.
     largest: the largest difference of a tensor, and whose it is.
+    tensors: the first file that has other tensors, with its first one.
     """
 
     differences: list[str] = field(default_factory=list)
     told: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     largest: tuple[float, str] = (0.0, "")
+    tensors: str = ""
 
     def differs(self, text: str) -> None:
         self.differences.append(text[:400])
@@ -102,7 +104,7 @@ def facts(before, after, found: Found, *, where: str, recipe: bool = False, stri
             else:
                 found.tell(f"new {'section' if section else 'fact'} {name}", f"{new} in {where}")
         for name in [name for name in before if name in after]:
-            _fact(name, before[name], after[name], found, where=where, strict=strict)
+            _fact(name, before[name], after[name], found, where=where, strict=strict or recipe)
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for number, (a, b) in enumerate(zip(before, after, strict=True)):
             facts(a, b, found, where=f"{where}[{number}]", strict=strict)
@@ -155,10 +157,9 @@ def tensors(before: Path, after: Path, found: Found, *, where: str) -> None:
         sizes = {name: _distance(old[name], old_bytes, new[name], new_bytes) for name in different}
         worst = max(sizes, key=lambda name: sizes[name])
         found.largest = max(found.largest, (sizes[worst], f"{worst} in {where}"))
-        found.differs(
-            f"{where}: {len(different)} of {len(old)} tensors, the first {different[0]}, "
-            f"the most {sizes[worst]:.3g} in {worst}"
-        )
+        text = f"{where}: {len(different)} of {len(old)} tensors, the first {different[0]}, the most {sizes[worst]:.3g} in {worst}"
+        found.differs(text)
+        found.tensors = found.tensors or text
     for name in sorted(old_words.keys() | new_words.keys()):
         a, b = old_words.get(name), new_words.get(name)
         if a == b:
