@@ -9,6 +9,11 @@ from hdit_cli.errors import UsageError
 CATALOG: dict[str, dict[str, str]] = {
     "model": {
         "hdit": "hdit_cli.models.hdit:HDiT",
+        "dit": "hdit_cli.models.dit:DiT",
+    },
+    "task": {
+        "denoise": "hdit_cli.tasks.denoise:Denoise",
+        "ddpm": "hdit_cli.tasks.ddpm:DDPM",
     },
     "attention": {  # in the order of preference; "reference" is the judge, chosen only by name
         "natten": "hdit_cli.models.attention.natten",
@@ -26,6 +31,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "dpmpp-2m": "hdit_cli.diffusion.samplers.dpmpp:dpmpp_2m",
         "dpmpp-2m-sde": "hdit_cli.diffusion.samplers.dpmpp:dpmpp_2m_sde",
         "dpmpp-3m-sde": "hdit_cli.diffusion.samplers.dpmpp:dpmpp_3m_sde",
+        "ddpm": "hdit_cli.diffusion.samplers.timesteps:ddpm",
+        "ddim": "hdit_cli.diffusion.samplers.timesteps:ddim",
     },
     "schedule": {
         "karras": "hdit_cli.diffusion.schedules:karras",
@@ -74,6 +81,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "torch-export": "hdit_cli.engine.sharing.export:to_torch_export",
     },
 }
+
+OVER_TIMESTEPS = ("ddpm", "ddim")  # samplers of networks that are told timesteps; all others go over noise levels
 
 
 def names(kind: str) -> list[str]:

@@ -61,7 +61,7 @@ def _recipe_facts(recipe: "Recipe", *, classes: list[str] | None) -> dict[str, A
     """Size and shape of the model; `classes` as a checkpoint knows them, None where only the recipe speaks."""
     from hdit_cli.engine.model import count
 
-    model, diffusion = recipe.model, recipe.diffusion
+    model = recipe.model
     known = _class_names(recipe) if classes is None else classes
     wanted = "data" if model.classes == "data" and known is None else len(known or ()) or model.classes
     counted = count(recipe, classes=len(known or ()))
@@ -69,19 +69,12 @@ def _recipe_facts(recipe: "Recipe", *, classes: list[str] | None) -> dict[str, A
         "name": recipe.name,
         "params": counted["params"],
         "gmacs": round(counted["gmacs"], 9),
+        "network": model.type,
         "image_size": list(model.size),
         "channels": model.channels,
-        "patch": list(model.patch),
         "classes": wanted,
-        "levels": [
-            {"tokens": list(model.map_size(number)), **level.model_dump()} for number, level in enumerate(model.levels)
-        ],
-        "mapping": {"width": model.mapping_width, "depth": model.mapping_depth, "inputs": model.mapping_inputs},
-        "sigma_data": diffusion.sigma_data,
-        "sigma_min": diffusion.sigma_min,
-        "sigma_max": diffusion.sigma_max,
-        "weighting": diffusion.weighting,
-        "density": diffusion.density.model_dump(),
+        **model.facts(),
+        **recipe.task.facts(recipe.diffusion),
         "steps": recipe.train.steps,
         "batch_size": recipe.train.batch_size,
         "ema_stds": list(recipe.ema.stds),
@@ -179,29 +172,32 @@ def _page(facts: dict[str, Any]) -> list[str]:
     lines = []
     for name, value in facts.items():
         label = f"{name.replace('_', ' '):<14}"
-        if name == "levels":
-            lines += [f"{'level':<14} tokens     depth  width   d_ff  attention"]
-            lines += [f"{number:<14} {_level(level)}" for number, level in enumerate(value)]
-        elif name == "classes" and isinstance(value, dict):
+        if name == "classes" and isinstance(value, dict):
             lines += [f"{label} {len(value)}", *(f"  {count:>10}   {each}" for each, count in value.items())]
         elif name == "buckets":
             lines += [
                 f"{label} {len(value)}",
                 *("  {:>10}   {}x{}".format(each["count"], *each["size"]) for each in value),
             ]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            numbers = ["", *map(str, range(len(value)))]
+            lines += [
+                f"{name.removesuffix('s'):<10} {n:>3}  {row}" for n, row in zip(numbers, _table(value), strict=True)
+            ]
         else:
             lines.append(f"{label} {value:,.3f}" if name == "gmacs" else f"{label} {_text(value)}")
     return lines
 
 
-def _level(level: dict[str, Any]) -> str:
-    attention = level["attention"]
-    extra = {"neighborhood": f" {level['kernel']}x{level['kernel']}", "shifted-window": f" {level['window']}"}
-    heads = "" if attention == "none" else f", {level['width'] // level['head_dim']} heads of {level['head_dim']}"
-    dropout = f", dropout {level['dropout']:g}" if level["dropout"] else ""
-    tokens = "x".join(map(str, level["tokens"]))
-    shape = f"{tokens:<10} {level['depth']:>5} {level['width']:>6} {level['d_ff']:>6}"
-    return f"{shape}  {attention}{extra.get(attention, '')}{heads}{dropout}"
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows with the same keys as columns, a line each, under a line of the keys."""
+    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells]
+
+
+def _cell(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _text(value: Any) -> str:

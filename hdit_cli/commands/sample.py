@@ -255,9 +255,9 @@ def _recorded(checkpoint: str | None, from_: Path | None, named: dict[str, Any])
     from dataclasses import replace
 
     from hdit_cli.engine.sampling.collect import Order
-    from hdit_cli.engine.sampling.generate import Sampling
     from hdit_cli.engine.sampling.recorded import Recorded, read_order
     from hdit_cli.errors import UsageError
+    from hdit_cli.tasks.sampling import Sampling
 
     if from_ is None:
         assert checkpoint is not None

@@ -1,7 +1,7 @@
 """Preconditioning of a network into a denoiser, and its training loss (Karras et al. 2022, table 1 and eq. 7)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -15,19 +15,28 @@ class Scalings(NamedTuple):
 
 
 class Denoiser(nn.Module):
-    """D(x, sigma) = c_skip x + c_out F(c_in x, sigma).
+    """D(x, sigma) = c_skip x + c_out F(c_in x, c_noise(sigma)).
 
     Args:
-        network: F, called as (x, sigma, label=, augment=, mapping=).
+        network: F, called as (x, c_noise, **conditions).
         sigma_data: standard deviation of the images.
         weighting: weight of the normalised loss at sigma (N,), given sigma_data.
+        c_noise: what the network is told of a noise level (N,).
     """
 
-    def __init__(self, network: nn.Module, *, sigma_data: float, weighting: Callable[..., Tensor]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        sigma_data: float,
+        weighting: Callable[..., Tensor],
+        c_noise: Callable[[Tensor], Tensor] = lambda sigma: sigma,
+    ) -> None:
         super().__init__()
         self.network = network
         self.sigma_data = sigma_data
         self.weighting = weighting
+        self.c_noise = c_noise
 
     def scalings(self, sigma: Tensor) -> Scalings:
         """The preconditioning at each noise level (N,)."""
@@ -35,37 +44,22 @@ class Denoiser(nn.Module):
         total = sigma**2 + self.sigma_data**2
         return Scalings(self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(), total.rsqrt())
 
-    def forward(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        label: Tensor | None = None,
-        augment: Tensor | None = None,
-        mapping: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:
         """The denoised images.
 
         Args:
             x: (N, C, H, W), x0 + sigma * noise.
             sigma: (N,), positive.
-            label, augment, mapping: conditions, as the network takes them.
+            conditions: as the network takes them.
 
         Returns:
             (N, C, H, W).
         """
         c_skip, c_out, c_in = self.scalings(sigma)
-        out = self.network(x * c_in, sigma, label=label, augment=augment, mapping=mapping)
+        out = self.network(x * c_in, self.c_noise(sigma), **conditions)
         return c_skip * x + c_out * out.to(x.dtype)
 
-    def loss(
-        self,
-        x0: Tensor,
-        noise: Tensor,
-        sigma: Tensor,
-        label: Tensor | None = None,
-        augment: Tensor | None = None,
-        mapping: Tensor | None = None,
-    ) -> Tensor:
+    def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:
         """Weighted squared error of the normalised target, mean over pixels.
 
         Args:
@@ -78,20 +72,11 @@ class Denoiser(nn.Module):
         c_skip, c_out, c_in = self.scalings(sigma)
         x = x0 + noise * sigma[:, None, None, None]
         target = (x0 - c_skip * x) / c_out
-        out = self.network(x * c_in, sigma, label=label, augment=augment, mapping=mapping)
+        out = self.network(x * c_in, self.c_noise(sigma), **conditions)
         error = (out.to(target.dtype) - target).square().flatten(1).mean(1)
         return self.weighting(sigma, sigma_data=self.sigma_data) * error
 
 
-class LossOf(nn.Module):
-    """`denoiser.loss` as a forward pass, which is what wrappers such as DistributedDataParallel hook into."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.loss = denoiser.loss  # may be replaced by a compiled one, which then serves training alone
-
-    def forward(
-        self, x0: Tensor, noise: Tensor, sigma: Tensor, label: Tensor | None, augment: Tensor | None
-    ) -> Tensor:  # => (N,)
-        return self.loss(x0, noise, sigma, label=label, augment=augment)
+def timestep_like(sigma: Tensor) -> Tensor:
+    """c_noise = 1000 ln(sigma) / 4, EDM's on the scale of timesteps, for networks that tell those apart."""
+    return 250 * sigma.log()

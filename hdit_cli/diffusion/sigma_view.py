@@ -35,8 +35,9 @@ class SigmaView(nn.Module):
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """t (N,) of noise levels (N,): linear in log sigma between two entries of the table, clamped outside it."""
-        logs = self.table.sigmas.log().to(sigma.device)
-        wanted = sigma.double().log().clamp(logs[0], logs[-1])
+        exact = torch.float32 if sigma.device.type == "mps" else torch.float64
+        logs = self.table.sigmas.log().to(sigma.device, exact)
+        wanted = sigma.to(exact).log().clamp(logs[0], logs[-1])
         high = torch.searchsorted(logs, wanted).clamp(1, len(logs) - 1)
         share = (wanted - logs[high - 1]) / (logs[high] - logs[high - 1])
         place = high - 1 + share

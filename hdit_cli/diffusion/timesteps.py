@@ -131,7 +131,7 @@ class Table:
     def at(self, values: Tensor, i: Tensor, *, like: Tensor) -> Tensor:
         """Entries i (N,) of a table, ready to multiply `like`: (N, 1, 1, 1), float32, or float64 for float64 images."""
         dtype = torch.promote_types(like.dtype, torch.float32)
-        return values.to(i.device)[i].to(dtype).view(-1, *[1] * (like.ndim - 1))
+        return values.to(dtype).to(i.device)[i].view(-1, *[1] * (like.ndim - 1))
 
     def respaced(self, timesteps: Sequence[int]) -> "Table":
         """The process that visits these timesteps alone, its betas such that abar is the same at each of them."""

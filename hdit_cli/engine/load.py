@@ -159,5 +159,5 @@ def open_source(
             hint=f"say --weights {names.option(model.weights)}, or give the run folder",
         )
     model.origin = str(source)
-    model.denoiser.to(device=torch.device(device) if device is not None else runtime.device(), dtype=dtype)
+    model.task.to(device=torch.device(device) if device is not None else runtime.device(), dtype=dtype)
     return model

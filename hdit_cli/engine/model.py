@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from hdit_cli import catalog
-from hdit_cli.diffusion.denoiser import Denoiser
-from hdit_cli.models.hdit import HDiT, Level
+from hdit_cli.models.codecs.pixels import Pixels
+from hdit_cli.models.network import Network
 from hdit_cli.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -21,10 +20,10 @@ DTYPES = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}  
 
 @dataclass
 class Model:
-    """A denoiser with what is known about it.
+    """A trained task with what is known about it.
 
     Attributes:
-        denoiser: the preconditioned network, in eval mode.
+        task: what was learnt, around its network; in eval mode.
         recipe: the resolved recipe, as a dict.
         classes: names, in the order of the labels; empty for an unconditional model.
         weights: "ema", "raw", or "std 0.050", a power-function average by its width.
@@ -34,7 +33,7 @@ class Model:
         left_out: the feature net that the file named by a path, which `recipe` leaves out; "" where it named none so.
     """
 
-    denoiser: Denoiser
+    task: Any
     recipe: dict[str, Any]
     classes: list[str] = field(default_factory=list)
     weights: str = "ema"
@@ -45,10 +44,19 @@ class Model:
     left_out: str = ""
 
     @property
-    def network(self) -> HDiT:
-        network = self.denoiser.network
-        assert isinstance(network, HDiT)
-        return network
+    def network(self) -> Any:
+        """The bare network, see `models.network.Network`."""
+        return self.task.network
+
+    @property
+    def denoiser(self) -> Any:
+        """The network as a denoiser of noise levels: (x, sigma (N,), **conditions) to x0."""
+        return self.task.denoiser
+
+    @property
+    def codec(self) -> Pixels:
+        """What stands between pictures and the network."""
+        return Pixels(self.channels)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -61,11 +69,11 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device
+        return next(self.task.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.denoiser.parameters()).dtype
+        return next(self.task.parameters()).dtype
 
     @property
     def data_path(self) -> str:
@@ -80,9 +88,9 @@ class Model:
         return param_groups(self.network, lr=lr, weight_decay=weight_decay, mapping_lr_scale=mapping_lr_scale)
 
 
-def param_groups(network: HDiT, *, lr: float, weight_decay: float, mapping_lr_scale: float) -> list[dict[str, Any]]:
+def param_groups(network: Any, *, lr: float, weight_decay: float, mapping_lr_scale: float) -> list[dict[str, Any]]:
     """See `Model.param_groups`."""
-    roles = network.roles()
+    roles = network.parameter_groups()
     parameters = dict(network.named_parameters())
     groups = []
     for name, role in {
@@ -104,30 +112,18 @@ def class_count(recipe: Recipe, *, classes: Sequence[str]) -> int:
     return len(classes) if recipe.model.classes == "data" else int(recipe.model.classes)
 
 
-def build_network(recipe: Recipe, *, classes: int) -> HDiT:
-    """The bare network of a recipe, new, on the default device."""
+def build_network(recipe: Recipe, *, classes: int) -> Any:
+    """The bare network of a recipe (`models.network.Network`, an `nn.Module`), new, on the default device."""
     section = recipe.model
-    fields = ("depth", "width", "d_ff", "dropout", "attention", "head_dim", "kernel", "window", "checkpoint")
-    levels = [Level(**{name: getattr(level, name) for name in fields}) for level in section.levels]
-    return catalog.get("model", section.type)(
-        levels,
-        channels=section.channels,
-        patch=tuple(section.patch),
-        mapping_width=section.mapping_width,
-        mapping_depth=section.mapping_depth,
-        mapping_d_ff=section.mapping_d_ff,
-        mapping_dropout=section.mapping_dropout,
-        mapping_inputs=section.mapping_inputs,
-        classes=classes,
+    network: Network = catalog.get("model", section.type)(
+        **section.arguments(outputs=recipe.task.outputs), classes=classes
     )
+    return network
 
 
-def precondition(network: nn.Module, recipe: Recipe) -> Denoiser:
-    """The denoiser a recipe makes of its network."""
-    weighting = catalog.get("weighting", recipe.diffusion.weighting)
-    if recipe.diffusion.weighting == "min-snr":
-        weighting = partial(weighting, gamma=recipe.diffusion.gamma)
-    return Denoiser(network, sigma_data=recipe.diffusion.sigma_data, weighting=weighting)
+def build_task(network: nn.Module, recipe: Recipe) -> Any:
+    """What a recipe has its network learn (`tasks.task.Task`, an `nn.Module`)."""
+    return catalog.get("task", recipe.task.type)(network, **recipe.task.arguments(recipe.diffusion))
 
 
 def count(recipe: Recipe, *, classes: int | None = None) -> dict[str, Any]:

@@ -8,12 +8,18 @@ of parameters and operations come out.
 """
 
 import math
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from hdit_cli.models.conditions import Condition
+from hdit_cli.models.conditions.classes import Classes, embedded, label_or_none
+from hdit_cli.models.network import Neighbourhood, Role
 
 Block = Literal["adaln-zero", "adaln", "in-context", "cross-attention"]
 BLOCKS: tuple[Block, ...] = ("adaln-zero", "adaln", "in-context", "cross-attention")
@@ -95,8 +101,7 @@ class LabelEmbedder(nn.Module):
 
     def forward(self, label: Tensor) -> Tensor:
         """A row of the table for int64 (N,), or for weights (N, classes + 1) the sum of rows by weight."""
-        table = self.embedding_table.weight
-        return label.to(table.dtype) @ table if label.ndim == 2 else self.embedding_table(label)
+        return embedded(self.embedding_table.weight, label)
 
 
 class Attention(nn.Module):
@@ -233,7 +238,7 @@ class DiT(nn.Module):
     """The bare network: predicts from a noisy image and its timestep; returns exactly 0 when new.
 
     Args:
-        size: (height, width) of the image or latent.
+        size: (height, width) of the image or latent; another one that the patch divides gets a table of its own positions.
         patch: side of a token's patch; divides both sides.
         depth: number of blocks.
         width: channels of a token, a multiple of 4 and of `heads`.
@@ -243,10 +248,13 @@ class DiT(nn.Module):
         block: how conditions reach the tokens.
         mlp_ratio: width of the feed-forward layers over `width`.
         learn_variance: twice the output channels: the second half says where the variance lies in its range.
+        checkpoint: training keeps the input of each block alone and computes the rest again (Chen et al. 2016).
 
     Raises:
         ValueError: sizes that do not divide, or an unknown block.
     """
+
+    told: ClassVar[str] = "timestep"
 
     def __init__(
         self,
@@ -261,6 +269,7 @@ class DiT(nn.Module):
         block: Block = "adaln-zero",
         mlp_ratio: float = 4.0,
         learn_variance: bool = True,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if block not in BLOCKS:
@@ -270,6 +279,7 @@ class DiT(nn.Module):
         if width % 4 or width % heads:
             raise ValueError(f"width {width} is not a multiple of 4 and of {heads} heads")
         self.size, self.patch, self.channels, self.classes, self.block = tuple(size), patch, channels, classes, block
+        self.checkpoint = checkpoint
         self.grid = (size[0] // patch, size[1] // patch)
         self.out_channels = channels * (2 if learn_variance else 1)
         d_ff, adaptive = int(width * mlp_ratio), block in ("adaln-zero", "adaln")
@@ -310,19 +320,16 @@ class DiT(nn.Module):
     def conditions(self, t: Tensor, label: Tensor | None) -> Tensor:
         """The condition vectors (N, K, width): timestep and, where the network has classes, class."""
         vectors = [self.t_embedder(t)]
-        if self.classes:
-            if label is None:
-                label = torch.full((len(t),), self.classes, device=t.device)
+        if self.classes or label is not None:
+            label = label_or_none(label, classes=self.classes, like=t)
             vectors.append(self.y_embedder(label))
-        elif label is not None:
-            raise ValueError("this network has no classes: leave label out")
         return torch.stack(vectors, dim=1)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The network's output for noisy images at their timesteps.
 
         Args:
-            x: (N, C, H, W), of the network's size.
+            x: (N, C, H, W), sides multiples of the patch.
             t: (N,), timesteps 0 ... 999, whole or between two.
             label: int64 (N,), 0 ... classes, the last meaning "no class"; None the same. Or float (N, classes + 1): weights
                 of the classes and of "no class" in the embedding.
@@ -331,29 +338,91 @@ class DiT(nn.Module):
             (N, C_out, H, W): the noise; then, with learned variance, as many channels for the variance.
 
         Raises:
-            ValueError: another size, or a class where the network has none.
+            ValueError: a size that the patch does not divide, or a class where the network has none.
         """
-        if tuple(x.shape[-2:]) != self.size:
-            raise ValueError(
-                f"images of {x.shape[-2]} x {x.shape[-1]}: this network takes {self.size[0]} x {self.size[1]}"
-            )
+        if why := self.fits(x.shape[-2], x.shape[-1]):
+            raise ValueError(why)
+        rows, columns = x.shape[-2] // self.patch, x.shape[-1] // self.patch
         conditions = self.conditions(t, label)
-        x = self.x_embedder(x) + self.pos_embed
+        x = self.x_embedder(x)
+        x = x + self.positions(rows, columns)
         tokens = x.shape[1]
         if self.block == "in-context":
             x = torch.cat([x, conditions], dim=1)  # T + K tokens
+        again = self.checkpoint and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, conditions)
+            if again:  # no block draws random numbers
+                x = checkpoint(block, x, conditions, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, conditions)
         x = self.final_layer(x[:, :tokens], conditions)
-        p, rows = self.patch, self.grid[0]
-        return rearrange(x, "n (h w) (a b c) -> n c (h a) (w b)", h=rows, a=p, b=p)
+        return rearrange(x, "n (h w) (a b c) -> n c (h a) (w b)", h=rows, a=self.patch, b=self.patch)
 
-    def macs(self) -> int:
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """The table of a grid (1, rows * columns, width): the network's own, or one made for a grid of another size."""
+        if (rows, columns) == self.grid:
+            return self.pos_embed
+        return position_table(rows, columns, self.pos_embed.shape[-1])[None].to(self.pos_embed)
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        return self.patch, self.patch
+
+    @property
+    def seams(self) -> tuple[int, int]:
+        return self.patch, self.patch
+
+    def fits(self, height: int, width: int) -> str:
+        """Why it cannot be given images of this size, one sentence; "" where it can."""
+        p = self.patch
+        if height % p == 0 and width % p == 0:
+            return ""
+        near = " x ".join(str(max(p, (side + p // 2) // p * p)) for side in (height, width))
+        return f"images of {height} x {width} do not divide: sides must be multiples of {p}; the nearest size is {near}"
+
+    def wants(self) -> dict[str, Condition]:
+        """The conditions that it takes, by keyword."""
+        return {"label": Classes(self.classes, table="y_embedder.embedding_table.weight")} if self.classes else {}
+
+    def parameter_groups(self) -> dict[str, Role]:
+        """All learn at one rate, but for the frozen positions; matrices inside blocks decay."""
+        decayed = set(self.matrices())
+        return {
+            name: Role(slow=False, decays=name in decayed)
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Weights of the linears inside blocks: q | k | v, attention out, the two of the feed-forward; cross-attention's."""
+        cuts = {"qkv": 3, "kv": 2, "q": 1, "proj": 1, "fc1": 1, "fc2": 1}
+        found = {}
+        for name, module in self.blocks.named_modules():
+            if isinstance(module, nn.Linear) and (parts := cuts.get(name.rpartition(".")[2])):
+                found[f"blocks.{name}.weight"] = (module.out_features // parts,) * parts
+        return found
+
+    def timed_parts(self) -> Iterator[tuple[nn.Module, str]]:
+        """Attention, feed-forward, norms and modulations."""
+        kinds = {Attention: "attention", CrossAttention: "attention to conditions", Mlp: "feed-forward"}
+        for name, module in self.named_modules():
+            if part := kinds.get(type(module)):
+                yield module, part
+            elif isinstance(module, nn.LayerNorm):
+                yield module, "norms"
+            elif name.endswith("adaLN_modulation"):
+                yield module, "modulation"
+
+    def neighbourhoods(self, height: int, width: int) -> list[Neighbourhood]:
+        """None: its attention is global."""
+        return []
+
+    def macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of one image; what is computed from the conditions counts once.
 
         Linears count as tokens * in * out, attention as queries * keys * 2 * width; norms and softmax do not count.
         """
-        tokens = math.prod(self.grid)
+        tokens = height // self.patch * (width // self.patch)
         vectors = 2 if self.classes else 1
         inside = tokens + (vectors if self.block == "in-context" else 0)
         blocks: list[Any] = [*self.blocks]

@@ -5,10 +5,10 @@ attention outside and global attention in the middle. Images are (N, C, H, W), m
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -17,6 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from hdit_cli.models.attention.dense import global_attention, window_attention
 from hdit_cli.models.attention.dispatch import neighborhood_attention
+from hdit_cli.models.conditions import Condition
+from hdit_cli.models.conditions import augment as augmentation
+from hdit_cli.models.conditions.augment import Augment
+from hdit_cli.models.conditions.classes import Classes, embedded, label_or_none
+from hdit_cli.models.conditions.vector import Vector
 from hdit_cli.models.fused import by_hand, pairs_together, rotated_cosine
 from hdit_cli.models.layers import (
     GEGLU,
@@ -35,8 +40,7 @@ from hdit_cli.models.layers import (
     cosine_scale,
     rotate,
 )
-
-AUGMENT_INPUTS = 9  # the condition of the Karras augmentation
+from hdit_cli.models.network import Neighbourhood, Role
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class HDiT(nn.Module):
     """The bare network: predicts from a scaled noisy image and its noise level; returns exactly 0 when new.
 
     Args:
-        levels: outermost first.
+        levels: outermost first, each a `Level` or its fields by name.
         channels: of the image.
         patch: pixels of a token, (rows, columns).
         mapping_width, mapping_depth, mapping_d_ff, mapping_dropout: of the mapping network.
@@ -178,9 +182,11 @@ class HDiT(nn.Module):
         classes: number of classes; 0 for an unconditional network.
     """
 
+    told: ClassVar[str] = "sigma"
+
     def __init__(
         self,
-        levels: Sequence[Level],
+        levels: Sequence[Level | dict[str, Any]],
         *,
         channels: int = 3,
         patch: tuple[int, int] = (4, 4),
@@ -192,12 +198,13 @@ class HDiT(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
+        levels = [level if isinstance(level, Level) else Level(**level) for level in levels]
         outer, middle = levels[:-1], levels[-1]
-        self.patch, self.classes, self.mapping_inputs = patch, classes, mapping_inputs
+        self.channels, self.patch, self.classes, self.mapping_inputs = channels, patch, classes, mapping_inputs
         self.patch_in = Merge(channels, levels[0].width, patch=patch)
         self.time_emb = FourierFeatures(1, mapping_width)
         self.time_in_proj = nn.Linear(mapping_width, mapping_width, bias=False)
-        self.aug_emb = FourierFeatures(AUGMENT_INPUTS, mapping_width)
+        self.aug_emb = FourierFeatures(augmentation.INPUTS, mapping_width)
         self.aug_in_proj = nn.Linear(mapping_width, mapping_width, bias=False)
         if classes:
             self.class_emb = nn.Embedding(classes + 1, mapping_width)  # the last row: "no class"
@@ -214,25 +221,16 @@ class HDiT(nn.Module):
         self.out_norm = RMSNorm(levels[0].width)
         self.patch_out = Unpatch(levels[0].width, channels, patch=patch)
 
-    def class_vector(self, label: Tensor) -> Tensor:
-        """The embedded class (N, mapping_width): a row of the table, or for weights (N, classes + 1) the sum of rows by weight."""
-        return (
-            label.to(self.class_emb.weight.dtype) @ self.class_emb.weight if label.ndim == 2 else self.class_emb(label)
-        )
-
     def condition(
         self, sigma: Tensor, *, label: Tensor | None, augment: Tensor | None, mapping: Tensor | None
     ) -> Tensor:
         """The condition vector (N, mapping_width) of every norm; arguments as in `forward`."""
         if augment is None:
-            augment = sigma.new_zeros(sigma.shape[0], AUGMENT_INPUTS)
+            augment = sigma.new_zeros(sigma.shape[0], augmentation.INPUTS)
         total = self.time_in_proj(self.time_emb(sigma.log()[:, None] / 4)) + self.aug_in_proj(self.aug_emb(augment))
-        if self.classes:
-            if label is None:
-                label = torch.full((sigma.shape[0],), self.classes, device=sigma.device)
-            total = total + self.class_vector(label)
-        elif label is not None:
-            raise ValueError("this network has no classes: leave label out")
+        if self.classes or label is not None:
+            label = label_or_none(label, classes=self.classes, like=sigma)
+            total = total + embedded(self.class_emb.weight, label)
         if self.mapping_inputs:
             if mapping is None:
                 raise ValueError(f"this network needs a condition vector: mapping of shape (N, {self.mapping_inputs})")
@@ -282,11 +280,47 @@ class HDiT(nn.Module):
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless the levels divide an image of this size."""
-        steps = [p * 2 ** len(self.merges) for p in self.patch]
-        if height % steps[0] or width % steps[1]:
+        if height % self.unit[0] or width % self.unit[1]:
+            near = " x ".join(str(nearest(side, step)) for side, step in zip((height, width), self.unit, strict=True))
             raise ValueError(
-                f"images of {height} x {width} do not divide: sides must be multiples of {steps[0]} and {steps[1]}"
+                f"images of {height} x {width} do not divide: sides must be multiples of {self.unit[0]} and "
+                f"{self.unit[1]}; the nearest size is {near}"
             )
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        halvings = 2 ** len(self.merges)
+        return self.patch[0] * halvings, self.patch[1] * halvings
+
+    @property
+    def seams(self) -> tuple[int, int]:
+        return self.patch
+
+    def fits(self, height: int, width: int) -> str:
+        """Why it cannot be given images of this size, one sentence; "" where it can."""
+        try:
+            self.check_size(height, width)
+        except ValueError as error:
+            return str(error)
+        for number, level in enumerate(self.levels()):
+            smallest = min(side // (p * 2**number) for side, p in zip((height, width), self.patch, strict=True))
+            if level.attention == "neighborhood" and smallest < level.kernel:
+                return f"level {number} has {smallest} tokens a side, fewer than its kernel {level.kernel}"
+        return ""
+
+    def levels(self) -> list[Level]:
+        """Outermost first."""
+        stacks: list[Any] = [*self.down_levels, self.mid_level]
+        return [stack.level for stack in stacks]
+
+    def wants(self) -> dict[str, Condition]:
+        """The conditions that it takes, by keyword."""
+        found: dict[str, Condition] = {"augment": Augment()}
+        if self.classes:
+            found["label"] = Classes(self.classes, table="class_emb.weight")
+        if self.mapping_inputs:
+            found["mapping"] = Vector(self.mapping_inputs)
+        return found
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of one image of height x width pixels; conditions count once."""
@@ -300,13 +334,50 @@ class HDiT(nn.Module):
             total += merge.proj.macs(h * w) + split.proj.macs(h * w)
         return total + self.mid_level.macs(h, w)
 
-    def roles(self) -> dict[str, tuple[bool, bool]]:
-        """For each parameter name: (is part of the mapping network or of a norm's condition, takes weight decay)."""
+    def parameter_groups(self) -> dict[str, Role]:
+        """The mapping network and the norms' conditions learn slower; only the linears inside decay."""
         decayed = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, Linear)}
         return {
-            name: (name.startswith("mapping.") or name.endswith(".norm.linear.weight"), name in decayed)
+            name: Role(name.startswith("mapping.") or name.endswith(".norm.linear.weight"), name in decayed)
             for name, _ in self.named_parameters()
         }
+
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Weights of the linears inside layers: q | k | v, attention out, value | gate, feed-forward out."""
+        cuts = {"qkv_proj": 3, "out_proj": 1, "up_proj": 2, "down_proj": 1}
+        found = {}
+        for name, module in self.named_modules():
+            if isinstance(module, Linear) and (parts := cuts.get(name.rpartition(".")[2])):
+                found[f"{name}.weight"] = (module.weight.shape[0] // parts,) * parts
+        return found
+
+    def timed_parts(self) -> Iterator[tuple[nn.Module, str]]:
+        """Attention by level, feed-forward and norms, wherever they are."""
+        levels = self.levels()
+        for stack in (module for module in self.modules() if isinstance(module, Stack)):
+            number = next(i for i, level in enumerate(levels) if level is stack.level)
+            for module in stack.modules():
+                if isinstance(module, SelfAttention):
+                    yield module, f"attention, level {number} ({stack.level.attention})"
+                elif isinstance(module, FeedForward):
+                    yield module, "feed-forward"
+        for module in self.modules():
+            if isinstance(module, AdaRMSNorm | RMSNorm):
+                yield module, "norms"
+
+    def neighbourhoods(self, height: int, width: int) -> list[Neighbourhood]:
+        """Its levels of neighborhood attention on an image of this size."""
+        h, w = height // self.patch[0], width // self.patch[1]
+        return [
+            Neighbourhood(i, (h >> i, w >> i, level.width // level.head_dim, level.head_dim), level.kernel)
+            for i, level in enumerate(self.levels())
+            if level.attention == "neighborhood"
+        ]
+
+
+def nearest(side: int, step: int) -> int:
+    """The multiple of `step` nearest to `side`, at least one."""
+    return max(step, (side + step // 2) // step * step)
 
 
 def _weights(module: nn.Module) -> int:

@@ -1,18 +1,14 @@
 """[model] with type = "hdit": the Hourglass Diffusion Transformer (Crowson et al. 2024, arXiv 2401.11605)."""
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+import math
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainValidator, field_serializer, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
+from hdit_cli.recipe.network import Channels, Classes, PatchSide, Size, Width
 from hdit_cli.recipe.section import Listed, Problem, Section, nearest_multiple, stop_at
 
-_MAX_CLASSES = 1_000_000
-
-Side = Annotated[int, Field(ge=1, le=16384)]
-PatchSide = Annotated[int, Field(ge=1, le=256)]
-Width = Annotated[int, Field(ge=1, le=16384)]
 HiddenWidth = Annotated[int, Field(ge=1, le=131072)]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -20,14 +16,6 @@ Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 def _both_sides(value: Any) -> Any:
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return (value, value) if is_number else value
-
-
-def _classes(value: Any) -> Any:
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    if value == "data" or (is_number and 0 <= value <= _MAX_CLASSES):
-        return value
-    text = f'must be 0 (no classes), a number of classes up to {_MAX_CLASSES}, or "data" (as many as the data has)'
-    raise PydanticCustomError("sentence", "{text}", {"text": text})
 
 
 class Level(Section):
@@ -62,9 +50,11 @@ class Level(Section):
 class HDiT(Section):
     """The network. Levels are outermost first; the last one is the middle of the hourglass."""
 
+    told: ClassVar[str] = "sigma"  # what it is told of the noise
+    takes_augment: ClassVar[bool] = True  # whether it can be told what was done to a picture
     type: Literal["hdit"] = "hdit"
-    size: Annotated[tuple[Side, Side], Listed]  # height, width in pixels
-    channels: Annotated[int, Field(ge=1, le=64)] = 3
+    size: Size  # height, width in pixels
+    channels: Channels = 3
     patch: Annotated[tuple[PatchSide, PatchSide], Listed, BeforeValidator(_both_sides)] = (4, 4)
     levels: Annotated[tuple[Level, ...], Listed, Field(min_length=1, max_length=10)]
     mapping_width: Annotated[int, Field(ge=2, le=16384)] = 256
@@ -72,7 +62,7 @@ class HDiT(Section):
     mapping_d_ff: HiddenWidth = Field(default_factory=lambda data: 3 * data.get("mapping_width", 1))
     mapping_dropout: Dropout = 0.0
     mapping_inputs: Annotated[int, Field(ge=0, le=65536)] = 0  # length of a free condition vector; 0 = none
-    classes: Annotated[int | Literal["data"], PlainValidator(_classes)] = 0
+    classes: Classes = 0
 
     @field_serializer("patch")
     def _patch(self, patch: tuple[int, int]) -> int | list[int]:
@@ -103,6 +93,43 @@ class HDiT(Section):
         stop_at(problems)
         return self
 
+    def arguments(self, *, outputs: int) -> dict[str, Any]:
+        """Keyword arguments of the network, but for its classes.
+
+        Args:
+            outputs: values that the task wants for each channel; 1.
+        """
+        assert outputs == 1, "a recipe is checked for it"
+        return self.model_dump(exclude={"type", "size", "classes"}) | {"patch": self.patch}
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """(height, width) of which an image's sides must be multiples, in pixels."""
+        halvings = 2 ** (len(self.levels) - 1)
+        return self.patch[0] * halvings, self.patch[1] * halvings
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether training computes something a second time instead of keeping it."""
+        return any(level.checkpoint for level in self.levels)
+
+    def least_tensors(self) -> int:
+        """A number of tensors that the network has at least, known without building it."""
+        parts = [level.depth * (3 if level.attention == "none" else 8) * 2 for level in self.levels]
+        return sum(parts) - parts[-1] // 2
+
+    def beyond_data(self) -> Iterator[tuple[str, str]]:
+        """What the network asks for and no data set holds: a sentence and a hint each."""
+        if self.mapping_inputs:
+            what = "model.mapping_inputs needs a condition vector with each picture, and a data set holds none"
+            yield what, "train it through the Python API, or --set model.mapping_inputs=0"
+
+    def facts(self) -> dict[str, Any]:
+        """What `hdit info` tells of it, beside what it tells of every network."""
+        levels = [{"tokens": [*self.map_size(i)], **level.model_dump()} for i, level in enumerate(self.levels)]
+        mapping = {"width": self.mapping_width, "depth": self.mapping_depth, "inputs": self.mapping_inputs}
+        return {"patch": [*self.patch], "levels": levels, "mapping": mapping}
+
     def map_size(self, level: int) -> tuple[int, int]:
         """Tokens of a level, (height, width)."""
         unit = 2**level
@@ -113,6 +140,33 @@ class HDiT(Section):
         other = self.model_copy(update={"size": size})
         sizes = list(other._size_problems())
         return sizes or [problem for index in range(len(self.levels)) for problem in other._map_problems(index)]
+
+    def misfit_of(self, size: tuple[int, int], *, among: Sequence[tuple[int, int]]) -> tuple[str, str] | None:
+        """Why the network cannot be given the images of one size of a data set, and what helps; None where it can.
+
+        Args:
+            among: every size of the data set.
+        """
+        problems = self.misfits(size)
+        if not problems:
+            return None
+        path, text = problems[0]
+        what = text.partition(";")[0]  # its advice knows one size alone
+        if path[0] == "size":
+            unit = max(math.lcm(*self.patch) * 2 ** (len(self.levels) - 1), 1)
+            height, width = (nearest_multiple(side, unit) for side in self.size)
+            again = f"`hdit prepare SRC --size {height}x{width} --buckets --bucket-step {unit}`"
+            return f"a side {what}", f"{again}, or a recipe with fewer levels or a smaller patch"
+        level = int(path[1])
+        sides = [side for each in among for side in self.model_copy(update={"size": each}).map_size(level)]
+        best = 0
+        if path[2] == "kernel":
+            best = min(sides)
+        elif legal := [window for window in range(2, min(sides) + 1) if math.gcd(*sides) % window == 0]:
+            best = min(legal, key=lambda window: (abs(window - self.levels[level].window), window))
+        name = f"--set model.levels.{level}"
+        value = f"{name}.{path[2]}={best}, or " if best else ""
+        return f"model.levels.{level}.{path[2]} {what}", f"{value}{name}.attention=global"
 
     def _size_problems(self) -> Iterator[Problem]:
         halvings = len(self.levels) - 1

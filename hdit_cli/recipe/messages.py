@@ -15,7 +15,8 @@ from hdit_cli.recipe.section import nearest
 from hdit_cli.recipe.source import Source
 
 _SHOWN = 20  # problems told at once
-_TAGGED = ("diffusion", "density")  # pydantic puts the density's type into the path below this key
+_DENSITY = ("diffusion", "density")
+_TAGGED = (("model",), ("task",), _DENSITY)  # pydantic puts the type into the path below these keys
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
@@ -81,8 +82,11 @@ def _line(path: KeyPath, sentence: str, source: Source) -> str:
 
 
 def _untagged(path: KeyPath) -> KeyPath:
-    tag = len(_TAGGED)
-    return path[:tag] + path[tag + 1 :] if path[:tag] == _TAGGED and len(path) > tag else path
+    for tagged in _TAGGED:
+        tag = len(tagged)
+        if path[:tag] == tagged and len(path) > tag:
+            return path[:tag] + path[tag + 1 :]
+    return path
 
 
 def _sentence(found: ErrorDetails, path: KeyPath, keys: "KeyTree") -> str:
@@ -167,7 +171,7 @@ def _entries(words: list[str]) -> str:
 
 
 class KeyTree:
-    """The keys that each section knows, for suggestions; a density's section has its type at the end of its path."""
+    """The keys that each section knows, for suggestions; where there are several by type, it is in the path of each."""
 
     def __init__(self, sections: dict[KeyPath, tuple[str, ...]]) -> None:
         self.sections = sections
@@ -178,20 +182,26 @@ class KeyTree:
         inside = tuple(part for part in path[:-1] if isinstance(part, str))
         here = self.sections.get(inside, ())
         best = nearest(key, here)
-        if inside[: len(_TAGGED)] == _TAGGED:
+        if inside[: len(_DENSITY)] == _DENSITY:
             return f"unknown key for {inside[-1]}{_guess(best)}; known: {', '.join(here)}"
+        siblings = [s for s in self.sections if s != inside and _untagged(s) == _untagged(inside)]
+        if owner := next((section for section in siblings if key in self.sections[section]), None):
+            tag = next(i for i, (ours, theirs) in enumerate(zip(inside, owner, strict=True)) if ours != theirs)
+            return f"unknown key for type {inside[tag]!r}, and one of type {owner[tag]!r}"
         open_sections = {
-            section: names for section, names in self.sections.items() if section[: len(_TAGGED)] != _TAGGED
+            section: names
+            for section, names in self.sections.items()
+            if section[: len(_DENSITY)] != _DENSITY and section not in siblings
         }
         exact = [section for section, names in open_sections.items() if key in names]
         if exact:
-            return f"unknown key here; {'.'.join(map(str, (*exact[0], key)))} is one"
+            return f"unknown key here; {'.'.join(map(str, (*_untagged(exact[0]), key)))} is one"
         if best:
             return f"unknown key{_guess(best)}"
         owners = {name: section for section, names in open_sections.items() for name in names}
         elsewhere = nearest(key, owners)
         if elsewhere:
-            return f"unknown key, did you mean {'.'.join(map(str, (*owners[elsewhere], elsewhere)))}?"
+            return f"unknown key, did you mean {'.'.join(map(str, (*_untagged(owners[elsewhere]), elsewhere)))}?"
         return f"unknown key; known here: {', '.join(here)}"
 
 

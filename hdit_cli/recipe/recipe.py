@@ -1,23 +1,27 @@
 """A recipe: one experiment, complete and checked. From TOML to frozen sections, and back without loss."""
 
+import functools
 import json
+import operator
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
 import tomli_w
-from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from hdit_cli import catalog
 from hdit_cli.recipe import diffusion, messages
 from hdit_cli.recipe.diffusion import Diffusion
-from hdit_cli.recipe.hdit import HDiT, Level
 from hdit_cli.recipe.lines import KeyPath
+from hdit_cli.recipe.network import NetworkSection
+from hdit_cli.recipe.network import sections as network_sections
 from hdit_cli.recipe.overrides import overridden
 from hdit_cli.recipe.section import Section, stop_at
 from hdit_cli.recipe.sections import Data, Ema, Eval, Log, Optimizer, Sample, Train, Validation
 from hdit_cli.recipe.source import Source, is_of_a_run, locate, read, stand_in
+from hdit_cli.recipe.task import AnyTask, Ddpm, Denoise
 
 _BAD_IN_NAME = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 
@@ -34,12 +38,27 @@ def _file_name(value: str) -> str:
     return value
 
 
+DEFAULT_NETWORK = "hdit"
+
+
+def _network_type(value: Any) -> Any:
+    return value.get("type", DEFAULT_NETWORK) if isinstance(value, dict) else getattr(value, "type", None)
+
+
+if TYPE_CHECKING:
+    AnyNetwork = NetworkSection
+else:
+    _tagged = (Annotated[section, Tag(name)] for name, section in network_sections().items())
+    AnyNetwork = Annotated[functools.reduce(operator.or_, _tagged), Discriminator(_network_type)]
+
+
 class Recipe(Section):
     """One experiment. Every default is filled in; `to_dict` and `to_toml` write all of it."""
 
     name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_file_name)] = "recipe"
     data: Data = Data()
-    model: HDiT
+    model: AnyNetwork
+    task: AnyTask = Denoise()
     diffusion: Diffusion = Diffusion()
     train: Train = Train()
     optimizer: Optimizer = Optimizer()
@@ -55,7 +74,16 @@ class Recipe(Section):
         if self.optimizer.warmup > self.train.steps:
             text = f"must be at most train.steps {self.train.steps}, is {self.optimizer.warmup}"
             stop_at([(("optimizer", "warmup"), text)])
+        if self.data.augment and not self.model.takes_augment:
+            stop_at(
+                [(("data", "augment"), f"is for a network that is told of it, and {self.model.type} is not; 0 is off")]
+            )
         complete = self.diffusion.resolved(image_size=max(self.model.size))
+        stop_at(
+            self.task.problems(
+                told=self.model.told, diffusion=complete, size=self.model.size, sampler=self.sample.sampler
+            )
+        )
         object.__setattr__(self, "diffusion", complete)  # the last act of construction; frozen from here on
         return self
 
@@ -131,9 +159,18 @@ def _key_tree() -> messages.KeyTree:
     for key, info in Recipe.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
             sections[(key,)] = tuple(info.annotation.model_fields)
-    sections["model", "levels"] = tuple(Level.model_fields)
-    for kind in diffusion.Density.__subclasses__():
-        sections["diffusion", "density", kind.model_fields["type"].default] = tuple(kind.model_fields)
+    for tagged, kinds in {
+        ("model",): network_sections().values(),
+        ("task",): (Denoise, Ddpm),
+        ("diffusion", "density"): diffusion.Density.__subclasses__(),
+    }.items():
+        for kind in kinds:
+            path = (*tagged, kind.model_fields["type"].default)
+            sections[path] = tuple(kind.model_fields)
+            for key, info in kind.model_fields.items():  # lists of tables
+                for entry in get_args(info.annotation)[:1]:
+                    if isinstance(entry, type) and issubclass(entry, Section):
+                        sections[*path, key] = tuple(entry.model_fields)
     return messages.KeyTree(sections)
 
 

@@ -156,7 +156,9 @@ class Sample(Section):
     sampler: SamplerName = "dpmpp-3m-sde"
     schedule: ScheduleName = "karras"
     steps: Annotated[int, Field(ge=1, le=100_000)] = 50
-    eta: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0  # noise of a stochastic sampler
+    eta: Annotated[float, Field(ge=0.0, le=10.0)] = Field(  # noise of a stochastic sampler; ddim has none unless told
+        default_factory=lambda data: 0.0 if data.get("sampler") == "ddim" else 1.0
+    )
     rho: Annotated[float, Field(gt=0.0, le=100.0)] = 7.0  # of the Karras schedule
     cfg: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0  # classifier-free guidance; 1 = off
     n: Annotated[int, Field(ge=1, le=4096)] = 36

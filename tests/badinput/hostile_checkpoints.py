@@ -97,7 +97,7 @@ def with_header(header: Any, data: bytes) -> bytes:
 
 def whole_checkpoint() -> bytes:
     """The bytes of a small inference file with two classes."""
-    from hdit_cli.engine.model import Model, build_network, precondition
+    from hdit_cli.engine.model import Model, build_network, build_task
     from hdit_cli.engine.run.checkpoint import metadata_of, serialise
     from hdit_cli.recipe import Recipe
 
@@ -105,7 +105,7 @@ def whole_checkpoint() -> bytes:
     torch.manual_seed(torch_seed)
     network = build_network(recipe, classes=2)
     data = {"path": "data/none", "fingerprint": "0" * 64, "class_counts": [3, 5]}
-    model = Model(precondition(network, recipe), recipe.to_dict(), ["rose", "tulip"], weights="ema", step=3, data=data)
+    model = Model(build_task(network, recipe), recipe.to_dict(), ["rose", "tulip"], weights="ema", step=3, data=data)
     return serialise(network.state_dict(), metadata_of(model))
 
 

@@ -17,8 +17,8 @@ from hdit_cli.engine.bench.clock import Spread, ratio, rounds, timed
 from hdit_cli.engine.bench.report import NetworkTime
 from hdit_cli.engine.bench.subject import Subject
 from hdit_cli.engine.memory.out_of_memory import changed
-from hdit_cli.engine.sampling.generate import Sampling, noise_levels
 from hdit_cli.recipe import load_recipe
+from hdit_cli.tasks.sampling import Sampling
 
 
 def main():
@@ -36,7 +36,7 @@ def main():
     )
     subject = Subject(recipe, data=None)
     plain = Sampling(steps=arguments.steps, batch_size=arguments.batch)
-    sigmas = noise_levels(subject.model, plain)
+    sigmas = subject.model.task.sigmas(plain)
     half = (0.0, float(sigmas[arguments.steps // 2]))
     everywhere, inside = replace(plain, cfg=2.0), replace(plain, cfg=2.0, cfg_interval=half)
     shares = []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from hdit_cli.engine.model import Model, build_network, precondition
+from hdit_cli.engine.model import Model, build_network, build_task
 from hdit_cli.engine.run import checkpoint
 from hdit_cli.engine.run.events import Saved
 from hdit_cli.engine.run.saver import Saver
@@ -26,7 +26,7 @@ from hdit_cli.recipe import load_recipe
 def trained():
     """A state as after a step: weights, average, two moments."""
     recipe = load_recipe("flowers256", [])
-    model = Model(precondition(build_network(recipe, classes=0), recipe), recipe.to_dict(), weights="raw")
+    model = Model(build_task(build_network(recipe, classes=0), recipe), recipe.to_dict(), weights="raw")
     window, averages = Window.empty(device=torch.device("cpu")), PowerAverages(model.network, stds=[])
     state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), window, averages)
     for p in state.parameters:

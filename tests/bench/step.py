@@ -25,7 +25,7 @@ import torch
 
 from hdit_cli import runtime
 from hdit_cli.diffusion.densities import noise_density
-from hdit_cli.engine.model import Model, build_network, precondition
+from hdit_cli.engine.model import Model, build_network, build_task
 from hdit_cli.models.layers import seed_dropout
 from hdit_cli.recipe import load_recipe
 
@@ -70,7 +70,7 @@ def ours(*, attention):
         else ["model.levels.0.attention='shifted-window'", "model.levels.1.attention='shifted-window'"]
     )
     recipe = load_recipe("flowers256", [*levels, "train.precision='fp32'"])
-    model = Model(precondition(build_network(recipe, classes=0), recipe), recipe.to_dict())
+    model = Model(build_task(build_network(recipe, classes=0), recipe), recipe.to_dict())
     keys = torch.arange(1024, dtype=torch.int32)
     groups = [g for g in model.param_groups(lr=5e-4, weight_decay=1e-3) if g["params"]]
     return Side(model.denoiser, groups, prepare=lambda n: seed_dropout(model.network, keys[:n]))

@@ -34,10 +34,10 @@ def poisoned(value, where, at=3):
     original_step, original_draw, original_clip = step.Stepper.step, step.Stepper.draw, step.nn.utils.clip_grad_norm_
 
     def draw(self, batch, *, first):
-        x0, *rest = original_draw(self, batch, first=first)
+        drawn = original_draw(self, batch, first=first)
         if where == "image" and self.state.step + 1 == at:
-            x0[0, 0, 0, 0] = value
-        return x0, *rest
+            drawn.x0[0, 0, 0, 0] = value
+        return drawn
 
     def clip(parameters, max_norm):
         if where == "gradient" and clip.step + 1 == at:
@@ -49,9 +49,10 @@ def poisoned(value, where, at=3):
         if where == "weight" and self.state.step + 1 == at:
             self.state.parameters[3].data.view(-1)[0] = value
         if where == "loss" and self.state.step + 1 == at:
-            kept, self.loss_of = self.loss_of, lambda *parts: kept(*parts) + value
+            kept = self.losses_of
+            self.losses_of = lambda drawn: (found := kept(drawn))._replace(loss=found.loss + value)
             original_step(self, batches)
-            self.loss_of = kept
+            self.losses_of = kept
         else:
             original_step(self, batches)
         if where == "average" and self.state.step == at:

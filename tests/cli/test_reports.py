@@ -106,11 +106,11 @@ def data_set(tmp_path):
 
 @pytest.fixture
 def run_folder(tmp_path, data_set):
-    from hdit_cli.engine.model import Model, build_network, precondition
+    from hdit_cli.engine.model import Model, build_network, build_task
     from hdit_cli.engine.run import checkpoint
 
     recipe = load_recipe("smoke/tiny", [f"data.path={data_set}"])
-    network = precondition(build_network(recipe, classes=2), recipe).eval()
+    network = build_task(build_network(recipe, classes=2), recipe).eval()
     model = Model(network, recipe.to_dict(), ["daisy", "rose"], step=7, images_seen=112, data={"path": str(data_set)})
     folder = tmp_path / "run"
     folder.mkdir()

@@ -149,7 +149,9 @@ def test_guidance_is_one_call_and_its_formula():
 
     x, sigma = torch.randn(2, 3, 4, 4), torch.full((2,), 1.5)
     cond, uncond = denoiser(x, sigma, label=label), denoiser(x, sigma, label=torch.full_like(label, 3))
-    guided = classifier_free(spy, label=label, no_class=3, scale=2.5)(x, sigma)
+    guided = classifier_free(spy, conditions={"label": label}, none={"label": torch.full_like(label, 3)}, scale=2.5)(
+        x, sigma
+    )
     torch.testing.assert_close(guided, uncond + 2.5 * (cond - uncond))
     assert calls == [4]
 
@@ -163,6 +165,12 @@ def test_guidance_acts_within_its_interval(sigma, rows):
         return x
 
     x = torch.randn(2, 3, 4, 4)
-    denoise = classifier_free(spy, label=torch.tensor([0, 1]), no_class=2, scale=3.0, interval=(1.0, 3.0))
+    denoise = classifier_free(
+        spy,
+        conditions={"label": torch.tensor([0, 1])},
+        none={"label": torch.tensor([2, 2])},
+        scale=3.0,
+        interval=(1.0, 3.0),
+    )
     denoise(x, torch.full((2,), sigma))
     assert seen == [rows]

@@ -16,15 +16,16 @@ from tiny_run import tiny_recipe
 from hdit_cli import runtime
 from hdit_cli.engine.bench.subject import Subject
 from hdit_cli.engine.memory.peak import Peak
-from hdit_cli.engine.model import Model, build_network, precondition
+from hdit_cli.engine.model import Model, build_network, build_task
 from hdit_cli.engine.run import checkpoint, events
 from hdit_cli.engine.run.folder import differences
 from hdit_cli.engine.sampling import compiled as compiled_steps
 from hdit_cli.engine.sampling import generate
 from hdit_cli.engine.sampling.compiled import Compiled, CompiledDenoiser, told, wants_compiled
-from hdit_cli.engine.sampling.generate import Sampling, stream
+from hdit_cli.engine.sampling.generate import stream
 from hdit_cli.engine.training import loop as training
 from hdit_cli.errors import UsageError
+from hdit_cli.tasks.sampling import Sampling
 
 # one level compiles in seconds
 SMALL = {
@@ -247,7 +248,7 @@ def test_compiled_samples(monkeypatch):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    model = Model(precondition(network, recipe).eval().requires_grad_(False), recipe.to_dict(), ["a", "b", "c"])
+    model = Model(build_task(network, recipe).eval().requires_grad_(False), recipe.to_dict(), ["a", "b", "c"])
 
     def counted(denoiser, **kwargs):
         return CompiledDenoiser(denoiser, **kwargs, backend=graphs)

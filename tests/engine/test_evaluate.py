@@ -19,7 +19,6 @@ from hdit_cli.data.prepare import PrepareOptions, prepare
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.run.checkpoint import save_inference
-from hdit_cli.engine.sampling.generate import Sampling
 from hdit_cli.engine.scoring import references
 from hdit_cli.engine.scoring.evaluate import Evaluation, evaluate
 from hdit_cli.engine.scoring.one_pass import Fed, collect
@@ -33,6 +32,7 @@ from hdit_cli.metrics.inception import Inception
 from hdit_cli.metrics.kernel import KID
 from hdit_cli.metrics.sliced import SWD
 from hdit_cli.recipe import load_recipe
+from hdit_cli.tasks.sampling import Sampling
 
 METRICS = (FID, KID, SWD)
 FEW = Sampling(steps=2, sampler="euler", batch_size=4)

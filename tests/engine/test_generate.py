@@ -9,14 +9,15 @@ from tiny_run import tiny_recipe
 
 import hdit_cli
 from hdit_cli import runtime
-from hdit_cli.engine.model import Model, build_network, precondition
+from hdit_cli.engine.model import Model, build_network, build_task
 from hdit_cli.engine.run import checkpoint
 from hdit_cli.engine.sampling.collect import Order, collect, load_for, sampling_of
-from hdit_cli.engine.sampling.generate import Sampling, choose_labels, generate, stream
+from hdit_cli.engine.sampling.generate import choose_labels, generate, stream
 from hdit_cli.engine.sampling.recorded import read_order
 from hdit_cli.engine.sharing.convert import convert
 from hdit_cli.engine.sharing.export import to_safetensors, to_torch_export
 from hdit_cli.errors import CheckpointError, NonFiniteError, UsageError
+from hdit_cli.tasks.sampling import Sampling
 
 
 def make(classes=("a", "b", "c"), seed=0, **changes):
@@ -27,7 +28,7 @@ def make(classes=("a", "b", "c"), seed=0, **changes):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    denoiser = precondition(network, recipe).eval().requires_grad_(False)
+    denoiser = build_task(network, recipe).eval().requires_grad_(False)
     return Model(denoiser, recipe.to_dict(), list(classes), data={"class_counts": [6, 3, 1]})
 
 

@@ -12,7 +12,7 @@ from tiny_run import tiny_recipe
 
 import hdit_cli
 from hdit_cli.data.prepare import PrepareOptions, prepare
-from hdit_cli.engine.model import Model, build_network, precondition
+from hdit_cli.engine.model import Model, build_network, build_task
 from hdit_cli.engine.run import checkpoint, events
 from hdit_cli.engine.training.beginning import read_record
 from hdit_cli.engine.training.init import Source, apply, match, read_source
@@ -126,13 +126,13 @@ def model_of(recipe, classes, seed=0):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    return Model(precondition(network, recipe).eval().requires_grad_(False), recipe.to_dict(), list(classes))
+    return Model(build_task(network, recipe).eval().requires_grad_(False), recipe.to_dict(), list(classes))
 
 
 def begin_from(old, recipe, classes):
     torch.manual_seed(9)
     network = build_network(recipe, classes=len(classes) if recipe.model.classes == "data" else 0)
-    new = Model(precondition(network, recipe).eval().requires_grad_(False), recipe.to_dict(), list(classes))
+    new = Model(build_task(network, recipe).eval().requires_grad_(False), recipe.to_dict(), list(classes))
     source = Source(old, "old.safetensors", "0" * 64)
     found = match(source, recipe, classes=classes)
     apply(new, source, found)

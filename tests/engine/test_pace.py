@@ -5,17 +5,17 @@ import torch
 from tiny_run import tiny_recipe
 
 from hdit_cli import runtime
-from hdit_cli.engine.model import Model, build_network, precondition
+from hdit_cli.engine.model import Model, build_network, build_task
 from hdit_cli.engine.sampling import pace
-from hdit_cli.engine.sampling.generate import Sampling
 from hdit_cli.engine.sampling.pace import as_recorded, fitting, found_batch, halved, needed, paced
 from hdit_cli.errors import UsageError
+from hdit_cli.tasks.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
 def model():
     recipe = tiny_recipe()
-    denoiser = precondition(build_network(recipe, classes=2), recipe).eval()
+    denoiser = build_task(build_network(recipe, classes=2), recipe).eval()
     return Model(denoiser, recipe.to_dict(), ["a", "b"])
 
 

@@ -20,7 +20,7 @@ from tiny_run import tiny_recipe
 import hdit_cli
 from hdit_cli import files
 from hdit_cli.cli import main
-from hdit_cli.engine.model import Model, build_network, precondition
+from hdit_cli.engine.model import Model, build_network, build_task
 from hdit_cli.engine.run import checkpoint, header
 from hdit_cli.engine.run.checkpoint import metadata_of, save_inference, serialise
 from hdit_cli.engine.sampling.recorded import read_order
@@ -50,7 +50,7 @@ class Payload:
 def model_for(recipe, **facts):
     torch.manual_seed(0)
     network = build_network(recipe, classes=2)
-    return Model(precondition(network, recipe), recipe.to_dict(), ["red", "blue"], step=3, **facts)
+    return Model(build_task(network, recipe), recipe.to_dict(), ["red", "blue"], step=3, **facts)
 
 
 def pickles(payload):

@@ -14,10 +14,11 @@ from hdit_cli import runtime
 from hdit_cli.engine.run import checkpoint
 from hdit_cli.engine.sampling.blend import Blend, Point, slerp, way
 from hdit_cli.engine.sampling.collect import Order, collect, load_for, prepare
-from hdit_cli.engine.sampling.generate import Sampling, generate, noise_levels
+from hdit_cli.engine.sampling.generate import generate
 from hdit_cli.engine.sampling.picture import read_picture_for
 from hdit_cli.engine.sampling.recorded import read_order
 from hdit_cli.errors import DataError, UsageError
+from hdit_cli.tasks.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_full_strength_is_nearly_generation(model, picture):
 
 def test_steps_that_are_run(model):
     for steps, strength, run in ((50, 1.0, 50), (50, 0.6, 30), (5, 0.01, 1), (7, 0.5, 4)):
-        sigmas = noise_levels(model, Sampling(steps=steps, strength=strength))
+        sigmas = model.task.sigmas(Sampling(steps=steps, strength=strength))
         assert len(sigmas) == run + 1
         assert sigmas[-1] == 0
     for wrong in (0.0, -1.0, 1.5, float("nan")):
@@ -180,7 +181,14 @@ def test_every_kind_of_record_makes_the_same_images_again(saved, picture, tmp_pa
     """Every field of `Sampling` and of `Order` differs from its default in one of them."""
     monkeypatch.setattr(torch, "compile", lambda plain, **_: plain)  # a record is the same whatever a compiler makes
     plain = Sampling(
-        seed=4, steps=4, sampler="euler-ancestral", schedule="exponential", eta=0.5, cfg=2.0, cfg_interval=(0.1, 9.0)
+        seed=4,
+        steps=4,
+        sampler="euler-ancestral",
+        schedule="exponential",
+        eta=0.5,
+        cfg=2.0,
+        cfg_interval=(0.1, 9.0),
+        cfg_channels=2,
     )
     kinds = {
         "plain": Order(str(saved), replace(plain, size=(20, 16), batch_size=2), 3, "b"),

@@ -210,11 +210,11 @@ def test_noise_levels_are_stratified_over_the_batch(tiny_data, tmp_path):
 
     with Loader(trainer.reader, batch_size=8, seed=0, position=16, steps=1, slots=trainer.slots) as loader:
         batches = next(iter(loader))
-    density = trainer.stepper.density
+    density = trainer.stepper.state.model.task.density
     edges = density(torch.linspace(1e-9, 1 - 1e-9, 9, dtype=torch.float64))
     low, high = edges[1:], edges[:-1]  # u = 0 is the noisy end
     for batch in batches:
-        sigma = trainer.stepper.draw(batch, first=16)[2].double()
+        sigma = trainer.stepper.draw(batch, first=16).level.double()
         slots = torch.from_numpy(batch.index - 16)
         assert (sigma >= low[slots] * 0.999).all()
         assert (sigma <= high[slots] * 1.001).all()
@@ -233,7 +233,7 @@ def test_a_non_finite_loss_stops_before_it_does_harm(tiny_data, tmp_path, monkey
     moments = {name: t.clone() for name, t in trainer.state.optimizer_tensors().items()}
     original = trainer.stepper.draw
     monkeypatch.setattr(
-        trainer.stepper, "draw", lambda *a, **k: [original(*a, **k)[0] * float("nan"), *original(*a, **k)[1:]]
+        trainer.stepper, "draw", lambda *a, **k: (drawn := original(*a, **k))._replace(x0=drawn.x0 * float("nan"))
     )
     trainer.stepper.step(batches[1])
     monkeypatch.setattr(trainer.stepper, "draw", original)

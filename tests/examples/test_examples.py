@@ -109,13 +109,13 @@ def test_shuffled_labels_fail_the_threshold(flowers, tmp_path, monkeypatch, caps
 
 
 def test_library(tmp_path, monkeypatch, capsys):
-    from hdit_cli.engine.model import Model, build_network, precondition
+    from hdit_cli.engine.model import Model, build_network, build_task
     from hdit_cli.engine.sharing.export import to_safetensors
     from hdit_cli.recipe import load_recipe
 
     torch.manual_seed(0)
     recipe = load_recipe("smoke/tiny", ["model.classes=3"])
-    model = Model(precondition(build_network(recipe, classes=3), recipe), recipe.to_dict(), ["a", "b", "c"])
+    model = Model(build_task(build_network(recipe, classes=3), recipe), recipe.to_dict(), ["a", "b", "c"])
     to_safetensors(model, tmp_path / "ckpt.safetensors", dtype="fp32")
     run(script("library"), monkeypatch, tmp_path / "ckpt.safetensors", tmp_path / "out.png", "--steps", 3)
     told = capsys.readouterr().out

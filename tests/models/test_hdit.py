@@ -147,6 +147,6 @@ def test_rotation_keeps_lengths_and_depends_on_differences():
 def test_parameter_roles_of_a_one_level_network():
     level = Level(1, 32, 64, attention="global", head_dim=16)
     network = HDiT([level], patch=(2, 2), mapping_width=32, mapping_depth=2, mapping_d_ff=64, classes=3)
-    roles = list(network.roles().values())
+    roles = list(network.parameter_groups().values())
     counts = [roles.count(role) for role in ((False, True), (False, False), (True, True), (True, False))]
     assert counts == [6, 5, 6, 4]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hdit_cli import catalog
-from hdit_cli.diffusion.denoiser import Denoiser, LossOf
+from hdit_cli.diffusion.denoiser import Denoiser
 from hdit_cli.diffusion.weightings import soft_min_snr
 from hdit_cli.engine.memory.peak import Peak
 from hdit_cli.models import memory
@@ -21,12 +21,12 @@ def measured_and_estimated(levels, *, images, size, precision=FP32, patch=4):
     torch.manual_seed(0)
     dtype, autocast = precision
     network = HDiT(levels, patch=(patch, patch), mapping_width=64, mapping_depth=1, mapping_d_ff=192).to(dtype)
-    loss_of = LossOf(Denoiser(network, sigma_data=0.5, weighting=soft_min_snr)).train()
+    loss_of = Denoiser(network, sigma_data=0.5, weighting=soft_min_snr).train().loss
 
     def step():
         x0, sigma = torch.randn(images, 3, *size, dtype=dtype), torch.rand(images, dtype=dtype) + 0.1
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = loss_of(x0, torch.randn_like(x0), sigma, None, None).mean()
+            loss = loss_of(x0, torch.randn_like(x0), sigma).mean()
         del x0
         loss.backward()
 

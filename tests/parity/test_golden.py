@@ -114,17 +114,12 @@ def test_samplers_and_guidance(case):
     model, io, _, conditions = case
     keys = [key for key in io if key.startswith("sample_")]
     assert {parse(key)[0] for key in keys} <= set(catalog.names("sampler"))
-    others = {name: value for name, value in conditions.items() if name != "label"}
     for key in keys:
         name, options, cfg = parse(key)
         denoise = partial(model.denoiser, **conditions)
         if cfg is not None:
-
-            def conditional(x, sigma, label):
-                copies = len(x) // len(io["x0"])
-                return model.denoiser(x, sigma, label=label, **{k: v.repeat(copies, 1) for k, v in others.items()})
-
-            denoise = classifier_free(conditional, label=conditions["label"], no_class=len(model.classes), scale=cfg)
+            none = {"label": torch.full_like(conditions["label"], len(model.classes))}
+            denoise = classifier_free(model.denoiser, conditions=conditions, none=none, scale=cfg)
         with torch.no_grad():
             x = hdit_cli.sampler(name)(
                 denoise, io["x_T"], io["sigmas_karras_8"], noise=lambda i: io["fixed_noise"][i], **options

@@ -25,6 +25,7 @@ def mistyped():
     """(path of the right key, path of the wrong one), for every key of four letters and more."""
     for section, keys in _key_tree().sections.items():
         path = [str(part) for part in section]
+        path = path[:1] + path[2:] if path[:1] in (["model"], ["task"]) else path
         path = path[:2] if path[:2] == ["diffusion", "density"] else path + ["0"] * (path[-1:] == ["levels"])
         for key in keys:
             if len(key) >= 4 and not (section and section[-1] in ("lognormal", "split-lognormal")):
@@ -37,6 +38,8 @@ def test_suggestions():
     right = 0
     for path, section, key, typo in cases:
         overrides = [f"diffusion.density.type={section[-1]}"] if path[:2] == ["diffusion", "density"] else []
+        if section[:1] in (("model",), ("task",)) and len(section) > 1:
+            overrides = [f"{section[0]}.type={section[1]}"]
         with pytest.raises(UsageError) as caught:
             load_recipe("flowers256", [*overrides, f"{'.'.join([*path, typo])}=1"])
         right += f"did you mean '{key}'" in caught.value.message or f"{key} is one" in caught.value.message

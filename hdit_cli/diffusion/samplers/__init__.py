@@ -14,6 +14,8 @@ from hdit_cli import catalog
 def sampler(name: str) -> Callable[..., Tensor]:
     """The sampler of that name: (denoise, x, sigmas, *, noise=None, callback=None, ...) to images like x.
 
+    Those of `catalog.OVER_TIMESTEPS` take a network and a `diffusion.timesteps.Table` in the place of `denoise` and `sigmas`.
+
     Raises:
         UsageError: no such name.
     """

@@ -1,7 +1,7 @@
 """Where the time of a training step goes, by stamps at the borders of its parts, forward and backward.
 
-A part's time is its own, without that of parts inside it. What no part claims is "the rest": patches, merges and splits,
-the mapping network, the loss, the gradient's norm.
+A part's time is its own, without that of parts inside it. What no part claims is "the rest": what stands around the layers,
+the loss, the gradient's norm.
 """
 
 import time
@@ -15,8 +15,6 @@ from torch import nn
 
 from hdit_cli.engine.bench.clock import wait
 from hdit_cli.engine.bench.subject import Subject
-from hdit_cli.models.hdit import FeedForward, SelfAttention, Stack
-from hdit_cli.models.layers import AdaRMSNorm, RMSNorm
 
 REST = "the rest"
 
@@ -75,22 +73,6 @@ class Stopwatch:
         ]
 
 
-def parts_of(network: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Attention by level, feed-forward and norms, wherever they are."""
-    stacks = [module for module in network.modules() if isinstance(module, Stack)]
-    levels = [stack.level for stack in network.down_levels] + [network.mid_level.level]  # type: ignore[union-attr]
-    for stack in stacks:
-        number = next(i for i, level in enumerate(levels) if level is stack.level)
-        for module in stack.modules():
-            if isinstance(module, SelfAttention):
-                yield module, f"attention, level {number} ({stack.level.attention})"
-            elif isinstance(module, FeedForward):
-                yield module, "feed-forward"
-    for module in network.modules():
-        if isinstance(module, AdaRMSNorm | RMSNorm):
-            yield module, "norms"
-
-
 def time_parts(subject: Subject, *, runs: int) -> dict[str, float]:
     """Seconds of each part of a step, the mean over `runs` steps, largest first.
 
@@ -99,7 +81,7 @@ def time_parts(subject: Subject, *, runs: int) -> dict[str, float]:
     watch = Stopwatch(subject.device)
     state = subject.stepper.state
     handles: list[Any] = []
-    for module, part in parts_of(state.model.network):
+    for module, part in state.model.network.timed_parts():
         handles += watch.hooks(module, part)
     with ExitStack() as stack:
         stack.enter_context(watch.watched(subject.stepper, "draw", "drawing noise"))

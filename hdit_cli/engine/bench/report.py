@@ -14,10 +14,10 @@ from hdit_cli.engine.bench.parts import time_parts
 from hdit_cli.engine.bench.subject import Subject
 from hdit_cli.engine.memory.out_of_memory import changed
 from hdit_cli.engine.memory.peak import Peak
-from hdit_cli.engine.sampling.generate import Sampling
 from hdit_cli.models.attention.dispatch import choose, explain, neighborhood_attention
 from hdit_cli.models.attention.request import Request
 from hdit_cli.recipe import Recipe
+from hdit_cli.tasks.sampling import Sampling
 
 Watch = Callable[[str], None]
 
@@ -52,7 +52,7 @@ def bench(recipe: Recipe, *, data: Path | None, wanted: Wanted, watch: Watch = l
         facts for JSON. Spreads are [median, least, most].
 
     Raises:
-        UsageError: recipe and data do not fit, or a curve asks for sizes that the levels do not divide.
+        UsageError: recipe and data do not fit, or a curve asks for sizes that the network cannot be given.
     """
     subject = Subject(recipe, data=data)
     facts: dict[str, Any] = {
@@ -207,19 +207,14 @@ class NetworkTime:
 
 
 def _attention(subject: Subject, wanted: Wanted) -> list[dict[str, Any]]:
-    """Every backend on the shape of every neighborhood level, forward and backward."""
+    """Every backend on the shape of every local attention of the network, forward and backward."""
     found = []
-    network, device = subject.model.network, subject.device
-    height, width = (side // patch for side, patch in zip(subject.model.image_size, network.patch, strict=True))
+    device, images = subject.device, len(subject.batches[0].index)
     dtype = torch.bfloat16 if subject.recipe.train.precision == "bf16" else subject.model.dtype
-    images = len(subject.batches[0].index)
-    for number, stack in enumerate([*network.down_levels, network.mid_level]):
-        level: Any = stack.level
-        if level.attention == "neighborhood":
-            shape = (images, height >> number, width >> number, level.width // level.head_dim, level.head_dim)
-            request = Request(device.type, dtype, level.head_dim, level.kernel)
-            rows = _backends(shape, request, runs=wanted.runs, device=device)
-            found.append({"level": number, "shape": list(shape), "kernel": level.kernel, "backends": rows})
+    for place, shape, kernel in subject.model.network.neighbourhoods(*subject.model.image_size):
+        request = Request(device.type, dtype, shape[-1], kernel)
+        rows = _backends((images, *shape), request, runs=wanted.runs, device=device)
+        found.append({"level": place, "shape": [images, *shape], "kernel": kernel, "backends": rows})
     return found
 
 

@@ -12,11 +12,12 @@ from hdit_cli import runtime
 from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
-from hdit_cli.engine.model import DTYPES, Model, build_network, count, precondition
-from hdit_cli.engine.sampling.generate import Sampling, check, choose_labels, stream
+from hdit_cli.engine.model import DTYPES, Model, build_network, build_task, count
+from hdit_cli.engine.sampling.generate import check, choose_labels, stream
 from hdit_cli.engine.training.setup import check_fit, new_accelerator, new_model
 from hdit_cli.engine.training.step import Stepper
 from hdit_cli.recipe import Recipe
+from hdit_cli.tasks.sampling import Sampling
 
 CLASSES = 10  # of a recipe that takes them from data, where there is none
 
@@ -65,11 +66,11 @@ class Subject:
         """One batch of images."""
         check(self.model, sampling)
         n = sampling.batch_size
-        self.model.denoiser.eval()
+        self.model.task.eval()
         labels = choose_labels(self.model, n=n, wanted=None, seed=0)
         for _ in stream(self.model, indices=range(n), labels=labels, sampling=sampling):
             pass
-        self.model.denoiser.train()
+        self.model.task.train()
 
     def loader(self, *, steps: int) -> Loader:
         """The data set's batches from the start of a run, of one process.
@@ -125,4 +126,4 @@ def _model(recipe: Recipe) -> Model:
     network = build_network(recipe, classes=CLASSES if wanted == "data" else int(wanted))
     network.to(DTYPES[recipe.train.precision])
     names = [str(i) for i in range(network.classes)]
-    return Model(precondition(network, recipe), recipe.to_dict(), names, weights="raw")
+    return Model(build_task(network, recipe), recipe.to_dict(), names, weights="raw")

@@ -1,15 +1,15 @@
 """From the tensors and the header of an inference file to a model. What does not fit is told before memory is asked for."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hdit_cli.engine.model import Model, build_network, class_count, precondition
+from hdit_cli.engine.model import Model, build_network, build_task, class_count
 from hdit_cli.engine.run import header
 from hdit_cli.engine.run.file_kind import not_ours
 from hdit_cli.errors import CheckpointError
-from hdit_cli.models.hdit import HDiT
 
 
 def check_is_ours(tensors: header.Table, metadata: Mapping[str, str], *, where: str) -> None:
@@ -18,7 +18,7 @@ def check_is_ours(tensors: header.Table, metadata: Mapping[str, str], *, where: 
         raise not_ours(where, names=tensors.keys(), has_config="config" in metadata)
 
 
-def blank(facts: header.Facts) -> HDiT:
+def blank(facts: header.Facts) -> Any:
     """The network that an inference file describes, without memory for its weights."""
     with torch.device("meta"):
         return build_network(facts.recipe, classes=class_count(facts.recipe, classes=facts.classes))
@@ -46,9 +46,9 @@ def assemble(tensors: dict[str, Tensor], metadata: dict[str, str], *, where: str
     recipe, network = facts.recipe, blank(facts)
     check_tensors(network.state_dict(), tensors, where=where)
     network.load_state_dict(tensors, assign=True)
-    denoiser = precondition(network, recipe).eval().requires_grad_(False)
+    task = build_task(network, recipe).eval().requires_grad_(False)
     known = {"weights": facts.weights, "step": facts.step, "images_seen": facts.images_seen, "data": facts.data}
-    return Model(denoiser, recipe.to_dict(), facts.classes, **known, left_out=recipe.left_out)
+    return Model(task, recipe.to_dict(), facts.classes, **known, left_out=recipe.left_out)
 
 
 def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], *, where: str) -> None:

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hdit_cli import __version__, files
+from hdit_cli import __version__, catalog, files
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.run import header
 from hdit_cli.engine.run.file_kind import not_safetensors
@@ -59,7 +59,7 @@ def metadata_of(model: Model) -> dict[str, str]:
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "hourglass-diffusion-transformer-v2",
         "modelspec.implementation": "hdit",
-        "modelspec.title": f"HDiT {height}x{width}, step {model.step}",
+        "modelspec.title": f"{catalog.get('model', model.recipe['model']['type']).__name__} {height}x{width}, step {model.step}",
         "modelspec.resolution": f"{width}x{height}",
     }
 

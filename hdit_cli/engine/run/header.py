@@ -322,9 +322,7 @@ def _score(value: Any) -> dict[str, Any]:
 
 def check_layers(recipe: Recipe, tensors: Table, *, where: str) -> None:
     """Raises CheckpointError where a recipe asks for more layers than a file can hold: told before they are built."""
-    levels = recipe.model.levels
-    parts = [level.depth * (3 if level.attention == "none" else 8) * 2 for level in levels]
-    needed = sum(parts) - parts[-1] // 2
+    needed = recipe.model.least_tensors()
     if needed > len(tensors):
         raise CheckpointError(
             f"{where} holds {len(tensors):,} tensors, and its recipe asks for a network of {needed:,} or more",

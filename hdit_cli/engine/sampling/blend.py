@@ -14,8 +14,9 @@ from torch import Tensor
 from hdit_cli import runtime
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.sampling.classes import Wanted, class_index, class_indices
-from hdit_cli.engine.sampling.generate import Sampling, choose_labels
+from hdit_cli.engine.sampling.generate import choose_labels
 from hdit_cli.errors import UsageError
+from hdit_cli.tasks.sampling import Sampling
 
 
 @dataclass(frozen=True)

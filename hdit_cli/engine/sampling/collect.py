@@ -14,11 +14,12 @@ from hdit_cli.engine.load import InFile, find, open_source
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.sampling.blend import Blend, way
 from hdit_cli.engine.sampling.classes import Wanted, class_index, class_indices, class_name, label_name
-from hdit_cli.engine.sampling.generate import Draw, Sampling, check, choose_labels, stream
+from hdit_cli.engine.sampling.generate import Draw, check, choose_labels, stream
 from hdit_cli.engine.sampling.grid import grid_png, picture_png
 from hdit_cli.engine.sampling.picture import read_picture_for
 from hdit_cli.engine.sampling.sample_folder import FORMAT, GRID, RECORD, STRIP, clear
 from hdit_cli.errors import CheckpointError, DataError
+from hdit_cli.tasks.sampling import Sampling, usual_eta
 
 FRAMES = 9  # of an interpolation, where nobody says
 
@@ -57,8 +58,11 @@ def sampling_of(model: Model, **wanted: Any) -> Sampling:
     """
     section = model.recipe["sample"]
     defaults = {name: section[name] for name in ("steps", "sampler", "schedule", "eta", "rho", "cfg", "batch_size")}
+    defaults["cfg_channels"] = model.recipe["task"].get("cfg_channels", 0)
     if not model.network.classes:
         defaults["cfg"] = 1.0
+    if wanted.get("sampler") is not None and section["eta"] == usual_eta(section["sampler"]):
+        defaults["eta"] = usual_eta(wanted["sampler"])
     return Sampling(**{**defaults, **{name: value for name, value in wanted.items() if value is not None}})
 
 

@@ -108,7 +108,9 @@ def wants_compiled(setting: bool | str, *, device: torch.device, deterministic: 
 
 
 class CompiledDenoiser:
-    """A denoiser whose whole batches run as one graph, on CUDA a CUDA graph too; smaller ones, such as the last, run as they are.
+    """A denoiser, or a network of timesteps, whose whole batches run as one graph, on CUDA a CUDA graph too.
+
+    Smaller batches, such as the last, run as they are.
 
     Args:
         denoiser: in eval mode.
@@ -122,10 +124,10 @@ class CompiledDenoiser:
         usual: dict[str, Any] = {"mode": "reduce-overhead"} if self.replays else {}
         self.graph = Compiled(denoiser.forward, graphs=2, switch="--no-compile", **(options or usual))
 
-    def __call__(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, level: Tensor, **conditions: Tensor) -> Tensor:
         if len(x) not in (self.images, 2 * self.images):
-            return self.denoiser(x, sigma, label=label)
+            return self.denoiser(x, level, **conditions)
         if not self.replays:
-            return self.graph(x, sigma, label=label)
+            return self.graph(x, level, **conditions)
         torch.compiler.cudagraph_mark_step_begin()
-        return self.graph(x, sigma, label=label).clone()  # the next replay writes over its result
+        return self.graph(x, level, **conditions).clone()  # the next replay writes over its result

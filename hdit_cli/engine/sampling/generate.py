@@ -1,63 +1,28 @@
 """Images from noise. The noise of image i is a function of (seed, i) alone, whatever the batch or the number of processes."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hdit_cli import runtime
-from hdit_cli.diffusion.guidance import classifier_free, conditioned
-from hdit_cli.diffusion.samplers import sampler as find_sampler
-from hdit_cli.diffusion.schedules import schedule as find_schedule
+from hdit_cli import catalog, runtime
 from hdit_cli.engine.memory.out_of_memory import in_sampling, told
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.sampling.classes import Wanted, class_indices
 from hdit_cli.engine.sampling.compiled import CompiledDenoiser
 from hdit_cli.engine.sampling.picture import read_picture_for
 from hdit_cli.errors import NonFiniteError, OutOfMemory, UsageError
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample.
-
-    Attributes:
-        eta: noise put back by stochastic samplers, 0 ... 1.
-        rho: of the Karras schedule.
-        cfg: strength of classifier-free guidance; 1 is off.
-        cfg_interval: (low, high) noise levels within which guidance acts; None everywhere.
-        size: (height, width) in pixels; None is the size the model was trained at.
-        batch_size: images denoised together.
-        strength: share of the steps that are run, 0 ... 1, where images start from a picture; 1 without one.
-        compile: whole batches run as one compiled graph.
-    """
-
-    seed: int = 0
-    steps: int = 50
-    sampler: str = "dpmpp-3m-sde"
-    schedule: str = "karras"
-    eta: float = 1.0
-    rho: float = 7.0
-    cfg: float = 1.0
-    cfg_interval: tuple[float, float] | None = None
-    size: tuple[int, int] | None = None
-    batch_size: int = 16
-    strength: float = 1.0
-    compile: bool = False
+from hdit_cli.tasks.sampling import Sampling, usual_eta
 
 
 class Draw(Protocol):
     """Standard normal noise (n, *shape) for the images of these numbers: of the start, and of each step of a stochastic sampler."""
 
     def __call__(self, stream: str, index: Sequence[int], shape: Sequence[int], *, like: Tensor) -> Tensor: ...
-
-
-STOCHASTIC = ("euler-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde")
 
 
 def choose_labels(model: Model, *, n: int, wanted: Wanted, seed: int) -> Tensor | None:
@@ -92,37 +57,26 @@ def choose_labels(model: Model, *, n: int, wanted: Wanted, seed: int) -> Tensor 
 
 def check(model: Model, sampling: Sampling) -> None:
     """Raises UsageError for settings that this model cannot be sampled with."""
-    find_sampler(sampling.sampler)
-    find_schedule(sampling.schedule)
-    if sampling.size is not None:
-        try:
-            model.network.check_size(*sampling.size)
-        except ValueError as error:
-            raise UsageError(f"--size: {error}") from None
-        levels = model.recipe["model"]["levels"]
-        patch = model.network.patch
-        for i, level in enumerate(levels):
-            smallest = min(side // (p * 2**i) for side, p in zip(sampling.size, patch, strict=True))
-            if level["attention"] == "neighborhood" and smallest < level["kernel"]:
-                raise UsageError(
-                    f"--size: level {i} has {smallest} tokens a side, fewer than its kernel {level['kernel']}"
-                )
+    catalog.check("sampler", sampling.sampler)
+    catalog.check("schedule", sampling.schedule)
+    model.task.check(sampling)
+    if sampling.size is not None and (reason := model.network.fits(*sampling.size)):
+        raise UsageError(f"--size: {reason}")
     if sampling.cfg != 1 and not model.network.classes:
         raise UsageError("--cfg needs a model with classes", hint="leave --cfg out")
     if not 0 < sampling.strength <= 1:
         raise UsageError(f"--strength {sampling.strength:g} is not in (0, 1]", hint="0.3 keeps much, 0.8 little")
-    if model.network.mapping_inputs:
-        raise UsageError("this model needs a condition vector", hint="sample it through the Python API")
+    if not 0 <= sampling.cfg_channels <= model.channels:
+        raise UsageError(
+            f"guidance on {sampling.cfg_channels} channels, and the model has {model.channels}", hint="0 guides all"
+        )
+    if needed := needed_of(model):
+        raise UsageError(f"this model needs {needed}", hint="sample it through the Python API")
 
 
-def noise_levels(model: Model, sampling: Sampling) -> Tensor:  # => (steps run + 1,), descending to 0
-    """The part of the schedule that is run: all of it, or the last steps, `strength` of them and at least one."""
-    diffusion = model.recipe["diffusion"]
-    spacing = {"rho": sampling.rho} if sampling.schedule == "karras" else {}
-    sigmas = find_schedule(sampling.schedule)(
-        sampling.steps, sigma_min=diffusion["sigma_min"], sigma_max=diffusion["sigma_max"], **spacing
-    )
-    return sigmas[sampling.steps - max(1, round(sampling.steps * sampling.strength)) :]
+def needed_of(model: Model) -> str:
+    """What the network cannot do without and nobody gives, in words; "" where it needs nothing."""
+    return " and ".join(condition.what for condition in model.network.wants().values() if condition.required)
 
 
 def denoise_batch(
@@ -134,37 +88,22 @@ def denoise_batch(
     draw: Draw,
     x0: Tensor | None,
     on_step: Callable[[int], None] | None,
-    denoiser: Callable[..., Tensor],
+    wrap: Callable[[nn.Module], Callable[..., Tensor]],
 ) -> Tensor:  # => (n, C, H, W) in [-1, 1] and a little beyond
-    """Runs the sampler for the images of these numbers; from a picture x0 (1, C, H, W) as SDEdit does (Meng et al. 2021)."""
+    """Makes the images of these numbers; from a picture x0 (1, C, H, W) where there is one."""
+    codec = model.codec
     height, width = sampling.size or model.image_size
-    shape = (model.channels, height, width)
+    shape = (codec.channels, height // codec.factor, width // codec.factor)
     like = torch.empty(0, device=model.device)
-    sigmas = noise_levels(model, sampling)
-    x = draw("sample/start", indices, shape, like=like) * float(sigmas[0])
-    if x0 is not None:
-        x = x0.to(model.device) + x
-    if label is not None:
-        label = label.to(model.device)
-
-    def precise(x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
-        """The denoiser in the weights' own dtype, the sampler in float32."""
-        return denoiser(x.to(model.dtype), sigma.to(model.dtype), label=label).float()
-
-    if label is not None and sampling.cfg != 1:
-        denoise = classifier_free(
-            precise, label=label, no_class=model.network.classes, scale=sampling.cfg, interval=sampling.cfg_interval
+    return codec.decode(
+        model.task.sample(
+            sampling,
+            noise=lambda stream: draw(stream, indices, shape, like=like),
+            conditions={} if label is None else {"label": label.to(model.device)},
+            x0=None if x0 is None else codec.encode(x0),
+            on_step=on_step,
+            wrap=wrap,
         )
-    else:
-        denoise = conditioned(precise, label=label)
-    options: dict[str, Any] = {"eta": sampling.eta} if sampling.sampler in STOCHASTIC else {}
-    return find_sampler(sampling.sampler)(
-        denoise,
-        x,
-        sigmas,
-        noise=lambda i: draw(f"sample/step-{i}", indices, shape, like=like),
-        callback=on_step,
-        **options,
     )
 
 
@@ -200,16 +139,20 @@ def stream(
         NonFiniteError: the model returned NaN or infinity.
     """
     draw = draw or partial(runtime.normal, sampling.seed)
-    denoiser: Callable[..., Tensor] = model.denoiser
-    if sampling.compile and len(indices):
-        images = min(sampling.batch_size, len(indices))
-        denoiser = CompiledDenoiser(model.denoiser, images=images, device=model.device)
+    wrap = partial(_compiled, images=min(sampling.batch_size, len(indices)), device=model.device, made={})
     for start in range(0, len(indices), sampling.batch_size):
         batch = [int(i) for i in indices[start : start + sampling.batch_size]]
         label = None if labels is None else labels[torch.tensor(batch)]
         with torch.inference_mode(), told(partial(_too_much, model, sampling, count=len(batch))):
             x = denoise_batch(
-                model, batch, label=label, sampling=sampling, draw=draw, x0=x0, on_step=on_step, denoiser=denoiser
+                model,
+                batch,
+                label=label,
+                sampling=sampling,
+                draw=draw,
+                x0=x0,
+                on_step=on_step,
+                wrap=wrap if sampling.compile else lambda module: module,
             )
         if not torch.isfinite(x).all():
             raise NonFiniteError(
@@ -219,11 +162,19 @@ def stream(
         yield batch, to_uint8(x)
 
 
+def _compiled(
+    module: nn.Module, *, images: int, device: torch.device, made: dict[int, CompiledDenoiser]
+) -> Callable[..., Tensor]:
+    """The module compiled, once for all batches."""
+    if id(module) not in made:
+        made[id(module)] = CompiledDenoiser(module, images=images, device=device)
+    return made[id(module)]
+
+
 def _too_much(model: Model, sampling: Sampling, *, count: int) -> OutOfMemory:
     """A batch of `count` images did not fit."""
-    height, width = (p * 2 ** len(model.network.merges) for p in model.network.patch)
     size = sampling.size or model.image_size
-    return in_sampling(images=count, size=size, unit=(height, width), cfg=sampling.cfg)
+    return in_sampling(images=count, size=size, unit=model.network.unit, cfg=sampling.cfg)
 
 
 def generate(
@@ -244,16 +195,17 @@ def generate(
         steps: of the sampler.
         label: a class name, a number as text, a list of them, or "all"; None draws in the proportions of the data.
         init_image: a picture that every image starts from; `strength` says how far it is left behind.
-        options: the other fields of `Sampling`: sampler, schedule, eta, rho, cfg, cfg_interval, size, batch_size, strength,
-            compile.
+        options: the other fields of `Sampling`: sampler, schedule, eta, rho, cfg, cfg_interval, cfg_channels, size,
+            batch_size, strength, compile.
 
     Returns:
         uint8 (n, H, W, C) on the CPU.
 
     Raises:
-        UsageError: unknown class, sampler, or a size the levels do not divide.
+        UsageError: unknown class, sampler, or a size the network cannot be given.
         DataError: the picture cannot be read.
     """
+    options.setdefault("eta", usual_eta(options.get("sampler", Sampling.sampler)))
     sampling = Sampling(seed=seed, steps=steps, **options)
     check(model, sampling)
     labels = choose_labels(model, n=n, wanted=label, seed=seed)

@@ -12,9 +12,10 @@ import torch
 from hdit_cli import runtime
 from hdit_cli.engine.memory.out_of_memory import ROOM
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.sampling.generate import Sampling, check
+from hdit_cli.engine.sampling.generate import check
 from hdit_cli.errors import UsageError, is_out_of_memory
 from hdit_cli.models import memory
+from hdit_cli.tasks.sampling import Sampling
 
 PACE = ("batch_size", "compile")  # fields of a sampling that the machine decides where nobody does
 FULL = 2**22  # pixels of a batch that keep a GPU busy: 64 images of 256x256

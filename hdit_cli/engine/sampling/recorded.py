@@ -6,9 +6,9 @@ from typing import Any
 
 from hdit_cli.engine.sampling.classes import Wanted
 from hdit_cli.engine.sampling.collect import Order
-from hdit_cli.engine.sampling.generate import Sampling
 from hdit_cli.engine.sampling.sample_folder import read_record
 from hdit_cli.errors import UsageError
+from hdit_cli.tasks.sampling import Sampling
 
 _LARGEST = {"seed": 2**63 - 1, "n": 100_000_000, "steps": 100_000}  # as on the command line
 _ANY_LARGEST = 1_000_000_000  # of the other numbers

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.sampling.generate import STOCHASTIC, Sampling
 from hdit_cli.errors import UsageError
+from hdit_cli.tasks.sampling import WITH_ETA, Sampling
 
 
 def check_asked(samplings: Sequence[Sampling], asked: Mapping[str, Any]) -> None:
@@ -18,10 +18,10 @@ def check_asked(samplings: Sequence[Sampling], asked: Mapping[str, Any]) -> None
         UsageError: eta with deterministic samplers, rho with another schedule than Karras.
     """
     first = samplings[0]
-    if asked.get("eta") is not None and not any(each.sampler in STOCHASTIC for each in samplings):
+    if asked.get("eta") is not None and not any(each.sampler in WITH_ETA for each in samplings):
         raise UsageError(
             f"--eta is the noise of a stochastic sampler, and {first.sampler} is deterministic",
-            hint=f"leave --eta out, or --sampler {' or '.join(reversed(STOCHASTIC))}",
+            hint=f"leave --eta out, or --sampler {' or '.join(reversed(WITH_ETA))}",
         )
     if asked.get("rho") is not None and not any(each.schedule == "karras" for each in samplings):
         raise UsageError(

@@ -15,9 +15,9 @@ import torch
 
 from hdit_cli import files, runtime
 from hdit_cli.engine.model import Model
-from hdit_cli.engine.sampling.generate import Sampling, noise_levels
 from hdit_cli.engine.scoring.unfinished import key_of
 from hdit_cli.errors import StorageError
+from hdit_cli.tasks.sampling import Sampling
 
 SECONDS = 600.0
 FEWEST = 16  # below, a score says nothing at all
@@ -92,7 +92,7 @@ def _rounded(value: float) -> int:
 
 def _measured(model: Model, sampling: Sampling) -> float:
     """Seconds that a sample takes on this process, from the faster one of two small batches through the network."""
-    steps = (len(noise_levels(model, sampling)) - 1) * (2 if sampling.sampler in _TWICE else 1)
+    steps = model.task.steps(sampling) * (2 if sampling.sampler in _TWICE else 1)
     images = min(4, sampling.batch_size)
     calls = images * (2 if sampling.cfg != 1 else 1)  # guidance asks for each image twice
     taken = []

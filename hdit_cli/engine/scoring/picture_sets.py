@@ -17,12 +17,13 @@ from hdit_cli.data.sample_file import SampleFileReader, arrays_in, holds_samples
 from hdit_cli.data.shards import MANIFEST
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.run.file_kind import SAMPLES, looked_at
-from hdit_cli.engine.sampling.generate import Sampling, noise_levels, stream
+from hdit_cli.engine.sampling.generate import stream
 from hdit_cli.engine.sampling.sample_folder import GRID, RECORD, STRIP, named_in
 from hdit_cli.engine.sampling.watched import Stop, Watched
 from hdit_cli.errors import DataError
 from hdit_cli.metrics.moments import Gaussian
 from hdit_cli.metrics.statistics_file import read_statistics
+from hdit_cli.tasks.sampling import Sampling
 
 Batch = tuple[list[int], list[np.ndarray]]  # numbers, and uint8 (H, W, 3) for each; sizes may differ in a folder
 _READ = 64  # pictures read at a time
@@ -234,7 +235,7 @@ class Generated:
         Raises:
             BrokenOff: asked to stop.
         """
-        steps = len(noise_levels(self.model, self.sampling)) - 1
+        steps = self.model.task.steps(self.sampling)
         size = self.sampling.batch_size
         watched = Watched(images=len(index), batch_size=size, steps=steps, stop=stop, tell=tell)
         for numbers, images in stream(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hdit_cli import files
-from hdit_cli.engine.model import Model, build_network, class_count, precondition
+from hdit_cli.engine.model import Model, build_network, build_task, class_count
 from hdit_cli.engine.run import header
 from hdit_cli.engine.run.assemble import assemble
 from hdit_cli.engine.run.checkpoint import metadata_of, read_announced, read_tensors, save_inference
@@ -224,7 +224,7 @@ def convert(
         network = build_network(recipe, classes=class_count(recipe, classes=classes))
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     header.check_table(shapes, foreign.table, where=str(source))
-    blank = Model(precondition(network, recipe), recipe.to_dict(), classes, weights="ema", step=foreign.step)
+    blank = Model(build_task(network, recipe), recipe.to_dict(), classes, weights="ema", step=foreign.step)
     floats = {name: tensor.float() for name, tensor in foreign.read().items()}
     model = assemble(floats, metadata_of(blank), where=str(source))
     files.make_folder(out.parent)

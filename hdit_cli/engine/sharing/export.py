@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hdit_cli import files, runtime
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.run.checkpoint import metadata_of, serialise
+from hdit_cli.engine.sampling.generate import needed_of
 from hdit_cli.errors import CheckpointError, UsageError
 from hdit_cli.recipe import named, without_folders
 
@@ -114,9 +115,9 @@ def to_torch_export(model: Model, path: Path, *, dtype: str) -> Exported:
         UsageError: the model needs a condition vector.
         CheckpointError: the program that was written computes something else.
     """
-    if model.network.mapping_inputs:
-        raise UsageError("a model with mapping_inputs has no torch-export form yet", hint="--to safetensors")
-    model.denoiser.to(DTYPES[dtype])
+    if needed := needed_of(model):
+        raise UsageError(f"a model that needs {needed} has no torch-export form yet", hint="--to safetensors")
+    model.task.to(DTYPES[dtype])
     module = Callable(model).eval()
     inputs = example_inputs(model, n=len(CHECK_SIGMAS))
     batch = torch.export.Dim("batch", min=1, max=4096)

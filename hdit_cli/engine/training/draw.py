@@ -12,11 +12,12 @@ from hdit_cli.engine.model import Model
 from hdit_cli.engine.run.checkpoint import step_name
 from hdit_cli.engine.run.events import Drawn, Working
 from hdit_cli.engine.sampling.classes import class_name
-from hdit_cli.engine.sampling.generate import Sampling, choose_labels, noise_levels, stream
+from hdit_cli.engine.sampling.generate import choose_labels, stream
 from hdit_cli.engine.sampling.grid import grid_png
 from hdit_cli.engine.sampling.watched import BrokenOff, Stop, Watched, check
 from hdit_cli.errors import OutOfMemory
 from hdit_cli.recipe import Recipe
+from hdit_cli.tasks.sampling import Sampling
 
 Tell = Callable[[Working], None]
 
@@ -49,18 +50,19 @@ def draw_grids(
     sampling = Sampling(
         seed=recipe.train.seed,
         batch_size=section.batch_size,
+        cfg_channels=recipe.task.cfg_channels,
         **{name: getattr(section, name) for name in ("steps", "sampler", "schedule", "eta", "rho", "cfg")},
     )
     for name, model in models.items():
-        training = model.denoiser.training
-        model.denoiser.eval()
+        training = model.task.training
+        model.task.eval()
         wanted = "all" if model.network.classes else None
         labels = choose_labels(model, n=section.n, wanted=wanted, seed=sampling.seed)
         mine = range(here.rank, shown, here.world)
         watched = Watched(
             images=len(mine),
             batch_size=sampling.batch_size,
-            steps=len(noise_levels(model, sampling)) - 1,
+            steps=model.task.steps(sampling),
             stop=stop,
             tell=partial(_tell, tell, what=f"drawing step {step} {name}", world=here.world, total=shown),
         )
@@ -77,7 +79,7 @@ def draw_grids(
         except BrokenOff:
             pass  # told to the other processes below: each must hear of it
         finally:
-            model.denoiser.train(training)
+            model.task.train(training)
         shares = runtime.gather(parts)
         if any(share is None for share in shares):
             raise BrokenOff

@@ -23,7 +23,7 @@ from hdit_cli.engine.run import weights as names
 from hdit_cli.engine.run.best import BEST, read_score, write_best
 from hdit_cli.engine.run.events import Evaluated, Working
 from hdit_cli.engine.run.stop import StopRequest
-from hdit_cli.engine.sampling.generate import Sampling, choose_labels
+from hdit_cli.engine.sampling.generate import choose_labels
 from hdit_cli.engine.scoring.one_pass import Breaks, Fed, needs_net
 from hdit_cli.engine.scoring.picture_sets import Generated, Stored
 from hdit_cli.engine.scoring.request import open_net
@@ -33,6 +33,7 @@ from hdit_cli.metrics import feature_net
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.patch_grid import PatchGrid
 from hdit_cli.recipe import Recipe
+from hdit_cli.tasks.sampling import Sampling
 
 
 class Evaluator:
@@ -55,7 +56,7 @@ class Evaluator:
         self.weights = [_checked(word, recipe) for word in section.during_weights]
         wanted = section.during_metrics or section.metrics
         kinds: list[type[Metric]] = [catalog.get("metric", name) for name in wanted]
-        self.metrics = [PatchGrid.of(model.network.patch) if kind is PatchGrid else kind for kind in kinds]
+        self.metrics = [PatchGrid.of(model.network.seams) if kind is PatchGrid else kind for kind in kinds]
         if kinds[0].better is None:
             raise UsageError(
                 f"{kinds[0].name} does not say which weights are best", hint="name another metric first in [eval]"
@@ -64,6 +65,7 @@ class Evaluator:
         self.sampling = Sampling(
             seed=recipe.train.seed,
             batch_size=section.batch_size,
+            cfg_channels=recipe.task.cfg_channels,
             **{name: getattr(recipe.sample, name) for name in ("steps", "sampler", "schedule", "eta", "rho", "cfg")},
         )
         counts = {"pictures": section.during_n, "reference": self.reference.count}
@@ -174,8 +176,8 @@ class Evaluator:
         return Generated(model, n, labels, self.sampling)
 
     def _scores(self, model: Model, *, stop: StopRequest | None, tell: Callable[[Working], None]) -> list[Score] | None:
-        training = model.denoiser.training
-        model.denoiser.eval()
+        training = model.task.training
+        model.task.eval()
         try:
             states = collect_all(
                 self._pictures(model),
@@ -191,7 +193,7 @@ class Evaluator:
         except OutOfMemory as error:
             raise in_evaluation(self.recipe) from error
         finally:
-            model.denoiser.train(training)
+            model.task.train(training)
 
     def _line(self, scores: list[Score], *, weights: str, step: int) -> dict[str, Any]:
         told = {

@@ -123,15 +123,15 @@ class Outlook:
 
 def _timed(model: Model, *, precision: str) -> float:
     """The fastest of three calls with one image, which draw nothing and change nothing."""
-    training, taken = model.denoiser.training, []
-    model.denoiser.eval()
+    training, taken = model.task.training, []
+    model.task.eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         x = torch.zeros((1, model.channels, *model.image_size), device=model.device, dtype=model.dtype)
         for _ in range(3):
             started = time.perf_counter()
             model.denoiser(x, x.new_ones(1))
             taken.append(time.perf_counter() - started)
-    model.denoiser.train(training)
+    model.task.train(training)
     return min(taken)
 
 

@@ -1,6 +1,5 @@
 """What a run is made of: a recipe held against its data, a new model, the accelerator."""
 
-import math
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,11 +14,10 @@ from hdit_cli import runtime
 from hdit_cli.data.loader import Loader
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import MANIFEST, Bucket, load_manifest
-from hdit_cli.engine.model import DTYPES, Model, build_network, class_count, precondition
+from hdit_cli.engine.model import DTYPES, Model, build_network, build_task, class_count
 from hdit_cli.engine.run.checkpoint import Snapshot
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.recipe import Recipe
-from hdit_cli.recipe.section import nearest_multiple
 
 
 def check_fit(recipe: Recipe, reader: ShardReader) -> None:
@@ -27,11 +25,8 @@ def check_fit(recipe: Recipe, reader: ShardReader) -> None:
     check_sizes(recipe, reader)
     if recipe.model.channels != 3:
         raise UsageError(f"model.channels is {recipe.model.channels}, pictures have 3", hint="--set model.channels=3")
-    if recipe.model.mapping_inputs:
-        raise UsageError(
-            "model.mapping_inputs needs a condition vector with each picture, and a data set holds none",
-            hint="train it through the Python API, or --set model.mapping_inputs=0",
-        )
+    for what, hint in recipe.model.beyond_data():
+        raise UsageError(what, hint=hint)
     classes, names = recipe.model.classes, reader.classes
     if classes == "data" and not names:
         raise UsageError("the recipe takes its classes from the data, which has none", hint="--set model.classes=0")
@@ -61,28 +56,11 @@ def check_sizes(recipe: Recipe, reader: ShardReader) -> None:
 
 
 def _check_bucket(recipe: Recipe, reader: ShardReader, bucket: Bucket) -> None:
-    model = recipe.model
-    problems = model.misfits((bucket.size[0], bucket.size[1]))
-    if not problems:
-        return
-    path, text = problems[0]
-    what = text.partition(";")[0]  # its advice knows one bucket alone
-    told = f"{reader.folder} has {bucket.count} pictures of {bucket.size[0]}x{bucket.size[1]}, and "
-    if path[0] == "size":
-        unit = math.lcm(*model.patch) * 2 ** (len(model.levels) - 1)
-        height, width = (nearest_multiple(side, unit) for side in model.size)
-        again = f"`hdit prepare SRC --size {height}x{width} --buckets --bucket-step {unit}`"
-        raise UsageError(f"{told}a side {what}", hint=f"{again}, or a recipe with fewer levels or a smaller patch")
-    level = int(path[1])
-    sides = [side for size in reader.sizes for side in model.model_copy(update={"size": size}).map_size(level)]
-    best = 0
-    if path[2] == "kernel":
-        best = min(sides)
-    elif legal := [window for window in range(2, min(sides) + 1) if math.gcd(*sides) % window == 0]:
-        best = min(legal, key=lambda window: (abs(window - model.levels[level].window), window))
-    name = f"--set model.levels.{level}"
-    value = f"{name}.{path[2]}={best}, or " if best else ""
-    raise UsageError(f"{told}model.levels.{level}.{path[2]} {what}", hint=f"{value}{name}.attention=global")
+    problem = recipe.model.misfit_of((bucket.size[0], bucket.size[1]), among=reader.sizes)
+    if problem is not None:
+        what, hint = problem
+        told = f"{reader.folder} has {bucket.count} pictures of {bucket.size[0]}x{bucket.size[1]}, and "
+        raise UsageError(told + what, hint=hint)
 
 
 def open_data(recipe: Recipe, data: Path) -> ShardReader:
@@ -189,7 +167,7 @@ def new_model(recipe: Recipe, reader: ShardReader, *, path: str) -> Model:
     data: dict[str, Any] = {"path": path, "fingerprint": reader.fingerprint}
     if classes:
         data["class_counts"] = np.bincount(reader.labels[reader.labels >= 0], minlength=len(classes)).tolist()
-    return Model(precondition(network, recipe), recipe.to_dict(), classes, weights="raw", data=data)
+    return Model(build_task(network, recipe), recipe.to_dict(), classes, weights="raw", data=data)
 
 
 def new_accelerator(recipe: Recipe) -> Accelerator:

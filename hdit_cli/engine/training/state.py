@@ -79,10 +79,7 @@ class TrainState:
         return {"raw": self.model, "ema": self.ema_model(), **averages}
 
     def _model_of(self, ema: EMA, *, weights: str) -> Model:
-        denoiser = type(self.model.denoiser)(
-            ema.network, sigma_data=self.model.denoiser.sigma_data, weighting=self.model.denoiser.weighting
-        )
-        return dataclasses.replace(self.model, denoiser=denoiser.eval(), weights=weights)
+        return dataclasses.replace(self.model, task=self.model.task.with_network(ema.network).eval(), weights=weights)
 
     def copied_averages(self) -> Averages:
         """The power-function averages on the host, as inference files hold them; training may go on."""
@@ -143,7 +140,7 @@ class TrainState:
             self.window.by_sigma += torch.tensor(table, dtype=self.window.by_sigma.dtype, device=device)
         self.window.steps = window["steps"]
         self.model.step = self.step
-        self.model.denoiser.to(device=device, dtype=dtype)
+        self.model.task.to(device=device, dtype=dtype)
 
     def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         parameters = dict(self.model.network.named_parameters())

@@ -1,4 +1,4 @@
-"""One optimizer step of one process: draw, forward, backward, update. Knows steps; the maths is the denoiser's.
+"""One optimizer step of one process: draw, forward, backward, update. Knows steps; the maths is the task's.
 
 Every random number of step s is a function of the seed and of the image's place in the run, s * batch_size + slot: a run
 that goes on, or is shared by more processes, draws what an unbroken one would have.
@@ -7,7 +7,6 @@ that goes on, or is shared by more processes, draws what an unbroken one would h
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -16,8 +15,6 @@ from hdit_cli import runtime
 from hdit_cli.data.augment import augment
 from hdit_cli.data.loader import Batch, flip, to_x0
 from hdit_cli.diffusion.bins import sums_by_sigma
-from hdit_cli.diffusion.denoiser import LossOf
-from hdit_cli.diffusion.densities import noise_density
 from hdit_cli.engine.model import DTYPES, Model
 from hdit_cli.engine.sampling.compiled import Compiled, told, wants_compiled
 from hdit_cli.engine.training.ema import EMA, PowerAverages, ema_decay
@@ -25,8 +22,9 @@ from hdit_cli.engine.training.guard import FiniteGuard
 from hdit_cli.engine.training.learning_rate import learning_rate
 from hdit_cli.engine.training.noise_scale import NoiseScale
 from hdit_cli.engine.training.state import TrainState, Window, build_optimizer
-from hdit_cli.models.layers import seed_dropout
+from hdit_cli.models.conditions import augment as augmentation
 from hdit_cli.recipe import Recipe
+from hdit_cli.tasks.task import Drawn, Losses, Place
 
 SWITCH = "--set train.compile=false"
 
@@ -44,19 +42,16 @@ class Stepper:
         self.device = accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.dtype = DTYPES[recipe.train.precision]
-        density = recipe.diffusion.density
-        self.density = noise_density(density.type, **density.options())
-        model.denoiser.to(self.device)
+        model.task.to(self.device)
         window = Window.empty(device=self.device)
         averages = PowerAverages(model.network, stds=recipe.ema.stds)
         self.state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), window, averages)
         self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
         self.lr_factor = learning_rate(recipe)
-        self._inner = LossOf(model.denoiser).train()
-        self.loss_of = accelerator.prepare_model(self._inner)
+        self.losses_of = accelerator.prepare_model(LossesOf(model.task).train())
         self.compiled: Compiled | None = None
         self.noise_scale = NoiseScale(
-            self.loss_of,
+            self.losses_of,
             batch=recipe.train.batch_size,
             accumulate=recipe.train.accumulate,
             world=self.world,
@@ -73,11 +68,7 @@ class Stepper:
         After its first one DistributedDataParallel packs the gradients anew, and where three or more are added up, the order
         of the sum hangs on the place in the pack: a run that goes on must not begin with other places than an unbroken one.
         """
-        network, ones = self.state.model.network, torch.ones(1, device=self.device, dtype=self.dtype)
-        image = ones.new_zeros(1, self.recipe.model.channels, *self.recipe.model.size)
-        label = torch.full((1,), network.classes, device=self.device) if network.classes else None
-        condition = ones.new_zeros(1, 9) if self.recipe.data.augment else None
-        self.loss_of(image, image, ones, label, condition).mean().backward()
+        self.losses_of(self.blank(1)).loss.mean().backward()
         self.state.optimizer.zero_grad(set_to_none=True)
 
     def compile(self, *, sizes: int, fall_back: bool, **options: Any) -> None:
@@ -90,13 +81,12 @@ class Stepper:
             fall_back: go on in eager mode where compiling fails.
             options: of `torch.compile`.
         """
-        if self.world > 1 and any(level.checkpoint for level in self.recipe.model.levels):
+        if self.world > 1 and self.recipe.model.recomputes:
             runtime.whole_graphs()
         graphs = 2 * sizes  # with and without the exchange of gradients
-        self.compiled = Compiled(
-            self._inner.denoiser.loss, graphs=graphs, switch=SWITCH, fall_back=fall_back, **options
-        )
-        self._inner.loss = self.compiled
+        task = self.state.model.task
+        self.compiled = Compiled(task.losses, graphs=graphs, switch=SWITCH, fall_back=fall_back, **options)
+        task.losses = self.compiled
 
     def notes(self) -> list[str]:
         """What compiling has to say that was not said yet."""
@@ -105,32 +95,28 @@ class Stepper:
             self.compiled.note = ""
         return found
 
-    def draw(self, batch: Batch, *, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """x0, noise, sigma, label and augmentation condition of one micro-batch, on the device; dropout made ready for it.
+    def blank(self, images: int) -> Drawn:
+        """A micro-batch of zeros of the recipe's size, on the device."""
+        like = torch.zeros((), device=self.device, dtype=self.dtype)
+        told = {"augment": like.new_zeros(images, augmentation.INPUTS)} if self.recipe.data.augment else {}
+        return self.state.model.task.blank(images, self.recipe.model.size, like=like, told=told)
+
+    def draw(self, batch: Batch, *, first: int) -> Drawn:
+        """One micro-batch with all its random numbers, on the device.
 
         Args:
             first: place in the run of the step's first image.
         """
         seed, index = self.recipe.train.seed, batch.index
-        x0 = to_x0(batch.pixels.to(self.device, non_blocking=True)).to(self.dtype)
+        pixels = to_x0(batch.pixels.to(self.device, non_blocking=True)).to(self.dtype)
         if self.recipe.data.flip:
-            x0 = flip(x0, index=index, seed=seed)
-        condition = None
+            pixels = flip(pixels, index=index, seed=seed)
+        told = {}
         if self.recipe.data.augment:
-            x0, condition = augment(x0, index=index, seed=seed, probability=self.recipe.data.augment)
-        noise = runtime.normal(seed, "noise", index, x0.shape[1:], like=x0)
-        # stratified: slot j of the global batch draws from [j, j + 1) / batch_size
-        u = (
-            torch.from_numpy(index - first) + runtime.uniform(seed, "sigma", index)[:, 0]
-        ) / self.recipe.train.batch_size
-        sigma = self.density(u).to(x0.dtype).to(x0.device, non_blocking=True)  # dtype first: MPS has no float64
-        label = None
-        if classes := self.state.model.network.classes:
-            dropped = runtime.uniform(seed, "class-dropout", index)[:, 0] < self.recipe.diffusion.class_dropout
-            label = torch.where(dropped, classes, batch.label).to(self.device, non_blocking=True)
-        keys = runtime.bits(seed, "dropout", index)[:, 0].astype(np.uint32).view(np.int32)
-        seed_dropout(self.state.model.network, torch.from_numpy(keys).to(self.device, non_blocking=True))
-        return x0, noise, sigma, label, condition
+            pixels, told["augment"] = augment(pixels, index=index, seed=seed, probability=self.recipe.data.augment)
+        place = Place(seed, index, first=first, batch=self.recipe.train.batch_size)
+        model = self.state.model
+        return model.task.draw(model.codec.encode(pixels), batch.label, place, told=told)
 
     def step(self, batches: list[Batch]) -> None:
         """Forward and backward of every micro-batch, one update of the weights and of their average."""
@@ -140,14 +126,13 @@ class Stepper:
         total, by_sigma = torch.zeros_like(state.window.loss), torch.zeros_like(state.window.by_sigma)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            with told(SWITCH), nullcontext() if last else self.accelerator.no_sync(self.loss_of):
-                drawn = self.draw(batch, first=first)
-                each = self.loss_of(*drawn)
-                loss = each.mean() / len(batches)
+            with told(SWITCH), nullcontext() if last else self.accelerator.no_sync(self.losses_of):
+                each = self.losses_of(self.draw(batch, first=first))
+                loss = each.loss.mean() / len(batches)
                 # 1, or NaN where the loss is not finite: then every process finds its gradient not finite
                 loss.backward(1 + 0 * loss.detach())
             total += loss.detach()
-            by_sigma += sums_by_sigma(drawn[2], each.detach(), dtype=by_sigma.dtype)
+            by_sigma += sums_by_sigma(each.sigma, each.loss.detach(), dtype=by_sigma.dtype)
             if i == 0 and not last:
                 self.noise_scale.see_first(state.parameters)
         max_norm = section.grad_clip or float("inf")
@@ -169,6 +154,17 @@ class Stepper:
         keep = (1 - refused).to(self.dtype)
         state.ema.update(state.parameters, decay=decay, keep=keep)
         state.averages.update(state.parameters, keep=keep)
+
+
+class LossesOf(nn.Module):
+    """A task's way into training, as a module of its own: what is hooked into it stays off the task, which also samples."""
+
+    def __init__(self, task: nn.Module) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, drawn: Drawn) -> Losses:
+        return self.task(drawn)
 
 
 def compile_step(stepper: Stepper, *, sizes: int) -> list[str]:

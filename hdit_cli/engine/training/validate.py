@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from hdit_cli import runtime
 from hdit_cli.data.loader import to_x0
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import HELD_OUT, MANIFEST
-from hdit_cli.diffusion.densities import noise_density
-from hdit_cli.engine.model import Model
+from hdit_cli.engine.model import Model, build_task
 from hdit_cli.engine.sampling.watched import BrokenOff, Stop, check
 from hdit_cli.engine.scoring.picture_sets import some_of
 from hdit_cli.engine.training.setup import centred, check_sizes
@@ -92,9 +91,8 @@ class Validator:
         accelerator: Accelerator,
     ) -> None:
         self.seed, self.batch_size, self.accelerator = recipe.train.seed, batch_size, accelerator
-        section, density = recipe.validation, recipe.diffusion.density
-        middles = (torch.arange(section.levels, dtype=torch.float64) + 0.5) / section.levels
-        self.sigmas = noise_density(density.type, **density.options())(middles).sort().values  # (levels,)
+        section = recipe.validation
+        self.sigmas = build_task(nn.Identity(), recipe).levels(section.levels)  # (levels,), ascending
         n = min(section.images, len(held_out))
         self.splits = [
             _Split("held-out", held_out, some_of(len(held_out), n)),
@@ -121,9 +119,9 @@ class Validator:
         Raises:
             BrokenOff: on every process, where one was asked to stop.
         """
-        modes = {name: model.denoiser.training for name, model in models.items()}
+        modes = {name: model.task.training for name, model in models.items()}
         for model in models.values():
-            model.denoiser.eval()
+            model.task.eval()
         total, tables = sum(len(split.chosen) for split in self.splits), {}
         try:
             for number, split in enumerate(self.splits):
@@ -133,7 +131,7 @@ class Validator:
                 )
         finally:
             for name, model in models.items():
-                model.denoiser.train(modes[name])
+                model.task.train(modes[name])
         return [
             {
                 "weights": name,
@@ -177,8 +175,8 @@ class Validator:
         pixels = np.stack([split.reader.picture(int(number)) for number in chosen])  # NHWC
         found: dict[str, list[Tensor]] = {name: [] for name in models}
         first = next(iter(models.values()))
-        x0 = to_x0(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(first.device)).to(first.dtype)
-        label = self._label(split, chosen, classes=first.network.classes, like=x0)
+        x0 = first.codec.encode(to_x0(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(first.device)).to(first.dtype))
+        conditions = self._conditions(split, chosen, classes=first.network.classes, like=x0)
         for level, sigma in enumerate(self.sigmas.tolist()):
             check(stop)
             index = rows * len(self.sigmas) + level
@@ -186,16 +184,16 @@ class Validator:
             at = torch.full((len(rows),), sigma, dtype=x0.dtype, device=x0.device)
             for name, model in models.items():
                 with self.accelerator.autocast():
-                    found[name].append(model.denoiser.loss(x0, noise, at, label=label))
+                    found[name].append(model.task.loss_at(x0, noise, at, conditions))
         for name, losses in found.items():
             yield name, torch.stack(losses, 1).cpu().double().numpy()
 
-    def _label(self, split: _Split, chosen: np.ndarray, *, classes: int, like: Tensor) -> Tensor | None:
+    def _conditions(self, split: _Split, chosen: np.ndarray, *, classes: int, like: Tensor) -> dict[str, Tensor]:
         if not classes:
-            return None
+            return {}
         label = split.reader.labels[chosen].astype(np.int64)
         label[label < 0] = classes
-        return torch.from_numpy(label).to(like.device)
+        return {"label": torch.from_numpy(label).to(like.device)}
 
 
 def _batches(rows: np.ndarray, buckets: np.ndarray, *, most: int) -> Iterator[np.ndarray]:

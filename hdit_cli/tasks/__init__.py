@@ -1,0 +1,1 @@
+"""What is learnt, and how pictures come of it: each task joins a network, a codec and conditions. No steps, no files."""

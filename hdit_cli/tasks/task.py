@@ -1,0 +1,202 @@
+"""What a task is, and what tasks share: the draws of a batch, guidance, a sampler run over noise levels."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hdit_cli import runtime
+from hdit_cli.diffusion.guidance import Denoise, classifier_free, conditioned
+from hdit_cli.diffusion.samplers import sampler as find_sampler
+from hdit_cli.diffusion.schedules import schedule as find_schedule
+from hdit_cli.models.conditions.classes import Classes
+from hdit_cli.models.layers import seed_dropout
+from hdit_cli.models.network import Network
+from hdit_cli.tasks.sampling import WITH_ETA, Sampling
+
+Noise = Callable[[str], Tensor]  # a stream's name => standard normal noise (N, C, H, W), float32, for this batch
+Wrap = Callable[[nn.Module], Callable[..., Tensor]]  # what is called in the place of a module, such as a compiled one
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run the images of a batch stand: what all their random numbers are functions of, beside the seed.
+
+    Attributes:
+        index: int64 (N,), numbers of the images in the run.
+        first: number of the first image of the step.
+        batch: images of a step, of all processes and pieces.
+    """
+
+    seed: int
+    index: np.ndarray
+    first: int
+    batch: int
+
+
+class Drawn(NamedTuple):
+    """A batch with its random numbers, on the device.
+
+    Attributes:
+        x0, noise: (N, C, H, W).
+        level: (N,), as the task means it: a noise level, a timestep.
+        conditions: by keyword of the network.
+    """
+
+    x0: Tensor
+    noise: Tensor
+    level: Tensor
+    conditions: dict[str, Tensor]
+
+
+class Losses(NamedTuple):
+    """Loss and noise level sigma of each image, (N,)."""
+
+    loss: Tensor
+    sigma: Tensor
+
+
+class Task(Protocol):
+    """What is learnt, and how pictures come of it; an `nn.Module` around the network.
+
+    Attributes:
+        denoiser: the network as a denoiser of noise levels, (x, sigma (N,), **conditions) => x0.
+    """
+
+    network: Any
+    denoiser: nn.Module
+
+    def with_network(self, network: nn.Module) -> Any:
+        """The same task of another network."""
+        ...
+
+    def draw(self, x0: Tensor, label: Tensor, place: Place, *, told: Mapping[str, Tensor]) -> Drawn:
+        """Every random number of a batch, each a function of (seed, place in the run).
+
+        Args:
+            x0: (N, C, H, W), on the device.
+            label: int64 (N,), on the CPU.
+            told: conditions that are known already.
+        """
+        ...
+
+    def blank(self, images: int, size: tuple[int, int], *, like: Tensor, told: Mapping[str, Tensor]) -> Drawn:
+        """A batch of zeros, shaped like a real one; `like` gives dtype and device, `told` the conditions known already."""
+        ...
+
+    def forward(self, drawn: Drawn) -> Losses:
+        """The one way into training: what wrappers for several processes and compilers hook into."""
+        ...
+
+    def levels(self, n: int) -> Tensor:
+        """n noise levels sigma to validate at, float64, ascending: the middles of equal shares of those trained at."""
+        ...
+
+    def loss_at(self, x0: Tensor, noise: Tensor, sigma: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """The loss (N,) at noise levels (N,) of `levels`."""
+        ...
+
+    def check(self, sampling: Sampling) -> None:
+        """Raises UsageError for a sampling that the task cannot do."""
+        ...
+
+    def steps(self, sampling: Sampling) -> int:
+        """Steps that a sampling takes, each told to `on_step`."""
+        ...
+
+    def sample(
+        self,
+        sampling: Sampling,
+        *,
+        noise: Noise,
+        conditions: Mapping[str, Tensor],
+        x0: Tensor | None,
+        on_step: Callable[[int], None] | None,
+        wrap: Wrap,
+    ) -> Tensor:
+        """Images (N, C, H, W), about in [-1, 1], from noise; from a picture x0 (1, C, H, W) as SDEdit does (Meng et al. 2021)."""
+        ...
+
+
+def drawn_conditions(
+    network: Network, label: Tensor, place: Place, *, like: Tensor, dropout: float, told: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The conditions of a batch, classes dropped in the share `dropout`; the network's own dropout is made ready for it."""
+    found = {name: value for name, value in told.items() if name in network.wants()}
+    kind = network.wants().get("label")
+    if isinstance(kind, Classes):
+        where = runtime.uniform(place.seed, "class-dropout", place.index)[:, 0] < dropout
+        found["label"] = kind.dropped(label, where).to(like.device, non_blocking=True)
+    keys = runtime.bits(place.seed, "dropout", place.index)[:, 0].astype(np.uint32).view(np.int32)
+    assert isinstance(network, nn.Module)
+    seed_dropout(network, torch.from_numpy(keys).to(like.device, non_blocking=True))
+    return found
+
+
+def blank_conditions(network: Network, images: int, *, like: Tensor, told: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Conditions of `images` images that say "nothing", and those known already."""
+    found = {name: value for name, value in told.items() if name in network.wants()}
+    if kind := network.wants().get("label"):
+        found["label"] = kind.none_like(torch.zeros(images, dtype=torch.int64, device=like.device))
+    return found
+
+
+def guided(
+    call: Callable[..., Tensor],
+    network: Network,
+    conditions: Mapping[str, Tensor],
+    sampling: Sampling,
+    *,
+    interval: tuple[float, float] | None,
+) -> Denoise:
+    """A call with its conditions filled in, and guidance where the sampling asks for it.
+
+    Args:
+        interval: levels within which guidance acts, as the call is told them.
+    """
+    wants = network.wants()
+    if "label" not in conditions or sampling.cfg == 1:
+        return conditioned(call, conditions)
+    none = {name: wants[name].none_like(value) for name, value in conditions.items()}
+    channels = sampling.cfg_channels or None
+    return classifier_free(
+        call, conditions=conditions, none=none, scale=sampling.cfg, interval=interval, channels=channels
+    )
+
+
+def sigmas_of(
+    sampling: Sampling, *, sigma_min: float, sigma_max: float
+) -> Tensor:  # => (steps run + 1,), descending to 0
+    """The part of the schedule that is run: all of it, or the last steps."""
+    spacing = {"rho": sampling.rho} if sampling.schedule == "karras" else {}
+    sigmas = find_schedule(sampling.schedule)(sampling.steps, sigma_min=sigma_min, sigma_max=sigma_max, **spacing)
+    return sigmas[sampling.steps - sampling.steps_run :]
+
+
+def run_sigmas(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    sampling: Sampling,
+    *,
+    noise: Noise,
+    on_step: Callable[[int], None] | None,
+) -> Tensor:
+    """A sampler of noise levels from x (N, C, H, W) at the first of them."""
+    options: dict[str, Any] = {"eta": sampling.eta} if sampling.sampler in WITH_ETA else {}
+    return find_sampler(sampling.sampler)(
+        denoise, x, sigmas, noise=lambda i: noise(f"sample/step-{i}"), callback=on_step, **options
+    )
+
+
+def in_own_dtype(call: Callable[..., Tensor], *, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """A call in the weights' own dtype, where the sampler around it is in float32."""
+
+    def precise(x: Tensor, level: Tensor, **conditions: Tensor) -> Tensor:
+        level = level.to(dtype) if level.is_floating_point() else level
+        return call(x.to(dtype), level, **conditions).float()
+
+    return precise
