@@ -7,8 +7,8 @@ exact windows are opened by `mask_mod`.
 
 import importlib.util
 from collections.abc import Callable
-from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from hdit_cli.models.attention.request import Held, Request
+from hdit_cli.models.kept import have_values, kept
 
 ROWS, COLUMNS = 8, 16  # of a tile: 128 tokens, the block that FlexAttention's kernels are tuned for
 
@@ -40,14 +41,6 @@ def held(request: Request, *, height: int, width: int) -> Held:
     """q, k and v in tiles, the result in tiles and put back, the logarithm of the softmax's denominator."""
     padded = -(-height // ROWS) * ROWS * -(-width // COLUMNS) * COLUMNS / (height * width)
     return Held((4 * padded + 1) * request.head_dim + 2 * padded, 4 * padded * request.head_dim)
-
-
-class Plan(NamedTuple):
-    """Tiles along each axis, and the blocks of keys that each block of queries sees."""
-
-    down: int
-    across: int
-    mask: BlockMask
 
 
 def seen(length: int, kernel: int, tile: int, count: int, *, device: torch.device) -> Tensor:
@@ -75,10 +68,15 @@ def window_mask(height: int, width: int, kernel: int, across: int) -> Callable[.
     return inside_window
 
 
-@lru_cache(maxsize=64)
-def plan(height: int, width: int, kernel: int, device: torch.device) -> Plan:
-    """How a map is cut. Sampling may be the first to ask, and training must be able to use it."""
-    down, across = -(-height // ROWS), -(-width // COLUMNS)
+def tiles(height: int, width: int) -> tuple[int, int]:
+    """Tiles down and across a map; the last may hang over its end."""
+    return -(-height // ROWS), -(-width // COLUMNS)
+
+
+@kept
+def plan(height: int, width: int, kernel: int, device: torch.device) -> BlockMask:
+    """The blocks of keys that each block of queries sees. Sampling may be the first to ask, and training must be able to use it."""
+    down, across = tiles(height, width)
     with torch.inference_mode(False):
         y = seen(height, kernel, ROWS, down, device=device)
         x = seen(width, kernel, COLUMNS, across, device=device)
@@ -86,10 +84,9 @@ def plan(height: int, width: int, kernel: int, device: torch.device) -> Plan:
         both = rearrange(both, "ty tx ky kx -> 1 1 (ty tx) (ky kx)")
         counts = both.sum(-1, dtype=torch.int32)
         indices = both.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
-        mask = BlockMask.from_kv_blocks(
+        return BlockMask.from_kv_blocks(
             counts, indices, BLOCK_SIZE=ROWS * COLUMNS, mask_mod=window_mask(height, width, kernel, across)
         )
-    return Plan(down, across, mask)
 
 
 @cache
@@ -106,11 +103,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: int, run: Callable[..., A
         run: stands for the compiled `flex_attention`.
     """
     height, width = q.shape[1:3]
-    cut = plan(height, width, kernel, q.device)
-    bottom, right = cut.down * ROWS - height, cut.across * COLUMNS - width
+    down, across = tiles(height, width)
+    bottom, right = down * ROWS - height, across * COLUMNS - width
     pad = (0, 0, 0, 0, 0, right, 0, bottom)
     q, k, v = (F.pad(t, pad) if bottom or right else t for t in (q, k, v))
     q, k, v = (rearrange(t, "n (ty h) (tx w) a d -> n a (ty tx h w) d", h=ROWS, w=COLUMNS) for t in (q, k, v))
-    out = (run or compiled())(q, k, v, block_mask=cut.mask, scale=1.0)
-    out = rearrange(out, "n a (ty tx h w) d -> n (ty h) (tx w) a d", ty=cut.down, tx=cut.across, h=ROWS)
+    if have_values():
+        out = (run or compiled())(q, k, v, block_mask=plan(height, width, kernel, q.device), scale=1.0)
+    else:  # holds what the compiled kernel holds
+        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    out = rearrange(out, "n a (ty tx h w) d -> n (ty h) (tx w) a d", ty=down, tx=across, h=ROWS)
     return out[:, :height, :width]

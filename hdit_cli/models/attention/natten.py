@@ -5,7 +5,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from hdit_cli.models.attention.dense import global_attention
 from hdit_cli.models.attention.request import Held, Request
+from hdit_cli.models.kept import have_values
 
 
 @cache
@@ -44,6 +46,8 @@ def held(request: Request, *, height: int, width: int) -> Held:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: int) -> Tensor:
     """Neighborhood attention with softmax scale 1; (N, H, W, heads, d) in and out."""
+    if not have_values():
+        return global_attention(q, k, v)  # holds what the kernel holds
     import natten
 
     return natten.na2d(q, k, v, kernel_size=kernel, scale=1.0)  # type: ignore[attr-defined]

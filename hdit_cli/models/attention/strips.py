@@ -9,7 +9,6 @@ Windows open by an additive mask, which depends on the map alone and is shared b
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 
 from hdit_cli.models.attention.request import Held, Request
 from hdit_cli.models.attention.tiled import Axis, plan_axis
+from hdit_cli.models.kept import have_values, kept
 
 TILE = 8  # its side: a small one multiplies less in vain, a large one in larger pieces (docs/performance.md)
 
@@ -66,16 +66,30 @@ class Plan(NamedTuple):
     kinds: tuple[int, ...]
 
 
-@lru_cache(maxsize=64)
+@kept
 def plan(height: int, width: int, kernel: int, dtype: torch.dtype) -> Plan:
     """How a map is cut. Sampling may be the first to ask, and training must be able to use the masks."""
     y, x = (plan_axis(length, kernel, TILE) for length in (height, width))
     with torch.inference_mode(False):
-        distinct, kinds = y.allowed.unique(dim=0, return_inverse=True)
+        kinds = _kinds(y, height, kernel)
+        distinct = y.allowed[[kinds.index(kind) for kind in range(max(kinds) + 1)]]
         allowed = rearrange(distinct, "i qy ky -> i 1 qy 1 ky 1") & rearrange(x.allowed, "tx qx kx -> 1 tx 1 qx 1 kx")
         allowed = rearrange(allowed, "i tx qy qx ky kx -> i 1 tx (qy qx) (ky kx)")
         masks = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, float("-inf"))
-    return Plan(y, x, masks, allowed.to(dtype), tuple(kinds.tolist()))
+    return Plan(y, x, masks, allowed.to(dtype), kinds)
+
+
+def _kinds(axis: Axis, length: int, kernel: int) -> tuple[int, ...]:
+    """Numbers the tiles of an axis by where their queries' windows lie in their halos: those of one number share a mask."""
+    windows = [
+        tuple(
+            min(max(min(query, length - 1) - kernel // 2, 0), length - kernel) - start
+            for query in range(i * axis.tile, (i + 1) * axis.tile)
+        )
+        for i, start in enumerate(axis.starts)
+    ]
+    distinct = list(dict.fromkeys(windows))
+    return tuple(map(distinct.index, windows))
 
 
 # Layouts: B is (images heads strips), with the strip fastest
@@ -133,7 +147,9 @@ def walk(tiles: Tensor, keys: Tensor, values: Tensor, cut: Plan, shape: torch.Si
 
 
 def is_bounded(tiles: Tensor, keys: Tensor) -> bool:
-    """Whether no score is larger than _BOUND, by Cauchy and Schwarz; not where one is NaN."""
+    """Whether no score is larger than _BOUND, by Cauchy and Schwarz; not where one is NaN. Without values, as usual."""
+    if not have_values():
+        return True
     return math.prod(torch.linalg.vector_norm(x, dim=-1).max().item() for x in (tiles, keys)) < _BOUND
 
 

@@ -5,7 +5,6 @@ attends to its halo under a mask that opens to each query just its own window: d
 per query. The mask depends on the map alone and is shared by batch and heads.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hdit_cli.models.attention.request import Held, Request
+from hdit_cli.models.kept import kept
 
 TILE = 8  # 8 x 8 queries meet 14 x 14 keys at kernel 7
 
@@ -48,13 +48,12 @@ def plan_axis(length: int, kernel: int, tile: int = TILE) -> Axis:
     tile = min(tile, length)
     count = -(-length // tile)
     halo = min(tile + kernel - 1, length)
-    first = torch.arange(count) * tile
-    starts = (first - kernel // 2).clamp(0, length - halo)
-    query = (first[:, None] + torch.arange(tile)).clamp(max=length - 1)  # (tiles, tile)
-    key = starts[:, None] + torch.arange(halo)  # (tiles, halo)
+    starts = tuple(min(max(first - kernel // 2, 0), length - halo) for first in range(0, count * tile, tile))
+    query = torch.arange(count * tile).view(count, tile).clamp(max=length - 1)  # (tiles, tile)
+    key = torch.tensor(starts)[:, None] + torch.arange(halo)  # (tiles, halo)
     window = (query - kernel // 2).clamp(0, length - kernel)
     allowed = (key[:, None] >= window[..., None]) & (key[:, None] < window[..., None] + kernel)
-    return Axis(tile, halo, tuple(starts.tolist()), allowed)
+    return Axis(tile, halo, starts, allowed)
 
 
 def build_plan(
@@ -68,7 +67,7 @@ def build_plan(
     return y, x, mask.to(device)
 
 
-@lru_cache(maxsize=64)
+@kept
 def cached_plan(
     height: int, width: int, kernel: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Axis, Axis, Tensor]:

@@ -1,0 +1,227 @@
+"""What a piece of code would hold of memory on any device, followed on tensors that have shapes and no values.
+
+The code is the real one: a training step, a call of a denoiser. Its tensors are outlines: torch carries out each operation on
+its "meta" device, which computes shapes and strides alone, while the code is told the device that is asked about, here or not, and
+so takes the way that it would take there. Every storage is followed from its making to its end, as `Peak` follows real ones.
+
+What this does not see: scratch space inside an operation, the rest that an allocator keeps, and what a compiler would save. Which
+operations run in lower precision is read from the CPU's list; CUDA's differs in norms and sums.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+from hdit_cli.models.kept import without_values
+
+_META, _CPU = torch.device("meta"), torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class History:
+    """Storages in the order of their making, and what became of them.
+
+    Attributes:
+        sizes: bytes of each.
+        events: i where the storage i was made, ~i where it went.
+        gradients: those that hold gradients of parameters in the end.
+    """
+
+    sizes: tuple[int, ...]
+    events: tuple[int, ...]
+    gradients: frozenset[int]
+
+    def fullest(self) -> tuple[int, int]:
+        """(bytes of gradients, bytes of all else) at the moment that holds most."""
+        live, gradients, found = 0, 0, (0, 0)
+        for event in self.events:
+            number, sign = (event, 1) if event >= 0 else (~event, -1)
+            live += sign * self.sizes[number]
+            gradients += sign * self.sizes[number] if number in self.gradients else 0
+            if live > sum(found):
+                found = (gradients, live - gradients)
+        return found
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the moment that holds most."""
+        return sum(self.fullest())
+
+
+def follow(module: nn.Module, run: Callable[[], object], *, device: str) -> History:
+    """What `run` makes, the weights of `module` being there before.
+
+    Args:
+        module: on the meta device; its weights become outlines on `device`.
+        run: makes its own inputs, calls the module, and where it trains goes backward; what it returns is let go in the end.
+        device: "cpu", "cuda", "mps"; it need not be there.
+    """
+    with without_values():
+        outlines = _Outlines(torch.device(device) if device == "cpu" else torch.device(device, 0))
+        for each in module.modules():
+            outlines.adopt(each)
+        with _numbers_first(), outlines:
+            run()
+            grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+            gradients = {outlines.known[_storage(grad)] for grad in grads}
+        return History(tuple(outlines.sizes), tuple(outlines.events), frozenset(gradients))
+
+
+@contextmanager
+def lower_precision(on: bool) -> Iterator[None]:
+    """Autocast to bfloat16 for what is followed, whichever the device."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=on):
+        yield
+
+
+class _Outline(Tensor):
+    """Shape, strides, dtype and the device that code is told; `meta` is the tensor that torch computes with."""
+
+    meta: Tensor
+    named: torch.device
+
+    @staticmethod
+    def __new__(cls, meta: Tensor, named: torch.device) -> "_Outline":
+        outline = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            meta.shape,
+            strides=meta.stride(),
+            storage_offset=meta.storage_offset(),
+            dtype=meta.dtype,
+            device=_CPU,
+        )
+        outline.meta, outline.named = meta, named
+        return outline
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self.named
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"{func} on a tensor without values, which is followed no more")
+
+
+class _Outlines(TorchDispatchMode):
+    """Carries out operations on outlines and notes the storages that they make on one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._mode_key = torch._C._TorchDispatchModeKey.FAKE  # or torch would look for the device that code names
+        self.named = device
+        self.sizes: list[int] = []
+        self.events: list[int] = []
+        self.known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self.outer: WeakIdKeyDictionary = WeakIdKeyDictionary()  # real tensors that the code brings along
+
+    def adopt(self, module: nn.Module) -> None:
+        """Outlines in the place of a module's own parameters and buffers; the storages count as there before."""
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                outline: Tensor = _Outline(tensor.detach(), self.named)
+                self.known[_storage(outline)] = -1
+                if isinstance(tensor, nn.Parameter):
+                    with self:
+                        outline = nn.Parameter(outline, requires_grad=tensor.requires_grad)
+                tensors[name] = outline  # type: ignore[assignment]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given: list[_Outline] = []
+        inner = [self._meta(value, given) for value in args]
+        options = {name: self._meta(value, given) for name, value in (kwargs or {}).items()}
+        if "device" in options or _makes(func):
+            options["device"] = _META
+        out = _computed(func, inner, options)
+        if isinstance(out, Tensor):
+            return self._outline(out, given)
+        return tree_map_only(Tensor, lambda tensor: self._outline(tensor, given), out)
+
+    def _meta(self, value: Any, given: list[_Outline]) -> Any:
+        """The tensors behind outlines, which are noted in `given`."""
+        if isinstance(value, _Outline):
+            given.append(value)
+            return value.meta
+        if isinstance(value, list | tuple):
+            return [self._meta(each, given) for each in value]
+        if not isinstance(value, Tensor):
+            return value
+        if value not in self.outer:
+            self.outer[value] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=_META)
+        return self.outer[value]
+
+    def _outline(self, meta: Tensor, given: list[_Outline]) -> Tensor:
+        for outline in given:
+            if outline.meta is meta:  # changed in place
+                return outline
+        storage = meta.untyped_storage()
+        if storage not in self.known:
+            number = len(self.sizes)
+            self.known[storage] = number
+            self.sizes.append(storage.nbytes())
+            self.events.append(number)
+            weakref.finalize(storage, self.events.append, ~number)
+        return _Outline(meta, self.named)
+
+
+@contextmanager
+def _numbers_first() -> Iterator[None]:
+    """`torch.tensor` makes numbers on the CPU and then moves them, which can be followed."""
+    before = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)
+    try:
+        yield
+    finally:
+        torch._C._set_only_lift_cpu_tensors(before)
+
+
+_fresh: dict[Any, tuple[Any, ...]] = {}  # of an operation that makes one new tensor, by kinds of arguments: shape, strides, dtype
+_MOST = 2**14
+
+
+def _computed(func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """func(*args, **kwargs) on the meta device; layers repeat, and shapes that were computed once are remembered."""
+    key = (func, _kind(args), _kind([*kwargs.values()]), *kwargs)
+    if key in _fresh:
+        shape, strides, dtype = _fresh[key]
+        return torch.empty_strided(shape, strides, dtype=dtype, device=_META)
+    before = [each.untyped_storage() for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)]
+    out = func(*args, **kwargs)
+    if isinstance(out, Tensor) and all(out.untyped_storage() is not storage for storage in before):
+        if len(_fresh) >= _MOST:
+            _fresh.clear()
+        again = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=_META)
+        if again.untyped_storage().nbytes() == out.untyped_storage().nbytes():
+            _fresh[key] = (out.shape, out.stride(), out.dtype)
+    return out
+
+
+def _kind(value: Any) -> Any:
+    """What an operation's shapes can depend on."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    return tuple(map(_kind, value)) if isinstance(value, list) else (type(value), value)
+
+
+@cache
+def _makes(func: Any) -> bool:
+    """Whether an operation makes a tensor out of numbers alone."""
+    arguments = func._schema.arguments
+    return any(each.name == "device" for each in arguments) and not any("Tensor" in str(each.type) for each in arguments)
+
+
+def _storage(outline: Tensor) -> torch.UntypedStorage:
+    assert isinstance(outline, _Outline)
+    return outline.meta.untyped_storage()
