@@ -52,7 +52,6 @@ STILL_SAID = {
         "commands/info.py": "levels patch mapping_depth mapping_inputs mapping_width",
         "engine/bench/parts.py": "hdit down_levels mid_level",
         "engine/bench/report.py": "patch down_levels mid_level",
-        "engine/memory/out_of_memory.py": "levels",
         "engine/model.py": "HDiT hdit levels patch mapping_depth mapping_inputs mapping_width",
         "engine/run/assemble.py": "HDiT hdit",
         "engine/run/folder.py": "levels",
@@ -65,7 +64,6 @@ STILL_SAID = {
         " mapping_width aug_in_proj class_emb time_in_proj",
         "engine/training/setup.py": "levels patch mapping_inputs",
         "engine/training/step.py": "levels",
-        "models/memory.py": "HDiT hdit patch merges down_levels mid_level up_levels patch_in patch_out",
         "recipe/overrides.py": "levels",
         "recipe/recipe.py": "HDiT hdit",
     }.items()

@@ -168,6 +168,16 @@ class HDiT(Section):
         value = f"{name}.{path[2]}={best}, or " if best else ""
         return f"model.levels.{level}.{path[2]} {what}", f"{value}{name}.attention=global"
 
+    def lighter(self) -> Iterator[dict[str, Any]]:
+        """Switches, as `--set` takes them, with which training takes less memory: computing the maps of the outermost level that
+        keeps them a second time, then a network of half the layers in its deepest level."""
+        kept = [number for number, level in enumerate(self.levels) if not level.checkpoint]
+        if kept:
+            yield {f"model.levels.{kept[0]}.checkpoint": True}
+        depth, number = max((level.depth, -number) for number, level in enumerate(self.levels))
+        if depth > 1:
+            yield {f"model.levels.{-number}.depth": depth // 2}
+
     def _size_problems(self) -> Iterator[Problem]:
         halvings = len(self.levels) - 1
         for axis, (side, patch) in enumerate(zip(self.size, self.patch, strict=True)):

@@ -40,6 +40,7 @@ class NetworkSection(Protocol):
         takes_augment: whether it can be told what was done to a picture.
         unit: (height, width) of which an image's sides must be multiples.
         recomputes: whether training computes something a second time instead of keeping it.
+        lighter: switches, as `--set` takes them, with which training takes less memory.
     """
 
     told: ClassVar[str]
@@ -66,6 +67,8 @@ class NetworkSection(Protocol):
     def arguments(self, *, outputs: int) -> dict[str, Any]: ...
 
     def least_tensors(self) -> int: ...
+
+    def lighter(self) -> Iterator[dict[str, Any]]: ...
 
     def beyond_data(self) -> Iterator[tuple[str, str]]: ...
 

@@ -49,7 +49,7 @@ def test_halved_until_the_device_does_not_refuse():
 def test_the_recipe_decides_while_memory_is_there_and_fewer_come_where_it_is_not(model, monkeypatch):
     sampling = Sampling(batch_size=16)
     assert found_batch(model, sampling, images=1000) == 16  # never more on a CPU
-    four = needed(model, sampling, batch=4)
+    four = needed(model, sampling)(4)
     monkeypatch.setattr(runtime, "free_memory", lambda device: 1.1 * four / pace.ROOM)
     assert found_batch(model, sampling, images=1000) == 4
     guided = Sampling(batch_size=16, cfg=2.0)

@@ -14,7 +14,7 @@ from hdit_cli.models.attention import natten as natten_backend
 from hdit_cli.models.attention.dense import global_attention, window_attention
 from hdit_cli.models.attention.dispatch import choose, explain, neighborhood_attention
 from hdit_cli.models.attention.request import Request
-from hdit_cli.models.attention.strips import attend, plan
+from hdit_cli.models.attention.strips import attend
 
 SHAPES = [  # height, width, kernel: odd and even kernels, maps no tile divides, smaller than a tile, kernel = map
     (16, 16, 7),
@@ -247,11 +247,10 @@ def test_a_kernel_that_does_not_fit(kernel):
         neighborhood_attention(q, k, v, kernel=kernel)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sampling_first_does_not_spoil_training(dtype):
-    """The plan is shared by both, and sampling runs in inference mode."""
-    plan.cache_clear()
-    q, k, v = (torch.randn(1, 9, 8, 2, 16, dtype=dtype, requires_grad=True) for _ in range(3))
+@pytest.mark.parametrize(("dtype", "height"), [(torch.float32, 21), (torch.bfloat16, 22)])
+def test_sampling_first_does_not_spoil_training(dtype, height):
+    """The plan is shared by both, and sampling runs in inference mode. Nobody else asks for maps of this height."""
+    q, k, v = (torch.randn(1, height, 8, 2, 16, dtype=dtype, requires_grad=True) for _ in range(3))
     with torch.inference_mode():
         attend(q, k, v, kernel=3)
     attend(q, k, v, kernel=3).sum().backward()

@@ -1,18 +1,22 @@
-"""The bytes that a training step takes, by formula: what a plan prints, and what a message about too little memory says."""
+"""The bytes that a training step takes, followed before it is run: what a plan prints, and what a message about too little says."""
+
+from functools import lru_cache
+from typing import Any
 
 import torch
 
-from hdit_cli.engine.model import DTYPES, build_network, class_count
-from hdit_cli.models import memory
+from hdit_cli.engine.memory.trace import ByImages, History, follow, lower_precision
+from hdit_cli.engine.model import DTYPES, build_network, build_task, class_count
+from hdit_cli.models.conditions import augment
 from hdit_cli.recipe import Recipe
 
 
 def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, classes: int = 0) -> dict[str, int]:
-    """Bytes that tensors take on one device at the fullest moment of a training step, by `models.memory`.
+    """Bytes that tensors take on one device at the fullest moment of a training step.
 
     Args:
         images: of one micro-batch.
-        device: "cpu", "cuda" or "mps".
+        device: "cpu", "cuda" or "mps"; it need not be there.
         classes: of the data, where the recipe leaves them to it.
 
     Returns:
@@ -20,29 +24,60 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
         and activations are those of the fullest moment: as one grows the other shrinks. Where the update is fuller than any
         moment before it, activations are the differences that the average is moved by.
     """
-    with torch.device("meta"):
-        network = build_network(recipe, classes=class_count(recipe, classes=[""] * classes))
-    dtype = DTYPES[recipe.train.precision]
-    weights = sum(p.numel() for p in network.parameters()) * dtype.itemsize
-    height, width = recipe.model.size
-    setting = memory.Setting(
-        images,
-        (height, width),
-        weights=dtype,
-        autocast=recipe.train.precision == "bf16",
-        device=device,
-        accumulating=recipe.train.accumulate > 1,
-    )
-    fullest = memory.peak(network, setting)
-    gradients, activations = fullest.gradients, fullest.activations
-    if gradients + activations < 2 * weights:  # the update: all gradients, and one difference for each weight
-        gradients, activations = weights, weights
+    section = recipe.train.model_copy(
+        update={"batch_size": 1, "accumulate": 1}
+    )  # of which one micro-batch knows nothing
+    alike: Any = recipe.model_copy(update={"train": section})
+    step = _step(alike, device=device, classes=class_count(recipe, classes=[""] * classes))
+    gradients, activations = step.histories(images).fullest(accumulating=recipe.train.accumulate > 1)
+    if (
+        gradients + activations < step.trained + step.weights
+    ):  # the update: all gradients, one difference for each weight
+        gradients, activations = step.trained, step.weights
     parts = {
-        "weights": weights,
-        "average": weights * (1 + len(recipe.ema.stds)),
-        "moments": 2 * weights,
-        "exchange": weights if processes > 1 else 0,
+        "weights": step.weights,
+        "average": step.weights * (1 + len(recipe.ema.stds)),
+        "moments": 2 * step.trained,
+        "exchange": step.trained if processes > 1 else 0,
         "gradients": gradients,
         "activations": activations,
     }
     return {**parts, "total": sum(parts.values())}
+
+
+class _Step:
+    """Forward and backward of one micro-batch of a recipe.
+
+    Attributes:
+        weights, trained: bytes of all parameters, and of those that take gradients.
+        histories: by the number of images.
+    """
+
+    def __init__(self, recipe: Recipe, *, device: str, classes: int) -> None:
+        self.recipe, self.device = recipe, device
+        self.dtype = DTYPES[recipe.train.precision]
+        with torch.device("meta"):
+            network = build_network(recipe, classes=classes).to(self.dtype)
+        self.task = build_task(network, recipe).train()
+        self.weights = sum(parameter.nbytes for parameter in network.parameters())
+        self.trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
+        self.histories = ByImages(self._history)
+
+    def _history(self, images: int) -> History:
+        size, augmented = self.recipe.model.size, self.recipe.data.augment
+
+        def step(task: Any) -> None:
+            like = torch.zeros((), dtype=self.dtype, device=self.device)
+            told = {"augment": like.new_zeros(images, augment.INPUTS)} if augmented else {}
+            drawn = task.blank(images, size, like=like, told=told)
+            drawn = drawn._replace(noise=torch.zeros_like(drawn.x0))
+            with lower_precision(self.recipe.train.precision == "bf16"):
+                losses = task(drawn)
+            losses.loss.mean().backward()
+
+        return follow(self.task, step, device=self.device)
+
+
+@lru_cache(maxsize=8)
+def _step(recipe: Recipe, *, device: str, classes: int) -> _Step:
+    return _Step(recipe, device=device, classes=classes)

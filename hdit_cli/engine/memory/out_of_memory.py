@@ -9,9 +9,11 @@ from hdit_cli.engine.memory.estimate import estimate
 from hdit_cli.errors import OutOfMemory, is_out_of_memory
 from hdit_cli.recipe import Recipe
 
-ROOM = 0.8  # of a device's memory that a step may be estimated to take: the rest is for what no formula sees
+ROOM = 0.8  # of a device's memory that a step may be estimated to take: the rest is for what is not followed
 
-SURE = 1.25  # times the free memory: an estimate above that cannot fit, the formula being held to 20 %
+SURE = 1.25  # times the free memory: an estimate above that cannot fit, being held to 20 %
+
+_NAMED = 3  # switches
 
 
 @contextmanager
@@ -44,45 +46,41 @@ def in_training(recipe: Recipe) -> OutOfMemory:
     section, world, device = recipe.train, runtime.ranks().world, runtime.device().type
     share = section.batch_size // world
 
-    def needs(other: Recipe) -> int:
+    def needs(other: Recipe) -> dict[str, int]:
         images = max(1, other.train.batch_size // world // other.train.accumulate)
-        return estimate(other, images=images, device=device, processes=world)["total"]
+        return estimate(other, images=images, device=device, processes=world)
 
     now = needs(recipe)
-    switches = [_accumulate(recipe, share=share, needs=needs), *_checkpoint(recipe)]
+    most = now["total"]
+    lighter = [*recipe.model.lighter()]
+    same = [switch for switch in lighter if needs(changed(recipe, switch))["weights"] == now["weights"]]
+    switches = [_accumulate(recipe, share=share, needs=lambda other: needs(other)["total"]), *same]
     if section.precision != "bf16":
         switches.append({"train.precision": "bf16"})
     if smaller := max(1, share // section.accumulate // 4) * world * section.accumulate:
         switches.append({"train.batch_size": smaller} if smaller < section.batch_size else {})
-    depth, number = max((level.depth, -number) for number, level in enumerate(recipe.model.levels))
-    switches.append({f"model.levels.{-number}.depth": depth // 2} if depth > 1 else {})
+    switches += [switch for switch in lighter if switch not in same]  # another model
     found = []
     for switch in switches:
-        needed = needs(changed(recipe, switch))
-        if needed < now:
+        if len(found) == _NAMED:
+            break
+        needed = needs(changed(recipe, switch))["total"]
+        if needed < most:
             words = " ".join(f"--set {key}={str(value).lower()}" for key, value in switch.items())
             found.append(f"{words} (about {runtime.readable(needed)})")
     what = f"batch {section.batch_size}, accumulate {section.accumulate}, precision {section.precision}"
     return OutOfMemory(
-        f"out of memory at {what}: a step needs about {runtime.readable(now)}",
-        hint="what helps: " + (", or ".join(found[:3]) or "a smaller model, or a device with more memory"),
+        f"out of memory at {what}: a step needs about {runtime.readable(most)}",
+        hint="what helps: " + (", or ".join(found) or "a smaller model, or a device with more memory"),
     )
 
 
 def _accumulate(recipe: Recipe, *, share: int, needs: Callable[[Recipe], int]) -> dict[str, Any]:
-    """The fewest pieces above the present ones that fit by the formula; else the next more, or the most there can be."""
+    """The fewest pieces above the present ones that are taken to fit; else the next more, or the most there can be."""
     section, room = recipe.train, runtime.total_memory(runtime.device()) * ROOM
     pieces = [a for a in range(section.accumulate + 1, share + 1) if share % a == 0]
     fitting = (a for a in pieces if needs(changed(recipe, {"train.accumulate": a})) <= room)
     return {"train.accumulate": next(fitting, pieces[-1])} if pieces else {}
-
-
-def _checkpoint(recipe: Recipe) -> Iterator[dict[str, Any]]:
-    """The outermost level that does not compute twice yet: its maps are the largest."""
-    for number, level in enumerate(recipe.model.levels):
-        if not level.checkpoint:
-            yield {f"model.levels.{number}.checkpoint": True}
-            return
 
 
 def changed(recipe: Recipe, switch: dict[str, Any]) -> Recipe:

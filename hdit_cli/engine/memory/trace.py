@@ -8,12 +8,15 @@ What this does not see: scratch space inside an operation, the rest that an allo
 operations run in lower precision is read from the CPU's list; CUDA's differs in norms and sums.
 """
 
+import copy
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cache
-from typing import Any
+from itertools import groupby
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +25,8 @@ from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hdit_cli.models.kept import without_values
+
+M = TypeVar("M", bound=nn.Module)
 
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 
@@ -40,15 +45,26 @@ class History:
     events: tuple[int, ...]
     gradients: frozenset[int]
 
-    def fullest(self) -> tuple[int, int]:
-        """(bytes of gradients, bytes of all else) at the moment that holds most."""
-        live, gradients, found = 0, 0, (0, 0)
+    def fullest(self, *, accumulating: bool = False) -> tuple[int, int]:
+        """(bytes of gradients, bytes of all else) at the moment that holds most.
+
+        Args:
+            accumulating: the gradients of an earlier pass are there from the start, and each new one goes when it is added.
+        """
+        there = sum(self.sizes[number] for number in self.gradients) if accumulating else 0
+        live, gradients, found = 0, there, (0, 0)
         for event in self.events:
             number, sign = (event, 1) if event >= 0 else (~event, -1)
-            live += sign * self.sizes[number]
-            gradients += sign * self.sizes[number] if number in self.gradients else 0
-            if live > sum(found):
-                found = (gradients, live - gradients)
+            change = sign * self.sizes[number]
+            passing = 0
+            if number not in self.gradients:
+                live += change
+            elif accumulating:
+                passing = max(change, 0)
+            else:
+                gradients += change
+            if live + passing + gradients > sum(found):
+                found = (gradients, live + passing)
         return found
 
     @property
@@ -57,23 +73,54 @@ class History:
         return sum(self.fullest())
 
 
-def follow(module: nn.Module, run: Callable[[], object], *, device: str) -> History:
-    """What `run` makes, the weights of `module` being there before.
+def follow(module: M, run: Callable[[M], object], *, device: str) -> History:
+    """What `run` makes when it is called with a module whose weights are there before.
 
     Args:
-        module: on the meta device; its weights become outlines on `device`.
-        run: makes its own inputs, calls the module, and where it trains goes backward; what it returns is let go in the end.
+        module: real or on the meta device; what is followed is an outline of it.
+        run: makes its inputs on `device`, calls the module, and where it trains goes backward. Where it does not, under
+            `torch.no_grad`: tensors of `torch.inference_mode` cannot be followed, and hold the same.
         device: "cpu", "cuda", "mps"; it need not be there.
     """
     with without_values():
         outlines = _Outlines(torch.device(device) if device == "cpu" else torch.device(device, 0))
-        for each in module.modules():
-            outlines.adopt(each)
+        outline = outlines.of(module)
         with _numbers_first(), outlines:
-            run()
-            grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+            run(outline)
+            grads = [parameter.grad for parameter in outline.parameters() if parameter.grad is not None]
             gradients = {outlines.known[_storage(grad)] for grad in grads}
-        return History(tuple(outlines.sizes), tuple(outlines.events), frozenset(gradients))
+        return History(tuple(outlines.sizes), tuple(_settled(outlines.events)), frozenset(gradients))
+
+
+class ByImages:
+    """Histories of the same code for any number of images.
+
+    The first two are followed; where they went the same way, each storage has a part for each image and a part for all, and
+    the next follow from that. One image may go another way, as its tensors lie in memory more densely than they need to.
+
+    Args:
+        followed: the history for so many images.
+    """
+
+    def __init__(self, followed: Callable[[int], History]) -> None:
+        self.followed = followed
+        self.known: dict[int, History] = {}
+
+    def __call__(self, images: int) -> History:
+        if images not in self.known:
+            self.known[images] = self._between(images) or self.followed(images)
+        return self.known[images]
+
+    def _between(self, images: int) -> History | None:
+        several = [count for count in self.known if count > 1][:2]
+        if images == 1 or len(several) < 2:
+            return None
+        (n, one), (m, other) = ((count, self.known[count]) for count in several)
+        if (one.events, one.gradients) != (other.events, other.gradients):
+            return None
+        share = Fraction(images - n, m - n)
+        sizes = (int(a + (b - a) * share) for a, b in zip(one.sizes, other.sizes, strict=True))
+        return replace(one, sizes=tuple(sizes))
 
 
 @contextmanager
@@ -90,7 +137,7 @@ class _Outline(Tensor):
     named: torch.device
 
     @staticmethod
-    def __new__(cls, meta: Tensor, named: torch.device) -> "_Outline":
+    def __new__(cls: type[Any], meta: Tensor, named: torch.device) -> "_Outline":
         outline = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             meta.shape,
@@ -125,18 +172,17 @@ class _Outlines(TorchDispatchMode):
         self.known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.outer: WeakIdKeyDictionary = WeakIdKeyDictionary()  # real tensors that the code brings along
 
-    def adopt(self, module: nn.Module) -> None:
-        """Outlines in the place of a module's own parameters and buffers; the storages count as there before."""
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                outline: Tensor = _Outline(tensor.detach(), self.named)
-                self.known[_storage(outline)] = -1
-                if isinstance(tensor, nn.Parameter):
-                    with self:
-                        outline = nn.Parameter(outline, requires_grad=tensor.requires_grad)
-                tensors[name] = outline  # type: ignore[assignment]
+    def of(self, module: M) -> M:
+        """An outline of a module, whose storages count as there before."""
+        memo: dict[int, Any] = {}
+        for tensor in (*module.parameters(), *module.buffers()):
+            outline: Tensor = _Outline(self._meta(tensor.detach(), []), self.named)
+            self.known[_storage(outline)] = -1
+            if isinstance(tensor, nn.Parameter):
+                with self:
+                    outline = nn.Parameter(outline, requires_grad=tensor.requires_grad)
+            memo[id(tensor)] = outline
+        return copy.deepcopy(module, memo)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given: list[_Outline] = []
@@ -157,6 +203,8 @@ class _Outlines(TorchDispatchMode):
         if isinstance(value, list | tuple):
             return [self._meta(each, given) for each in value]
         if not isinstance(value, Tensor):
+            return value
+        if value.device.type == "meta":
             return value
         if value not in self.outer:
             self.outer[value] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=_META)
@@ -187,7 +235,9 @@ def _numbers_first() -> Iterator[None]:
         torch._C._set_only_lift_cpu_tensors(before)
 
 
-_fresh: dict[Any, tuple[Any, ...]] = {}  # of an operation that makes one new tensor, by kinds of arguments: shape, strides, dtype
+_fresh: dict[
+    Any, tuple[Any, ...]
+] = {}  # of an operation that makes one new tensor, by kinds of arguments: shape, strides, dtype
 _MOST = 2**14
 
 
@@ -219,7 +269,15 @@ def _kind(value: Any) -> Any:
 def _makes(func: Any) -> bool:
     """Whether an operation makes a tensor out of numbers alone."""
     arguments = func._schema.arguments
-    return any(each.name == "device" for each in arguments) and not any("Tensor" in str(each.type) for each in arguments)
+    return any(each.name == "device" for each in arguments) and not any(
+        "Tensor" in str(each.type) for each in arguments
+    )
+
+
+def _settled(events: Sequence[int]) -> Iterator[int]:
+    """The events, with those that went one after the other in the order of their numbers: chance decides who goes first."""
+    for _, run in groupby(events, key=lambda event: event < 0):
+        yield from sorted(run, key=abs)
 
 
 def _storage(outline: Tensor) -> torch.UntypedStorage:

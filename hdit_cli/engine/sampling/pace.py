@@ -4,17 +4,20 @@ Neither changes the noise. Pixels agree to 1/255 between two batch sizes and bet
 for bit at the same of both, so both are written into the record of a sampling.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
+from torch import nn
 
 from hdit_cli import runtime
 from hdit_cli.engine.memory.out_of_memory import ROOM
+from hdit_cli.engine.memory.trace import ByImages, follow
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.sampling.generate import check
 from hdit_cli.errors import UsageError, is_out_of_memory
-from hdit_cli.models import memory
 from hdit_cli.tasks.sampling import Sampling
 
 PACE = ("batch_size", "compile")  # fields of a sampling that the machine decides where nobody does
@@ -53,14 +56,13 @@ def as_recorded(model: Model, sampling: Sampling) -> tuple[Sampling, str]:
 
 
 def found_batch(model: Model, sampling: Sampling, *, images: int) -> int:
-    """The batch size for `images` images: by the formula, and on CUDA by a trial, halved until it fits."""
+    """The batch size for `images` images: by what it is taken to need, and on CUDA by a trial, halved until it fits."""
     device, here = model.device, runtime.ranks()
     room = runtime.free_memory(device) * ROOM / (1 if device.type == "cuda" else here.world)
     height, width = sampling.size or model.image_size
     most = FULL // (height * width) if device.type == "cuda" else 0
-    batch = fitting(
-        lambda batch: needed(model, sampling, batch=batch), room=room, start=sampling.batch_size, most=min(images, most)
-    )
+    needs = needed(model, sampling)
+    batch = fitting(needs, room=room, start=sampling.batch_size, most=min(images, most))
     return halved(lambda batch: _try(model, sampling, batch=batch), batch) if device.type == "cuda" else batch
 
 
@@ -88,25 +90,29 @@ def halved(attempt: Callable[[int], None], batch: int) -> int:
     return batch
 
 
-def needed(model: Model, sampling: Sampling, *, batch: int) -> int:
-    """Bytes that a step of the sampler takes beyond the weights, by formula, guidance included."""
-    size = sampling.size or model.image_size
-    images = batch * (2 if sampling.cfg != 1 else 1)
-    setting = memory.Setting(images, size, weights=model.dtype, device=model.device.type, inference=True)
-    return memory.inference_peak(model.network, setting) + _KEPT * batch * model.channels * size[0] * size[1] * 4
+def needed(model: Model, sampling: Sampling) -> Callable[[int], int]:
+    """Bytes that a step of the sampler takes beyond the weights, guidance included, by the number of pictures at once."""
+    device, pictures = model.device.type, model.channels * math.prod(sampling.size or model.image_size) * 4
+    each = 2 if sampling.cfg != 1 else 1
+    call = ByImages(lambda images: follow(model.denoiser, partial(_call, model, sampling, images), device=device))
+    return lambda batch: call(each * batch).peak + _KEPT * batch * pictures
 
 
 _KEPT = 8  # float32 pictures of a sampler: x, the next x, three denoised ones, noise, and what lies between
 
 
-def _try(model: Model, sampling: Sampling, *, batch: int) -> None:
+def _call(model: Model, sampling: Sampling, images: int, denoiser: nn.Module) -> None:
     """One call of the denoiser as the fullest step makes it."""
-    images = batch * (2 if sampling.cfg != 1 else 1)
     shape = (images, model.channels, *(sampling.size or model.image_size))
+    with torch.no_grad():
+        x = torch.zeros(shape, device=model.device, dtype=model.dtype)
+        denoiser(x, x.new_ones(images))
+
+
+def _try(model: Model, sampling: Sampling, *, batch: int) -> None:
+    """The fullest call, made."""
     try:
-        with torch.inference_mode():
-            x = torch.zeros(shape, device=model.device, dtype=model.dtype)
-            model.denoiser(x, x.new_ones(images))
+        _call(model, sampling, batch * (2 if sampling.cfg != 1 else 1), model.denoiser)
     finally:
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from hdit_cli.models.attention.request import Held, Request
+from hdit_cli.models.attention.request import Request
 from hdit_cli.models.kept import have_values, kept
 
 ROWS, COLUMNS = 8, 16  # of a tile: 128 tokens, the block that FlexAttention's kernels are tuned for
@@ -35,12 +35,6 @@ def refuse(request: Request) -> str:
     if request.tracing:
         return "an exported graph must not depend on FlexAttention"
     return ""
-
-
-def held(request: Request, *, height: int, width: int) -> Held:
-    """q, k and v in tiles, the result in tiles and put back, the logarithm of the softmax's denominator."""
-    padded = -(-height // ROWS) * ROWS * -(-width // COLUMNS) * COLUMNS / (height * width)
-    return Held((4 * padded + 1) * request.head_dim + 2 * padded, 4 * padded * request.head_dim)
 
 
 def seen(length: int, kernel: int, tile: int, count: int, *, device: torch.device) -> Tensor:

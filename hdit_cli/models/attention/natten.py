@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hdit_cli.models.attention.dense import global_attention
-from hdit_cli.models.attention.request import Held, Request
+from hdit_cli.models.attention.request import Request
 from hdit_cli.models.kept import have_values
 
 
@@ -37,11 +37,6 @@ def refuse(request: Request) -> str:
     if request.tracing:
         return "an exported graph must not depend on NATTEN"
     return ""
-
-
-def held(request: Request, *, height: int, width: int) -> Held:
-    """q, k and v in one piece each, the result, the logarithm of the softmax's denominator."""
-    return Held(4 * request.head_dim + 1, 3 * request.head_dim)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: int) -> Tensor:

@@ -8,19 +8,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from hdit_cli.models.attention.request import Held, Request
+from hdit_cli.models.attention.request import Request
 
 
 def refuse(request: Request) -> str:
     """Why this backend is not chosen by itself."""
     return "the slow reference; it runs only when asked for by name"
-
-
-def held(request: Request, *, height: int, width: int) -> Held:
-    """A window of keys and one of values for every query, and the softmax of their products."""
-    window = request.kernel**2
-    gathered = window * request.head_dim
-    return Held(2 * gathered + window + request.head_dim, 2 * gathered + 2 * window)
 
 
 def window_index(length: int, kernel: int, *, device: torch.device) -> Tensor:

@@ -1,7 +1,6 @@
 """What a neighborhood-attention call needs, as the backends see it when they say whether they can serve it."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
@@ -25,15 +24,3 @@ class Request:
     kernel: int
     gradient: bool = True
     tracing: bool = False
-
-
-class Held(NamedTuple):
-    """Memory of a call in training, in numbers for each token and head, beyond q, k and v as they came.
-
-    Attributes:
-        kept: from the forward to the backward pass.
-        work: during the backward pass alone.
-    """
-
-    kept: float
-    work: float

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from hdit_cli.models.attention.request import Held, Request
+from hdit_cli.models.attention.request import Request
 from hdit_cli.models.attention.tiled import Axis, plan_axis
 from hdit_cli.models.kept import have_values, kept
 
@@ -33,22 +33,6 @@ def refuse(request: Request) -> str:
     if request.tracing:
         return "its loop over tiles does not go into a graph"
     return ""
-
-
-def held(request: Request, *, height: int, width: int) -> Held:
-    """Tiles of queries, strips of keys and values, and the result; float32 at least; forward alone the scores of a turn of the
-    loop too. Backward, their gradients, and of one turn twice the scores and a block of keys.
-    """
-    y, x = (plan_axis(length, request.kernel, TILE) for length in (height, width))
-    wider = 2 if request.dtype.itemsize < 4 else 1  # computed in float32
-    d, tokens = request.head_dim, height * width
-    queries, keys = len(y.starts) * y.tile * len(x.starts) * x.tile, height * len(x.starts) * x.halo
-    seen = len(x.starts) * y.halo * x.halo
-    scores = wider * y.tile * x.tile * seen / tokens  # of one turn
-    if not request.gradient:
-        return Held(d * (1 + wider * (queries + 2 * keys) / tokens) + scores, 0)
-    work = wider * (2 * d * (queries + keys) + d * seen) / tokens + 2 * scores
-    return Held(d * (1 + wider * (queries + 2 * keys) / tokens), work)
 
 
 _BOUND = 40.0  # e^40 times as many keys as there can be is far from the largest float32, e^-40 from the smallest

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from hdit_cli.models.attention.request import Held, Request
+from hdit_cli.models.attention.request import Request
 from hdit_cli.models.kept import kept
 
 TILE = 8  # 8 x 8 queries meet 14 x 14 keys at kernel 7
@@ -21,17 +21,6 @@ TILE = 8  # 8 x 8 queries meet 14 x 14 keys at kernel 7
 def refuse(request: Request) -> str:
     """Runs everywhere."""
     return ""
-
-
-def held(request: Request, *, height: int, width: int) -> Held:
-    """Tiles of queries, halos of keys and values, and the result twice."""
-    tiles, halos = 1, 1
-    for length in (height, width):
-        tile = min(TILE, length)
-        count, halo = -(-length // tile), min(tile + request.kernel - 1, length)
-        tiles, halos = tiles * count * tile, halos * count * halo
-    tokens, d = height * width, request.head_dim
-    return Held((d * (3 * tiles + 2 * halos) + tiles) / tokens, d * (tiles + 2 * halos) / tokens)
 
 
 class Axis(NamedTuple):
