@@ -129,7 +129,7 @@ class Builder:
         bf16 = [entry.replace("fp32", "bf16") for entry in base]
         levels = [f"model.levels.{level}.{key}" for level in (0, 1) for key in ("checkpoint=true", "dropout=0.1")]
         falls = ["optimizer.schedule=inverse-sqrt", "optimizer.hold=5", "optimizer.warmup=3", "train.grad_clip=0"]
-        scores = ["eval.every=60", "eval.during_n=4", "eval.metrics=[swd]", "eval.batch_size=4"]
+        scores = ["eval.every=60", "eval.during_n=4", "eval.batch_size=4"]
         short = [entry.replace(f"={STEPS // 2}", "=6") for entry in base]
         cosine = ["optimizer.schedule=cosine", "optimizer.final_lr=0.1", "optimizer.warmup=2"]
         several = [
@@ -139,7 +139,7 @@ class Builder:
             Case("buckets", TINY, "buckets", tuple(base)),
             Case("cropped", TINY, "64x64", (*base, "data.crop=random", "ema.max_decay=0.9")),
             Case("scored", TINY, "32x32", (*base, *scores)),
-            Case("vector", TINY, "32x32", (*base, "model.mapping_inputs=8", "model.mapping_depth=3")),
+            Case("mapped", TINY, "32x32", (*base, "model.mapping_dropout=0.1", "model.mapping_depth=3")),
             Case("processes", TINY, "32x32", tuple(base), train=("--processes", "2", "--oversubscribe"), alone=True),
             Case("cosine-lr", TINY, "32x32", (*short, *cosine), 6, halves=False),
             Case("begun-from", "smoke/unconditional", "32x32", tuple(short), 6, False, ("--init", "given/smoke-tiny-fp32")),
