@@ -115,12 +115,17 @@ class Builder:
         model = recipe["model"]
         size = [_smallest(model)] * 2
         levels = range(len(model.get("levels", ())))
-        sets = [*_common(dtype, every=1, pictures=1), "train.batch_size=1", "train.keep=1", f"model.size={size}"]
+        halves = dtype == "fp32"  # a second time in float64 would write gigabytes to say nothing new
+        sets = [
+            *_common(dtype, every=1 if halves else 2, pictures=1),
+            "train.batch_size=1",
+            "train.keep=1",
+            f"model.size={size}",
+        ]
         sets += [f"model.levels.{level}.depth=1" for level in levels] or ["model.depth=1"]
         sets += ["model.classes=data"] if model.get("classes") else []
         folder = f"{name}-{dtype}"
         after = [*_told(name, folder, sets, size, dry=dtype == "fp32"), _sample(folder, "dpmpp-3m-sde", guided=False)]
-        halves = dtype == "fp32"  # a second time in float64 would write gigabytes to say nothing new
         return Case(folder, name, _data(size), tuple(sets), 2, halves, after=tuple(after), large=True)
 
     def variants(self) -> list[Case]:
