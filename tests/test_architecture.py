@@ -49,23 +49,8 @@ PRINTERS_EXCUSED = {
 STILL_SAID = {
     (path, word)
     for path, words in {
-        "commands/info.py": "levels patch mapping_depth mapping_inputs mapping_width",
-        "engine/bench/parts.py": "hdit down_levels mid_level",
-        "engine/bench/report.py": "patch down_levels mid_level",
-        "engine/model.py": "HDiT hdit levels patch mapping_depth mapping_inputs mapping_width",
-        "engine/run/assemble.py": "HDiT hdit",
-        "engine/run/folder.py": "levels",
-        "engine/run/header.py": "levels",
-        "engine/sampling/generate.py": "levels patch merges mapping_inputs",
-        "engine/scoring/request.py": "patch",
-        "engine/sharing/export.py": "mapping_inputs",
-        "engine/training/evaluator.py": "patch",
         "engine/training/init.py": "HDiT hdit levels patch merges down_levels mid_level up_levels patch_in patch_out mapping_depth"
         " mapping_width aug_in_proj class_emb time_in_proj",
-        "engine/training/setup.py": "levels patch mapping_inputs",
-        "engine/training/step.py": "levels",
-        "recipe/overrides.py": "levels",
-        "recipe/recipe.py": "HDiT hdit",
     }.items()
     for word in words.split()
 }  # fmt: skip

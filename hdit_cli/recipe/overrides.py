@@ -10,7 +10,7 @@ from hdit_cli.errors import UsageError
 from hdit_cli.recipe.lines import KeyPath
 from hdit_cli.recipe.source import Source
 
-_HINT = "for example --set train.batch_size=16, or --set model.levels.0.depth=3"
+_HINT = "for example --set train.batch_size=16, or --set model.size=[64,64]"
 _MAX_PARTS = 16
 
 

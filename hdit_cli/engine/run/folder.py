@@ -36,7 +36,7 @@ MAY_CHANGE = (
 _TRACKERS = ("tensorboard", "wandb")  # folders that these packages write to
 VALIDATION, GRIDS = "validation", "grids"  # what a step may owe, where it was broken off
 _VALIDATED = 4  # lines of a validation: two weights, two sets of pictures
-_CHECKPOINTING = re.compile(r"model\.levels\.\d+\.checkpoint:")  # the same values, computed again
+_CHECKPOINTING = re.compile(r"model\.(.+\.)?checkpoint:")  # the same values, computed again
 
 
 def _may_change(line: str, recipe: Recipe) -> bool:
