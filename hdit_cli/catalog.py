@@ -15,6 +15,10 @@ CATALOG: dict[str, dict[str, str]] = {
         "denoise": "hdit_cli.tasks.denoise:Denoise",
         "ddpm": "hdit_cli.tasks.ddpm:DDPM",
     },
+    "foreign": {  # checkpoints of other programs, which `hdit convert` takes
+        "k-diffusion": "hdit_cli.models.hdit_names",
+        "dit": "hdit_cli.models.dit_names",
+    },
     "attention": {  # in the order of preference; "reference" is the judge, chosen only by name
         "natten": "hdit_cli.models.attention.natten",
         "flex": "hdit_cli.models.attention.flex",

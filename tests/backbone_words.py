@@ -9,7 +9,7 @@ from source_tree import dotted, named_imports
 
 # the files of the backbones themselves, and of what they are built from
 BACKBONES = (
-    "models/hdit*.py", "models/dit*.py", "models/grow.py", "models/convert.py", "models/layers.py", "models/attention/*.py",
+    "models/hdit*.py", "models/dit*.py", "models/grow.py", "models/layers.py", "models/attention/*.py",
     "recipe/hdit.py", "recipe/dit.py",
 )  # fmt: skip
 # what only these files say: their classes, and names of parts that nothing else has

@@ -14,12 +14,14 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SRC", help="A k-diffusion .safetensors or training .pth file, or pytorch-fid's weights."
+            metavar="SRC",
+            help="A checkpoint of k-diffusion's HDiT or of DiT (.safetensors, .pt, .pth, or a diffusers folder), "
+            "or pytorch-fid's weights.",
         ),
     ],
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Its configuration (JSON), where the file carries none.", show_default=False),
+        typer.Option(metavar="FILE", help="Its configuration (JSON), where it carries none.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="<name>.hdit.safetensors")
@@ -32,9 +34,10 @@ def convert(
 
     from hdit_cli.engine.sharing.convert import convert as run_conversion
     from hdit_cli.engine.sharing.convert import convert_feature_net
+    from hdit_cli.engine.sharing.foreign import name_of
     from hdit_cli.errors import UsageError
 
-    path = out or Path(f"{source.stem}.hdit.safetensors")
+    path = out or Path(f"{name_of(source)}.hdit.safetensors")
     if path.exists() and not force:
         raise UsageError(f"{path} exists", hint="--out elsewhere, or --force to overwrite")
     if convert_feature_net(source, out=path):

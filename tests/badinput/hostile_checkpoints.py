@@ -458,7 +458,7 @@ def foreign(place: Path) -> Iterator[Case]:
     }
     config = {"model": {**model, "self_attns": [{"type": "global", "d_head": 8}] * 2, "mapping_width": 16}}
     from hdit_cli.engine.model import build_network
-    from hdit_cli.models.convert import kdiffusion_recipe
+    from hdit_cli.models.hdit_names import kdiffusion_recipe
     from hdit_cli.recipe import Recipe
 
     weights = build_network(Recipe.from_dict(kdiffusion_recipe(config)), classes=0).state_dict()

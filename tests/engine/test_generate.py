@@ -202,7 +202,7 @@ CONFIG = {
 
 def training_file(path):
     """A training checkpoint as k-diffusion writes it."""
-    from hdit_cli.models.convert import kdiffusion_recipe
+    from hdit_cli.models.hdit_names import kdiffusion_recipe
     from hdit_cli.recipe import Recipe
 
     network = build_network(Recipe.from_dict(kdiffusion_recipe(CONFIG)), classes=4)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import hdit_cli
 from hdit_cli.diffusion.guidance import classifier_free_channels
 from hdit_cli.diffusion.samplers.timesteps import bits_per_dimension, ddim, ddim_reversed, ddpm
 from hdit_cli.diffusion.sigma_view import SigmaView
 from hdit_cli.diffusion.timesteps import linear_table, respace
+from hdit_cli.engine.sharing.convert import convert
 from hdit_cli.errors import UsageError
 from hdit_cli.models.dit import DiT
 from hdit_cli.models.dit_names import NotDiT, arguments_of, from_diffusers, is_diffusers, is_official
@@ -263,6 +265,17 @@ def test_names_and_shapes_tell_the_network():
         assert told["size"] == (config["input_size"],) * 2 and told["classes"] == config["num_classes"]
         with pytest.raises(NotDiT, match="heads"):
             arguments_of(shapes)
+
+
+@pytest.mark.parametrize("file", ["dit.safetensors", "diffusers.safetensors"])
+@pytest.mark.parametrize("folder", CASES, ids=lambda p: p.name)
+def test_converted(folder, file, tmp_path):
+    if not (folder / file).exists():
+        pytest.skip(f"the case has no {file}")
+    config, io = json.loads((folder / "config.json").read_text()), load_file(folder / "io.safetensors")
+    convert(folder / file, out=tmp_path / "out.safetensors", config=config)
+    network = hdit_cli.load(tmp_path / "out.safetensors", device="cpu").network
+    assert relative(network(io.get("x", io.get("x_t")), io["t"], label=io["y"]), io["out"]) < 5e-6
 
 
 def test_diffusers_names():

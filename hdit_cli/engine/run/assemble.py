@@ -15,7 +15,7 @@ from hdit_cli.errors import CheckpointError
 def check_is_ours(tensors: header.Table, metadata: Mapping[str, str], *, where: str) -> None:
     """Raises CheckpointError where a safetensors file is not an inference file of this project."""
     if metadata.get("hdit.format") != header.FORMAT:
-        raise not_ours(where, names=tensors.keys(), has_config="config" in metadata)
+        raise not_ours(where, names=tensors, has_config="config" in metadata)
 
 
 def blank(facts: header.Facts) -> Any:

@@ -8,9 +8,10 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hdit_cli.errors import CheckpointError
 
@@ -36,7 +37,7 @@ class Kind:
     pickled: bool = False
 
 
-_CONVERT = "`hdit convert {path}` turns a k-diffusion checkpoint into ours"
+_CONVERT = "`hdit convert {path}` turns the checkpoints of other programs into ours"
 _DOWNLOAD = "download it again, and take the file, not the page about it: on Hugging Face the address with /resolve/, not /blob/"
 _UNPACK = "unpack it, and give the .safetensors file inside"
 _OTHER = "another program's format, which hdit does not read: look for the model as .safetensors"
@@ -228,20 +229,24 @@ def unwrapped(names: Collection[str]) -> dict[str, str]:
     return {}
 
 
-def not_ours(path: str, *, names: Collection[str], has_config: bool) -> CheckpointError:
+def not_ours(path: str, *, names: Mapping[str, Any], has_config: bool) -> CheckpointError:
     """The error for a safetensors file that hdit did not write.
 
     Args:
         names: of its tensors.
-        has_config: whether k-diffusion's configuration lies in it.
+        has_config: whether a configuration lies in it.
     """
+    from hdit_cli.models.foreign import format_of  # which loads torch
+
     told, prefix = f"{path} is not an hdit checkpoint", prefix_of(names)
-    option = "" if has_config else " --config CONFIG.json"
+    known = format_of(unwrapped(names), None)
+    option = "" if has_config or (known is not None and not known.NEEDS_CONFIG) else " --config CONFIG.json"
     if prefix:
         told += f": the names of its tensors all begin with {prefix!r}"
-        return CheckpointError(told, hint=f"`hdit convert {path}{option}` takes that off a k-diffusion checkpoint")
-    if has_config:
-        return CheckpointError(told, hint=f"`hdit convert {path}` turns a k-diffusion checkpoint into ours")
+        return CheckpointError(told, hint=f"`hdit convert {path}{option}` takes that off")
+    if known is not None or has_config:
+        what = known.TITLE if known is not None else "another program's checkpoint"
+        return CheckpointError(told, hint=f"`hdit convert {path}{option}` turns {what} into ours")
     return CheckpointError(
-        told, hint=f"give a file that hdit wrote; `hdit convert {path}{option}` takes k-diffusion's HDiT"
+        told, hint=f"give a file that hdit wrote; `hdit convert {path}{option}` takes those of other programs"
     )

@@ -31,6 +31,7 @@ _LARGEST_COUNT = 10**18
 # bytes of a number of each kind; the first four are what weights are made of
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
 _BYTES = {**FLOATS, "I64": 8, "U64": 8, "C64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 _NEWER = "was it written by a newer hdit? Else it is damaged, or no checkpoint: get it again"

@@ -5,12 +5,41 @@ differ from ours in places (sigma_data 1, weighting "karras").
 """
 
 import math
+from collections.abc import Mapping
 from reprlib import repr as short
 from typing import Any
 
+from torch import Tensor
 
-class Unsupported(ValueError):
-    """A configuration that asks for something this project does not have."""
+from hdit_cli.models.foreign import Described, Unknown, Unsupported
+
+TITLE = "k-diffusion's HDiT"
+NEEDS_CONFIG = True
+
+
+def knows(names: Mapping[str, Any], config: Mapping[str, Any] | None) -> bool:
+    """Whether these are the names of an `image_transformer_v2`, or this is a configuration of k-diffusion."""
+    model = (config or {}).get("model")
+    return {"patch_in.proj.weight", "time_in_proj.weight"} <= names.keys() or (
+        isinstance(model, dict) and "input_size" in model
+    )
+
+
+def tensors(named: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """Its names are ours."""
+    return dict(named)
+
+
+def recipe(named: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> Described:
+    """See `kdiffusion_recipe`; the configuration lies in slim checkpoints, or beside."""
+    if config is None:
+        raise Unknown("carries no configuration")
+    return Described(kdiffusion_recipe(dict(config)))
+
+
+def remarks(named: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Nothing."""
+    return ()
 
 
 def kdiffusion_recipe(config: dict[str, Any]) -> dict[str, Any]:
