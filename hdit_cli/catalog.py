@@ -11,6 +11,10 @@ CATALOG: dict[str, dict[str, str]] = {
         "hdit": "hdit_cli.models.hdit:HDiT",
         "dit": "hdit_cli.models.dit:DiT",
     },
+    "growth": {  # what `train --init` asks a network of that type
+        "hdit": "hdit_cli.models.hdit_growth:HDiTGrowth",
+        "dit": "hdit_cli.models.dit_growth:DiTGrowth",
+    },
     "task": {
         "denoise": "hdit_cli.tasks.denoise:Denoise",
         "ddpm": "hdit_cli.tasks.ddpm:DDPM",

@@ -60,6 +60,34 @@ def test_a_fresh_start_that_is_refused_moves_nothing(made, tmp_path, capsys):
     assert not (made / "run.old-1").exists()
 
 
+def test_dit(made, tmp_path, capsys):
+    """From smoke/dit to other patches; and no HDiT starts from it, nor it from an HDiT."""
+    words = ["smoke/dit", "--data", made / "data", "--set", "train.steps=1", "--set", "train.sample_every=0"]
+    words += ["--set", "model.size=[16,16]", "--set", "model.width=32"]
+    old = tmp_path / "old"
+    assert run(capsys, *words, "--run", old)[0] == 0
+    larger = [*words, "--set", "model.patch=8", "--set", "model.depth=3", "--run", tmp_path / "new"]
+    code, _, err = run(capsys, *larger, "--init", old)
+    assert code == 0
+    for told in (
+        f"starts from {old}: ema weights, step 1, sha256",
+        "positions computed for 2 x 2 tokens (4 x 4 there), not interpolated",
+        "patches of 8 fitted to those of 4",
+        "block 2 is new, the identity at the start",
+        "classes kept: rose, tulip",
+    ):
+        assert told in err
+    assert json.loads((tmp_path / "new" / "init.json").read_text())["parts"]["patches"]["fitted"][0] == 4
+    code, _, err = run(capsys, *words, "--run", tmp_path / "none", "--init", made / "run")
+    assert code == 2
+    assert "model.type is hdit there, dit here" in err
+    hourglass = [made / "tiny.toml", "--data", made / "data", "--run", tmp_path / "none", "--init", old]
+    code, _, err = run(capsys, *hourglass)
+    assert code == 2
+    assert "model.type is dit there, hdit here" in err
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.slow
 def test_two_processes(made, tmp_path):
     command = [sys.executable, "-m", "hdit_cli", "train", made / "tiny.toml", "--data", made / "data"]
