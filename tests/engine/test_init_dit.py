@@ -231,11 +231,11 @@ CASES = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dit")
-    run(folder / "run", running(120), pictures(folder, ["red", "blue"]))
+    run(folder / "run", running(120, lr=2e-3), pictures(folder, ["red", "blue"]))
     return folder / "run"
 
 
-def running(steps=4, **model):
+def running(steps=4, lr=2e-4, **model):
     fixed = {
         "steps": steps,
         "save_every": 1000,
@@ -246,7 +246,7 @@ def running(steps=4, **model):
     }
     recipe = recipe_of(**{"width": 32, **model}).to_dict()
     recipe["train"].update(fixed)
-    recipe["optimizer"].update(warmup=0, lr=2e-3)
+    recipe["optimizer"].update(warmup=0, lr=lr)
     return tiny_recipe(**recipe)
 
 
@@ -258,6 +258,6 @@ def test_it_starts_below_a_new_run(case, trained, tmp_path):
     run(tmp_path / "init", recipe, data, init=trained)
     run(tmp_path / "new", recipe, data)
     first, new = losses(tmp_path / "init"), losses(tmp_path / "new")
-    print(case, first, new)
-    assert first[0] < 0.8 * new[0]
-    assert sum(first) < 0.8 * sum(new)
+    most = 0.85 if case == "larger patches" else 0.5  # averaging leaves 3/4 of the noise unseen
+    assert first[0] < most * new[0]
+    assert sum(first) < most * sum(new)
