@@ -16,6 +16,8 @@ from hdit_cli.engine.sharing.convert import convert
 from hdit_cli.errors import UsageError
 from hdit_cli.models.dit import DiT
 from hdit_cli.models.dit_names import NotDiT, arguments_of, from_diffusers, is_diffusers, is_official
+from hdit_cli.tasks.ddpm import DDPM
+from hdit_cli.tasks.task import Drawn
 
 CASES = golden.cases("dit.safetensors")
 TABLE = linear_table()
@@ -113,6 +115,10 @@ def test_noised(case):
     assert relative(TABLE.noised(x0, t, noise), x_t) < 1e-6
 
 
+def task_of(case):
+    return DDPM(case.network, timesteps=1000, learned_variance=True, clip=False, class_dropout=0.0)
+
+
 def test_losses(case):
     x0, x_t, t, y, noise = case.has("x0", "x_t", "t", "y", "noise")
     out = case.network(x_t, t, label=y)
@@ -121,6 +127,7 @@ def test_losses(case):
     assert relative(mse, case.io["loss_mse"]) < 5e-6
     assert relative(bound, case.io["loss_vb"]) < 5e-6
     assert relative(mse + bound, case.io["loss_loss"]) < 5e-6
+    assert relative(task_of(case)(Drawn(x0, noise, t, {"label": y})).loss, case.io["loss_loss"]) < 5e-6
     if "loss_kl_full" in case.io:
         assert relative(1000 * bound, case.io["loss_kl_full"]) < 5e-6
 
@@ -136,10 +143,8 @@ def test_gradients_of_the_loss(case):
     if "grad_norms_loss" not in case.facts:
         pytest.skip("the case has no gradient norms")
     half = x0.shape[1]
-    out = case.network(x_t, t, label=y)
-    bound = TABLE.bound(torch.cat([out[:, :half].detach(), out[:, half:]], dim=1), x0, x_t, t)
     case.network.zero_grad()
-    ((noise - out[:, :half]).square().flatten(1).mean(1) + bound).mean().backward()
+    task_of(case)(Drawn(x0, noise, t, {"label": y})).loss.mean().backward()
     trained = {name for name, parameter in case.network.named_parameters() if parameter.requires_grad}
     assert set(case.facts["grad_norms_loss"]) == trained
     check_gradients(case.network, case.facts["grad_norms_loss"])
