@@ -104,9 +104,8 @@ def measure(arguments, width, patch, seed):
     trained = time.perf_counter() - started
     model = load(run, device="cpu")
     counted = count(Recipe.from_dict(model.recipe), classes=len(model.classes))
-    score = command(
-        "eval-fid", run, "-n", arguments.n, "--features", arguments.features, "--metrics", "fd,swd", "--allow-small", "--json", "--steps", 25
-    )  # fmt: skip
+    how = ["--features", arguments.features, "--metrics", "fd,swd", "--allow-small", "--steps", 25, "--json"]
+    score = command("eval-fid", run, "-n", arguments.n, *how)
     values = json.loads(score)["scores"]
     return {
         "width": width, "patch": patch, "seed": seed,
