@@ -45,6 +45,11 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
     return {**parts, "total": sum(parts.values())}
 
 
+def weights(recipe: Recipe, *, device: str, classes: int = 0) -> int:
+    """Bytes of all parameters."""
+    return _step_of(recipe, device=device, classes=classes).weights
+
+
 class _Step:
     """Forward and backward of one micro-batch of a recipe.
 
@@ -76,6 +81,12 @@ class _Step:
             losses.loss.mean().backward()
 
         return follow(self.task, step, device=self.device)
+
+
+def _step_of(recipe: Recipe, *, device: str, classes: int) -> _Step:
+    section = recipe.train.model_copy(update={"batch_size": 1, "accumulate": 1})  # of which one micro-batch knows nothing
+    alike: Any = recipe.model_copy(update={"train": section})
+    return _step(alike, device=device, classes=class_count(recipe, classes=[""] * classes))
 
 
 @lru_cache(maxsize=8)

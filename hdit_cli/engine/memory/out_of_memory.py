@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hdit_cli import runtime
-from hdit_cli.engine.memory.estimate import estimate
+from hdit_cli.engine.memory.estimate import estimate, weights
 from hdit_cli.errors import OutOfMemory, is_out_of_memory
 from hdit_cli.recipe import Recipe
 
@@ -46,31 +46,32 @@ def in_training(recipe: Recipe) -> OutOfMemory:
     section, world, device = recipe.train, runtime.ranks().world, runtime.device().type
     share = section.batch_size // world
 
-    def needs(other: Recipe) -> dict[str, int]:
+    def needs(other: Recipe) -> int:
         images = max(1, other.train.batch_size // world // other.train.accumulate)
-        return estimate(other, images=images, device=device, processes=world)
+        return estimate(other, images=images, device=device, processes=world)["total"]
+
+    def same_model(switch: dict[str, Any]) -> bool:
+        return weights(changed(recipe, switch), device=device) == weights(recipe, device=device)
 
     now = needs(recipe)
-    most = now["total"]
     lighter = [*recipe.model.lighter()]
-    same = [switch for switch in lighter if needs(changed(recipe, switch))["weights"] == now["weights"]]
-    switches = [_accumulate(recipe, share=share, needs=lambda other: needs(other)["total"]), *same]
+    switches = [_accumulate(recipe, share=share, needs=needs), *filter(same_model, lighter)]
     if section.precision != "bf16":
         switches.append({"train.precision": "bf16"})
     if smaller := max(1, share // section.accumulate // 4) * world * section.accumulate:
         switches.append({"train.batch_size": smaller} if smaller < section.batch_size else {})
-    switches += [switch for switch in lighter if switch not in same]  # another model
+    switches += [switch for switch in lighter if not same_model(switch)]
     found = []
     for switch in switches:
         if len(found) == _NAMED:
             break
-        needed = needs(changed(recipe, switch))["total"]
-        if needed < most:
+        needed = needs(changed(recipe, switch))
+        if needed < now:
             words = " ".join(f"--set {key}={str(value).lower()}" for key, value in switch.items())
             found.append(f"{words} (about {runtime.readable(needed)})")
     what = f"batch {section.batch_size}, accumulate {section.accumulate}, precision {section.precision}"
     return OutOfMemory(
-        f"out of memory at {what}: a step needs about {runtime.readable(most)}",
+        f"out of memory at {what}: a step needs about {runtime.readable(now)}",
         hint="what helps: " + (", or ".join(found) or "a smaller model, or a device with more memory"),
     )
 

@@ -243,6 +243,8 @@ _MOST = 2**14
 
 def _computed(func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """func(*args, **kwargs) on the meta device; layers repeat, and shapes that were computed once are remembered."""
+    if _is_view(func):
+        return func(*args, **kwargs)
     key = (func, _kind(args), _kind([*kwargs.values()]), *kwargs)
     if key in _fresh:
         shape, strides, dtype = _fresh[key]
@@ -263,6 +265,12 @@ def _kind(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     return tuple(map(_kind, value)) if isinstance(value, list) else (type(value), value)
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    """Whether an operation returns what it was given, or a part of it."""
+    return any(each.alias_info is not None for each in func._schema.returns)
 
 
 @cache
