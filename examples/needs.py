@@ -1,8 +1,8 @@
-"""What the shipped recipes need, by arithmetic alone: prints the tables of docs/what-do-i-need.md.
+"""What the shipped recipes need, without running them: prints the tables of docs/what-do-i-need.md.
 
 python examples/needs.py
 
-Memory is the project's own formula (`hdit train --dry-run` prints it for one recipe) for CUDA, with the tiled attention, which
+Memory is the project's own estimate (`hdit train --dry-run` prints it for one recipe) for CUDA, with the tiled attention, which
 needs the most. Where triton is installed it is FlexAttention's, up to a tenth less. Time is multiply-accumulates over what a card
 is taken to do. Nothing is run.
 """

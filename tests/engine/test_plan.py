@@ -128,6 +128,23 @@ def test_a_smaller_batch_or_model_comes_last():
     assert found == [("train.accumulate", "2"), ("train.batch_size", "16"), ("model.levels.0.depth", "2")]
 
 
+DIT = {"type": "dit", "size": [16, 16], "patch": 2, "depth": 4, "width": 32, "heads": 2, "classes": "data"}
+
+
+@pytest.mark.parametrize("task", ["denoise", "ddpm"])
+def test_another_network_and_task_have_switches_of_their_own(task):
+    recipe = tiny_recipe(model=DIT, task={"type": task}, train__batch_size=64, train__precision="bf16")
+    again = apply(recipe, [("model.checkpoint", "true")])
+    keys = {
+        recipe: ["train.accumulate", "model.checkpoint", "train.batch_size"],
+        again: ["train.accumulate", "train.batch_size", "model.depth"],
+    }
+    for each, expected in keys.items():
+        found = switches(in_training(each))
+        assert [key for key, _ in found] == expected
+        assert all(needs(apply(each, [switch])) < needs(each) for switch in found)
+
+
 def test_sampling_and_drawing():
     error = in_sampling(images=64, size=(48, 32), unit=(16, 16), cfg=2.0)
     assert "--batch-size 16" in error.hint and "--size 16x16" in error.hint and "--cfg 1" in error.hint

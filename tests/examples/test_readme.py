@@ -131,9 +131,10 @@ def test_every_command_can_be_typed(page, words):
 # What do I need?
 
 
+@pytest.mark.slow
 def test_needs_are_what_the_script_says(capsys):
     if importlib.util.find_spec("triton") is not None:
-        pytest.skip("with triton the formula is FlexAttention's")
+        pytest.skip("with triton the attention is FlexAttention's")
     spec = importlib.util.spec_from_file_location("needs", ROOT / "examples" / "needs.py")
     needs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(needs)

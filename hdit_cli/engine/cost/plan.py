@@ -1,4 +1,4 @@
-"""What a run would cost, before it begins: the facts that `--dry-run` prints, by arithmetic alone."""
+"""What a run would cost, before it begins: the facts that `--dry-run` prints, without a step."""
 
 from pathlib import Path
 from typing import Any
