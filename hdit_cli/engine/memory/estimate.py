@@ -84,7 +84,8 @@ class _Step:
 
 
 def _step_of(recipe: Recipe, *, device: str, classes: int) -> _Step:
-    section = recipe.train.model_copy(update={"batch_size": 1, "accumulate": 1})  # of which one micro-batch knows nothing
+    # one micro-batch knows nothing of these
+    section = recipe.train.model_copy(update={"batch_size": 1, "accumulate": 1})
     alike: Any = recipe.model_copy(update={"train": section})
     return _step(alike, device=device, classes=class_count(recipe, classes=[""] * classes))
 
