@@ -166,6 +166,8 @@ def tensors(before: Path, after: Path, found: Found, *, where: str) -> None:
             continue
         if a is None or b is None:
             found.differs(f"{where}: header's {name} is {a!r} before, {b!r} after")
+        elif name == "hdit.sha256" and old_words.get("hdit.recipe") != new_words.get("hdit.recipe"):
+            found.tell("hdit.sha256 of a header that differs as told", where)
         elif name == "hdit.recipe":
             facts(json.loads(a), json.loads(b), found, where=f"{where} {name}", recipe=True)
         elif name in ("hdit.classes", "hdit.data"):
