@@ -14,6 +14,8 @@ from hdit_cli.engine.memory.out_of_memory import changed, in_drawing, in_samplin
 from hdit_cli.engine.training import trackers
 from hdit_cli.errors import OutOfMemory, UsageError
 
+DIT = {"type": "dit", "size": [16, 16], "patch": 2, "depth": 4, "width": 32, "heads": 2, "classes": "data"}
+
 
 @pytest.fixture
 def own_precision():
@@ -39,6 +41,13 @@ def test_the_estimate_is_what_a_step_takes(precision, accumulate, tiny_data, own
     recipe = tiny_recipe(train__precision=precision, train__accumulate=accumulate, train__batch_size=16)
     found = estimate(recipe, images=16 // accumulate, device="cpu", classes=2)
     assert found["total"] == sum(size for name, size in found.items() if name != "total")
+    assert found["total"] == pytest.approx(real_peak(recipe, tiny_data), rel=0.2)
+
+
+@pytest.mark.parametrize(("task", "precision"), [("ddpm", "bf16"), ("denoise", "fp32")])
+def test_the_estimate_of_another_network_and_task(task, precision, tiny_data, own_precision):
+    recipe = tiny_recipe(model=DIT, task={"type": task}, train__precision=precision, train__batch_size=16)
+    found = estimate(recipe, images=16, device="cpu", classes=2)
     assert found["total"] == pytest.approx(real_peak(recipe, tiny_data), rel=0.2)
 
 
@@ -126,9 +135,6 @@ def test_a_smaller_batch_or_model_comes_last():
     levels = [{**level, "checkpoint": True, "depth": 4} for level in tiny_recipe().to_dict()["model"]["levels"]]
     found = switches(in_training(tiny_recipe(train__batch_size=64, train__precision="bf16", model__levels=levels)))
     assert found == [("train.accumulate", "2"), ("train.batch_size", "16"), ("model.levels.0.depth", "2")]
-
-
-DIT = {"type": "dit", "size": [16, 16], "patch": 2, "depth": 4, "width": 32, "heads": 2, "classes": "data"}
 
 
 @pytest.mark.parametrize("task", ["denoise", "ddpm"])
