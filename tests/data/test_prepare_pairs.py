@@ -5,6 +5,8 @@ import io
 import json
 import os
 import tracemalloc
+import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,31 @@ def test_each_picture_keeps_its_own(tmp_path_factory, world):
             assert label == labels[number]["folder"] or (label is None and "no-label" in notes)
         own = set(captions[number].values())
         assert caption in own if own else caption is None
+
+
+def test_what_comes_twice_beside_a_picture_or_lies_beside_two_is_nobodys(tmp_path):
+    """As in a tar: in doubt no caption and no class, and that is told, whichever is written first."""
+    members = [("r/a.png", picture(0)), ("r/a.txt", b"one"), ("r/a.png", picture(1)), ("r/a.json", b'{"label": "k"}')]
+    members += [("r/b.png", picture(2)), ("r/b.txt", b"one"), ("r/b.TXT", b"two"), ("r/c.png", picture(3))]
+    members += [
+        ("r/c.json", b'{"label": "k"}'),
+        ("r/c.JSON", b'{"label": "l"}'),
+        ("r/d.png", picture(4)),
+        ("r/d.txt", b"d"),
+    ]
+    doubt = ("bad-caption", "bad-json", "bad-label")
+    expected = [
+        (2, "r", None, ("bad-caption",)), (3, None, None, ("bad-json", "bad-label")), (4, "r", "d", ()),
+    ]  # fmt: skip
+    for number, order in enumerate((members, members[::-1])):
+        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as archive:
+            for name, data in order:
+                archive.writestr(name, data)
+        told = sorted(pairs(prepared(tmp_path / f"{number}.zip")))
+        assert told == [(0, None, None, doubt), (1, None, None, doubt), *expected]
+    folder = write_folder(tmp_path / "set", dict(members[4:]))
+    if len(os.listdir(folder / "r")) == len(members[4:]):  # a file system that tells .txt from .TXT
+        assert pairs(prepared(folder)) == expected
 
 
 # Several sources

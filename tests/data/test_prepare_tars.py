@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sources import listed, number_of, pairs, picture, prepared, write_tar
 
@@ -63,6 +63,46 @@ def test_where_names_come_twice_only_neighbours_belong_together(tmp_path):
     assert pairs(prepared(write_tar(tmp_path / "t.tar", data))) == [
         (1, None, None, ("split-sample",)), (3, "c", None, ()), (2, None, None, ("split-sample",)), (4, None, None, ()),
     ]  # fmt: skip
+
+
+def test_halves_take_nothing_that_the_other_half_may_own(tmp_path):
+    """A name comes twice, so that neighbours belong together: but a.cls is a.png's, not a.y's, and a.z has its own."""
+    members = [
+        ("a.y.png", picture(1)),
+        ("a.cls", b"wrong"),
+        ("a.txt", b"wrong"),
+        ("b.png", picture(2)),
+        ("a.png", picture(3)),
+    ]
+    members += [
+        ("b.png", picture(4)),
+        ("r/a.z.png", picture(5)),
+        ("r/a.cls", b"?"),
+        ("c.png", picture(6)),
+        ("r/a.z.cls", b"z"),
+    ]
+    assert pairs(prepared(write_tar(tmp_path / "t.tar", members))) == [
+        (3, None, None, ("split-sample",)), (1, None, None, ("split-sample",)), (2, None, None, ()), (4, None, None, ()),
+        (6, None, None, ()), (5, None, None, ("split-sample",)),
+    ]  # fmt: skip
+
+
+def test_a_link_owns_what_has_its_name_and_hides_what_it_would_tell(tmp_path):
+    """Links are refused: what lies beside one is still of it alone, and no folder steps in for a class that is a link."""
+    write_tar(
+        tmp_path / "t.tar",
+        [("r/a.x.png", picture(1)), ("r/a.cls", b"of a"), ("r/b.png", picture(2)), ("r/c.png", picture(3))],
+    )
+    with tarfile.open(tmp_path / "t.tar", "a") as archive:
+        for name, kind in (("r/a.png", tarfile.SYMTYPE), ("r/b.cls", tarfile.LNKTYPE), ("r/c.txt", tarfile.LNKTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "r/a.cls"
+            archive.addfile(link)
+    told = prepared(tmp_path / "t.tar")
+    assert pairs(told) == [
+        (1, None, None, ("split-sample",)), (2, None, None, ("split-sample",)), (3, "r", None, ("split-sample",)),
+    ]  # fmt: skip
+    assert [entry.path for entry, _ in told if entry.code == "not-a-file"] == ["r/a.png", "r/b.cls", "r/c.txt"]
 
 
 def test_duplicate_keys_and_case_twins_have_no_class(tmp_path):
@@ -151,51 +191,135 @@ def test_the_last_sample_of_a_cut_tar_may_be_two_of_one_name(tmp_path):
 
 
 NAMES = ["a", "b", "a.x", "a.y", "c/a", "c/b.x", "A"]
+MEMBERS = {"c": ["cls"], "t": ["txt"], "j": ["json"], "ct": ["cls", "txt"], "cj": ["cls", "json"]}
+BLOCK = 512  # of a tar; each member here has one for its header and one for its bytes
+
+
+@st.composite
+def colliding(draw):
+    """Samples (name, what they have) one behind the other, perhaps cut off; or of single names, in any order.
+
+    Returns the samples, the members in their order as (number of the sample, suffix), and where to cut: None = nowhere.
+    """
+    several = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(["", *MEMBERS])), min_size=1, max_size=7)
+    samples = draw(several)
+    shuffled = draw(st.booleans())
+    if shuffled:
+        samples = list(dict(samples).items())
+    members = []
+    for number, (_, has) in enumerate(samples):
+        members += draw(st.permutations([(number, suffix) for suffix in ["png", *MEMBERS.get(has, [])]]))
+    if shuffled:
+        members = draw(st.permutations(members))
+    return samples, members, draw(st.none() | st.integers(BLOCK, BLOCK * (2 * len(members) + 2)))
+
+
+def in_order(names, order, blocks=None):
+    """An example of `colliding`: name => what it has, its members' names as they follow, how many blocks are left."""
+    samples = list(names.items())
+    numbers = {name: number for number, (name, _) in enumerate(samples)}
+    members = [(numbers[name], suffix) for name, _, suffix in (one.rpartition(".") for one in order.split())]
+    return samples, members, blocks and blocks * BLOCK
+
+
+WHOLE_NAME_IS_ELSEWHERE = in_order(
+    {"a": "c", "a.x": "c", "a.y": "", "b": "ct", "c/a": "c", "c/b.x": "ct"},
+    "a.png a.x.png a.x.cls b.png a.y.png a.cls b.cls b.txt c/a.png c/a.cls c/b.x.png c/b.x.cls c/b.x.txt",
+    blocks=13,
+)
 
 
 @settings(max_examples=100, deadline=None)
-@given(data=st.data())
-def test_no_picture_takes_anothers_label_or_caption(tmp_path_factory, data):
-    """Samples with colliding names, one behind the other, perhaps cut off; or of single names, in any order."""
-    samples = data.draw(
-        st.lists(
-            st.tuples(st.sampled_from(NAMES), st.sampled_from(["", "c", "t", "j", "ct", "cj"])), min_size=1, max_size=7
-        )
-    )
-    shuffled = data.draw(st.booleans())
-    if shuffled:
-        samples = list(dict(samples).items())
+@given(world=colliding())
+@example(world=WHOLE_NAME_IS_ELSEWHERE)
+@example(
+    world=in_order({"a": "c", "a.y": "", "b": "c"}, "a.y.png a.cls b.png b.cls a.png", blocks=8)
+)  # its picture is lost
+@example(world=in_order({"a": "j", "a.y": "", "b": "j"}, "a.json a.y.png b.png b.json a.png", blocks=8))
+@example(
+    world=in_order({"a": "t", "a.y": "t", "b": ""}, "a.y.png a.txt b.png a.y.txt a.png", blocks=6)
+)  # its own is lost
+def test_no_picture_takes_anothers_label_or_caption(tmp_path_factory, world):
+    samples, order, cut = world
     members, truth = [], {}
     for number, (name, has) in enumerate(samples):
-        own = [(f"{name}.png", picture(number))]
-        own += [(f"{name}.cls", b"class%d" % number)] * ("c" in has) + [(f"{name}.txt", b"text%d" % number)] * (
-            "t" in has
-        )
-        own += [(f"{name}.json", b'{"label": "class%d", "caption": "text%d"}' % (number, number))] * ("j" in has)
         label = f"class{number}" if set(has) & set("cj") else "c" if name.startswith("c/") else None
         truth[number] = (label, f"text{number}" if set(has) & set("tj") else None)
-        members += data.draw(st.permutations(own))
-    if shuffled:
-        members = data.draw(st.permutations(members))
+    for number, suffix in order:
+        told = {
+            "png": picture(number),
+            "cls": b"class%d" % number,
+            "txt": b"text%d" % number,
+            "json": b'{"label": "class%d", "caption": "text%d"}' % (number, number),
+        }
+        members.append((f"{samples[number][0]}.{suffix}", told[suffix]))
     path = write_tar(tmp_path_factory.mktemp("t") / "x.tar", members)
-    end = path.stat().st_size
-    cut = data.draw(st.one_of(st.just(end), st.integers(512, end)))
-    os.truncate(path, cut)
+    os.truncate(path, path.stat().st_size if cut is None else cut)
     try:
         outcomes = prepared(path)
     except DataError:
-        assert cut < end
+        assert cut is not None
         return
     kept = pairs(outcomes)
     assert len({number for number, *_ in kept}) == len(kept)
     for number, label, caption, codes in kept:
         folder = "c" if samples[number][0].startswith("c/") else None
         assert label in (None, folder, truth[number][0]) and caption in (None, truth[number][1])
-        if cut == end:
+        if cut is None:
             assert label == truth[number][0] or codes, "what was lost is told"
             assert caption == truth[number][1] or codes
-    if cut == end:
+    if cut is None:
         assert len(kept) == len(samples) and len(outcomes) == len(members)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    names=st.lists(
+        st.builds(
+            "{}{}.{}".format,
+            st.sampled_from(["a", "b", "c/a"]),
+            st.sampled_from(["", ".x", ".y"]),
+            st.sampled_from(["png", "png", "cls", "json", "txt"]),
+        ),
+        min_size=2,
+        max_size=9,
+        unique=True,
+    ),
+    order=st.randoms(use_true_random=False),
+)
+def test_order_and_a_cut_change_nothing_of_whose_a_file_is(tmp_path_factory, names, order):
+    """In any order the same; cut off, what the whole tar gives or nothing, while every kind of file was seen before."""
+    kinds = ["z.png", "z.cls", "z.json", "z.txt"]
+    names = [*kinds, *sorted(names)]
+    root = tmp_path_factory.mktemp("t")
+
+    def written(names):
+        texts = {"cls": "class %s", "json": '{"label": "json %s", "caption": "told %s"}', "txt": "text %s"}
+        filled = {name: texts.get(name.rpartition(".")[2], "").replace("%s", name).encode() for name in names}
+        pictures = {name: picture(number) for number, name in enumerate(sorted(names)) if name.endswith("png")}
+        return write_tar(root / "x.tar", [(name, pictures.get(name) or filled[name]) for name in names])
+
+    def told():
+        outcomes = {entry.path: (entry, outcome) for entry, outcome in prepared(root / "x.tar")}
+        return {
+            name: (entry.group, outcome.members.get(".txt"), outcome.codes)
+            for name, (entry, outcome) in outcomes.items()
+            if outcome.verdict == "kept"
+        }
+
+    written(names)
+    whole = told()
+    order.shuffle(rest := names[4:])
+    path = written([*kinds, *rest])
+    assert told() == whole
+    os.truncate(path, 2 * BLOCK * order.randint(5, len(names)))
+    for name, (label, caption, codes) in told().items():
+        assert label in (None, whole[name][0]) and (label == whole[name][0] or codes)
+        own = (
+            f"told {name.removesuffix('.png')}.json".encode()
+        )  # what it has where its .txt may be among what was cut off
+        assert caption in (None, whole[name][1], own)
+        assert caption == whole[name][1] or caption == own or codes
 
 
 @settings(max_examples=50, deadline=None)

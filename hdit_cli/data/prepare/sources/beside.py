@@ -4,6 +4,7 @@ Its class: tables go before the `.json`, and that before the first folder of the
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from hdit_cli.data.prepare.facts.facts import BAD_CAPTION, BAD_JSON, BAD_LABEL, JSON_BYTES, Facts, facts_in
@@ -31,7 +32,7 @@ class Beside:
         sides = [path for path in paths if is_side_name(path)]
         self._texts = {stem(path): path for path in sides if path.lower().endswith(".txt")}
         self._jsons = {stem(path): path for path in sides if path.lower().endswith(".json")}
-        self._twice = {one for one, other in itertools.pairwise(sides) if one == other}
+        self._twice = _twice(paths)
         candidates = (stem(path) for path in paths if not is_side_name(path)) if self._texts else ()
         self._captions = {self._texts[name] for name in candidates if name in self._texts}
         self._near = self._pair_in_nfc(paths)
@@ -60,7 +61,7 @@ class Beside:
         """Gives a candidate, whose group is that of its folder, its class and its caption."""
         table = self._scope.facts(entry.path) if self._scope else None
         name = stem(entry.path) if self._jsons or self._texts else ""
-        beside = self._described(name)
+        beside = self._described(name, entry.path)
         notes = {*beside.notes, *(table.notes if table else ()), *([NEAR_NAME] if name in self._near else [])}
         is_told = table is not None and (table.label is not None or BAD_LABEL in table.notes)
         if is_told or (self._scope is not None and self._scope.has_labels and beside.label is None):
@@ -68,6 +69,9 @@ class Beside:
         elif beside.label is not None:
             entry.group = beside.label
             notes.discard(NO_LABEL_TOLD)
+        elif BAD_JSON in beside.notes and self._is_twice(entry.path, self._jsons[name]):
+            entry.group = None
+            notes.add(BAD_LABEL)
         self.labels_told = self.labels_told or is_told or beside.label is not None
         if table is not None and table.caption is not None:
             entry.text = table.caption
@@ -77,7 +81,7 @@ class Beside:
 
     def _caption(self, entry: Entry, name: str, notes: set[str], described: str | None) -> None:
         text = self._texts.get(name)
-        if text in self._twice:
+        if text is not None and self._is_twice(entry.path, text):
             notes.add(BAD_CAPTION)
         elif text is not None:
             entry.caption = self._place_of(text)
@@ -85,15 +89,29 @@ class Beside:
         else:
             entry.text = described
 
-    def _described(self, name: str) -> Facts:
+    def _is_twice(self, path: str, side: str) -> bool:
+        """Whether a picture, or what lies beside it, comes twice, so that nobody knows which goes with which."""
+        return not self._twice.isdisjoint((path, side))
+
+    def _described(self, name: str, of: str) -> Facts:
         path = self._jsons.get(name)
         if path is None:
             return Facts()
-        place = None if path in self._twice else self._place_of(path)
+        place = None if self._is_twice(of, path) else self._place_of(path)
         try:
             return facts_in(read_small(place, limit=JSON_BYTES + 1)) if place else Facts(notes=(BAD_JSON,))
         except Refused:
             return Facts(notes=(BAD_JSON,))
+
+
+def _twice(paths: list[str]) -> set[str]:
+    """The paths that come twice, as in a zip, and the captions and descriptions of one picture that differ only in case."""
+    sides = (path for path in paths if path.lower().endswith((".txt", ".json")))
+    kinds = {path: (stem(path), path.removeprefix(stem(path)).lower()) for path in sides}
+    times = Counter(kinds.values())
+    return {path for path, kind in kinds.items() if times[kind] > 1} | {
+        one for one, other in itertools.pairwise(paths) if one == other
+    }
 
 
 def read_tables(tables: list[Entry], *, prefix: str, outer: Scope | None, names: Names) -> Scope | None:

@@ -2,17 +2,20 @@
 
 What a sample is, webdataset's own functions say: members that follow each other and whose names are equal up to the first
 dot. Of that library only two functions on names are called: nothing of it opens, decodes or runs anything here. One thing
-is added: a tar in which no name comes twice is a folder that was packed, so there the members may lie anywhere.
+is added: a tar in which no name comes twice is a folder that was packed, so there the members may lie anywhere. A tar that
+was cut off may be one or the other: there a picture has only what both readings give it, whatever was lost.
 
 A picture's class is the text of its sample's `.cls`, else what its `.json` says, else the first folder of its name. In a
 sample of several pictures `a.b.jpg` goes with `a.b.cls`. Where a class could be one or another the picture has none.
 """
 
+import functools
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hdit_cli.data.prepare.facts.facts import BAD_CAPTION, BAD_JSON, BAD_LABEL, JSON_BYTES, Facts, facts_in, label_name
 from hdit_cli.data.prepare.facts.paths import first_folder, is_side_name
@@ -22,10 +25,12 @@ from hdit_cli.data.prepare.sources.places import Place, read_small
 from hdit_cli.data.prepare.sources.refused import Refused
 from hdit_cli.data.prepare.sources.zips import wrapper
 
+NOT_A_FILE = "not-a-file"
 SPLIT_SAMPLE = "split-sample"  # the rest of its sample lies elsewhere, or was cut off
 
 _LABEL_BYTES = 1 << 16
 _META = re.compile(r"__[^/]*__($|/)")  # names that webdataset takes for its own notes
+_TELLING = ("cls", "json", "txt")  # suffixes of what tells of pictures
 
 
 @dataclass(slots=True)
@@ -34,15 +39,20 @@ class Member:
 
     Args:
         name: in the tar.
-        entry: without class and caption yet.
+        entry: without class and caption yet. One that was refused at sight (a link) is in no sample, but what has its name
+            may be of it.
+        key: its name up to the first dot; "" where webdataset drops it.
         field: what stands between the first dot of its name and the last: "b" of a.b.jpg.
         suffix: what stands behind the last dot.
+        is_candidate: it is, or stands for, a picture.
     """
 
     name: str
     entry: Entry
+    key: str = ""
     field: str = ""
     suffix: str = ""
+    is_candidate: bool = False
 
 
 def give_labels(members: list[Member], *, classes: list[str] | None, name: str, is_cut: bool) -> None:
@@ -54,148 +64,235 @@ def give_labels(members: list[Member], *, classes: list[str] | None, name: str, 
         name: of the source where the tar is one: a folder around everything that is called so is no class. Else "".
         is_cut: the tar is damaged, so that members of any sample may be missing.
     """
-    around = wrapper([_plain(member.name) for member in members], name) if name else ""
-    samples = list(_samples(members, is_cut=is_cut))
-    by_key: defaultdict[str, list[list[Member]]] = defaultdict(list)
-    for key, sample in samples:
-        by_key[key].append(sample)
-    anywhere = {member.suffix for member in members} if is_cut else set()
-    last = max((number for number, (key, _) in enumerate(samples) if key), default=None) if is_cut else None
-    for number, (key, sample) in enumerate(samples):
-        elsewhere = itertools.chain.from_iterable(by_key[key]) if key and len(by_key[key]) > 1 else ()
-        kinds = anywhere | {member.suffix for member in elsewhere}
-        at_cut = number == last
-        lost = kinds if at_cut else kinds - {member.suffix for member in sample}
-        _Sample(sample, classes, lost=lost, at_cut=at_cut).label(around)
+    here = [member for member in members if member.entry.code != NOT_A_FILE]
+    around = wrapper([_plain(member.name) for member in here], name) if name else ""
+    for member in members:
+        _at_sight(member)
+    by_key: defaultdict[str, list[Member]] = defaultdict(list)
+    for member in members:
+        if member.key:
+            by_key[member.key].append(member)
+    cut_kinds = {member.suffix for member in members} if is_cut else None
+    kinds = functools.lru_cache(maxsize=1 << 10)(lambda key: _Kinds(by_key[key]))
+
+    def samples(groups: Iterable[list[Member]], last: list[Member] | None = None) -> Iterator[_Sample]:
+        for group in groups:
+            family = kinds(group[0].key) if len(group) < len(by_key[group[0].key]) else None
+            yield _Sample(group, family, classes, cut_kinds=cut_kinds, at_cut=group is last)
+        for member in here:
+            if not member.key:
+                yield _Sample([member], None, classes, cut_kinds=cut_kinds)
+
+    has_twins = len({member.name for member in here}) < len(here)
+    if has_twins or is_cut:
+        runs = _runs(here)
+        _give(samples(runs, last=runs[-1] if is_cut and runs else None), around)
+    if not has_twins:  # of a cut tar the twin may be what is lost
+        _give(samples(_packed(by_key)), around, again=is_cut)
 
 
-def _samples(members: list[Member], *, is_cut: bool) -> Iterator[tuple[str, list[Member]]]:
-    """Yields (key, members); files that are in no sample come one by one, with a key that no sample has."""
-    from webdataset.tariterators import base_plus_ext, group_by_keys
+def _at_sight(member: Member) -> None:
+    """What its name tells of it."""
+    from webdataset.tariterators import base_plus_ext
+
+    key, suffixes = base_plus_ext(member.name)
+    is_meta = _META.match(member.name) is not None
+    if suffixes is not None and not is_meta:
+        member.key = str(key)
+        member.field, _, member.suffix = suffixes.lower().rpartition(".")
+    lower = member.name.lower()
+    code = ""
+    if is_meta:
+        code = "side-file"
+    elif lower.endswith(".cls") and not lower.endswith("/.cls") and lower != ".cls":
+        code = "label"
+    elif is_side_name(member.name):
+        code = "caption" if lower.endswith(".txt") else "side-file"
+    member.is_candidate = not code
+    member.entry.code = member.entry.code or code
+
+
+def _runs(members: list[Member]) -> list[list[Member]]:
+    """Neighbours that webdataset has for one sample, without those that are in none."""
+    from webdataset.tariterators import group_by_keys
 
     number = itertools.count()
-    alone: list[Member] = []
-
-    def files() -> Iterator[dict[str, object]]:
-        for member in members:
-            _, suffixes = base_plus_ext(member.name)
-            is_meta = _META.match(member.name) is not None
-            _at_sight(member, is_meta=is_meta)
-            if suffixes is None or is_meta:
-                alone.append(member)
-                continue
-            member.field, _, member.suffix = suffixes.lower().rpartition(".")
-            yield {"fname": member.name, "data": member, "__url__": ""}
-
-    def keys(name: str) -> tuple[str, str]:
-        return str(base_plus_ext(name)[0]), f"\0{next(number)}"  # so that no two members are one field
-
-    runs = [
-        (found["__key__"], [value for value in found.values() if isinstance(value, Member)])
-        for found in group_by_keys(files(), keys=keys)
-    ]
-    yield from runs if is_cut or _has_twins(members) else _joined(runs)  # of a cut tar the twin may be what is lost
-    yield from (("", [member]) for member in alone)
+    keyed = (member for member in members if member.key)
+    found = group_by_keys(
+        ({"fname": member.key, "data": member, "__url__": ""} for member in keyed),
+        keys=lambda key: (key, f"\0{next(number)}"),  # so that no two members are one field
+    )
+    return [[value for value in sample.values() if isinstance(value, Member)] for sample in found]
 
 
-def _has_twins(members: list[Member]) -> bool:
-    return len({member.name for member in members}) < len(members)
+def _packed(by_key: Mapping[str, list[Member]]) -> Iterator[list[Member]]:
+    """All with one key, wherever they lie."""
+    for members in by_key.values():
+        if here := [member for member in members if member.entry.code != NOT_A_FILE]:
+            yield here
 
 
-def _joined(runs: list[tuple[str, list[Member]]]) -> Iterator[tuple[str, list[Member]]]:
-    by_key: dict[str, list[Member]] = {}
-    for key, members in runs:
-        by_key.setdefault(key, []).extend(members)
-    yield from by_key.items()
+class _Verdict(NamedTuple):
+    group: str | None
+    caption: Place | None = None
+    text: str | None = None
+    notes: frozenset[str] = frozenset()
 
 
-def _at_sight(member: Member, *, is_meta: bool) -> None:
-    lower = member.name.lower()
-    if is_meta:
-        member.entry.code = "side-file"
-    elif lower.endswith(".cls") and not lower.endswith("/.cls") and lower != ".cls":
-        member.entry.code = "label"
-    elif is_side_name(member.name):
-        member.entry.code = "caption" if lower.endswith(".txt") else "side-file"
+def _give(samples: Iterable["_Sample"], around: str, *, again: bool = False) -> None:
+    """Gives the members what their samples say. `again`: where that differs from what they have, they have nothing."""
+    for sample in samples:
+        for member in sample.members:
+            entry = member.entry
+            group, caption, text, notes = sample.verdict(member, around)
+            if again:
+                notes |= set(entry.notes)
+                if group != entry.group:
+                    group, notes = None, notes | {SPLIT_SAMPLE}
+                if (caption, text) != (entry.caption, entry.text):
+                    caption, text, notes = None, None, notes | {SPLIT_SAMPLE}
+            entry.group, entry.caption, entry.text = group, caption, text
+            entry.notes = tuple(sorted(notes)) if member.is_candidate else ()
+
+
+class _Kinds:
+    """How often there is what among members with one key."""
+
+    def __init__(self, members: Iterable[Member]) -> None:
+        members = list(members)
+        self.of = Counter((member.field, member.suffix) for member in members)
+        self.suffixes = Counter(member.suffix for member in members)
+        self.has_plain_picture = any(member.is_candidate and not member.field for member in members)
 
 
 class _Sample:
     """Members that belong together.
 
     Args:
-        lost: the suffixes that members of it elsewhere have, or may have had.
+        family: of all members of the tar that have this key; None where these are all.
+        cut_kinds: the suffixes that members of it which were cut off may have had; None = the tar is whole.
         at_cut: the tar was cut off behind it. What it tells may be of a next sample of the same name, whose picture is lost.
     """
 
     def __init__(
-        self, members: list[Member], classes: list[str] | None, *, lost: set[str], at_cut: bool = False
+        self,
+        members: list[Member],
+        family: _Kinds | None,
+        classes: list[str] | None,
+        *,
+        cut_kinds: set[str] | None,
+        at_cut: bool = False,
     ) -> None:
-        self._members = members
-        self._lost = lost
-        count = Counter((member.field, member.suffix) for member in members)
-        self._twins = {field for (field, _), times in count.items() if times > 1}  # webdataset refuses such samples
-        self._fields = {member.field for member in members if not member.entry.code}  # of the pictures
-        telling = [] if at_cut else members
-        self._labels = [(member, _label(member.entry.place, classes)) for member in telling if member.suffix == "cls"]
-        jsons = [member for member in telling if member.suffix == "json"] if classes is None else []
-        self._jsons = [(member, _described(member.entry.place)) for member in jsons]
-        self._texts = [(member, Facts()) for member in telling if member.suffix == "txt"]
+        self.members = members
+        self._here = _Kinds(members)
+        self._family = family or self._here
+        self._cut_kinds = cut_kinds
+        self._twins = {field for (field, _), times in self._here.of.items() if times > 1}  # webdataset refuses these
+        self._told: defaultdict[tuple[str, str], list[tuple[Member, Facts]]] = defaultdict(list)  # by field and suffix
+        for member in members:
+            if not at_cut and member.suffix in _TELLING:
+                self._told[member.field, member.suffix].append((member, _facts(member, classes)))
 
-    def label(self, around: str) -> None:
-        for member in self._members:
-            notes: set[str] = set()
-            member.entry.group = self._group(member, notes, first_folder(_plain(member.name).removeprefix(around)))
-            if not member.entry.code:
-                self._caption(member, notes)
-                member.entry.notes = tuple(sorted(notes))
+    def verdict(self, member: Member, around: str) -> _Verdict:
+        notes: set[str] = set()
+        group = self._group(member, notes, first_folder(_plain(member.name).removeprefix(around)))
+        if not member.is_candidate:
+            return _Verdict(group)
+        caption, text = self._caption(member, notes)
+        return _Verdict(group, caption, text, frozenset(notes))
 
     def _group(self, member: Member, notes: set[str], folder: str | None) -> str | None:
-        in_doubt = False
-        for told in (self._labels, self._jsons):
-            own, of_another = self._pertaining(told, member)
+        doubtful: set[str | None] = set()
+        for suffix in ("cls", "json"):
+            own, of_another = self._pertaining(suffix, member)
             names = {facts.label for _, facts in own} - {None}
             bad = {note for _, facts in own for note in facts.notes} & {BAD_LABEL, BAD_JSON}
             notes |= bad
-            if len(names) > 1 or (bad and told is self._labels):
+            if len(names) > 1 or (bad and suffix == "cls"):
                 notes.add(BAD_LABEL)
+                return None
+            if names and suffix == "json" and self._may_have_another(member, doubtful - names):
+                notes.add(SPLIT_SAMPLE)
                 return None
             if names:
                 return next(iter(names))
-            in_doubt = in_doubt or any(facts.label for _, facts in of_another)
-        if in_doubt:
-            notes.add(BAD_LABEL)
+            doubtful |= {facts.label for _, facts in of_another} - {None}
+        if doubtful:
+            notes.add(self._why_in_doubt(member, BAD_LABEL))
             return None
-        if self._lost & {"cls", "json"}:
+        if self._is_lost(member, "cls", "json"):
             notes.add(SPLIT_SAMPLE)
             return None
         return folder
 
-    def _caption(self, member: Member, notes: set[str]) -> None:
-        texts, others = self._pertaining(self._texts, member)
-        described, of_another = self._pertaining(self._jsons, member)
+    def _caption(self, member: Member, notes: set[str]) -> tuple[Place | None, str | None]:
+        texts, others = self._pertaining("txt", member)
+        described, of_another = self._pertaining("json", member)
         said = {facts.caption for _, facts in described} - {None}
-        in_doubt = others or any(facts.caption for _, facts in of_another)
-        if len(texts) > 1 or (not texts and (in_doubt or len(said) > 1)):
+        if len(texts) > 1 or (not texts and len(said) > 1):
             notes.add(BAD_CAPTION)
         elif texts:
-            member.entry.caption = texts[0][0].entry.place
+            return texts[0][0].entry.place, None
+        elif others or any(facts.caption for _, facts in of_another):
+            notes.add(self._why_in_doubt(member, BAD_CAPTION))
         elif said:
-            member.entry.text = next(iter(said))
             notes.update(note for _, facts in described for note in facts.notes if note == BAD_CAPTION)
-        elif "txt" in self._lost:
+            return None, next(iter(said))
+        elif self._is_lost(member, "txt", "json"):
             notes.add(SPLIT_SAMPLE)
+        return None, None
 
-    def _pertaining(
-        self, told: list[tuple[Member, Facts]], member: Member
-    ) -> tuple[list[tuple[Member, Facts]], list[tuple[Member, Facts]]]:
+    def _pertaining(self, suffix: str, member: Member) -> tuple[list[tuple[Member, Facts]], list[tuple[Member, Facts]]]:
         """What pertains to a member, and what only might: of the whole sample while that has a picture too, or of a twin."""
-        own = [pair for pair in told if pair[0].field == member.field]
-        plain = [pair for pair in told if not pair[0].field]
+        own = self._told.get((member.field, suffix), [])
+        plain = self._told.get(("", suffix), [])
         if member.field in self._twins:
             return [], [*own, *plain]
         if own or not plain:
             return own, []
-        return ([], plain) if "" in self._fields | self._twins else (plain, [])
+        return (plain, []) if self._has_part(member, suffix) else ([], plain)
+
+    def _has_part(self, member: Member, suffix: str) -> bool:
+        """Whether a member with a field has part in what tells of the whole sample.
+
+        Not where that may be of a picture without a field, or its own may be, anywhere in the tar or in what was cut off.
+        """
+        if self._cut_kinds is not None or self._family.has_plain_picture or "" in self._twins:
+            return False
+        return not self._is_elsewhere(member.field, suffix)
+
+    def _why_in_doubt(self, member: Member, code: str) -> str:
+        is_here = self._here.has_plain_picture or not self._twins.isdisjoint(("", member.field))
+        return code if is_here else SPLIT_SAMPLE
+
+    def _may_have_another(self, member: Member, doubtful: set[str | None]) -> bool:
+        """Whether a `.cls`, which goes before its `.json`, may be of it: one with a class in `doubtful`, or one cut off."""
+        if doubtful and self._why_in_doubt(member, BAD_LABEL) == SPLIT_SAMPLE:
+            return True
+        return self._cut_kinds is not None and self._may_miss(member, "cls")
+
+    def _is_lost(self, member: Member, *suffixes: str) -> bool:
+        """Whether something of these suffixes that is not in the sample may pertain to a member."""
+        return any(self._may_miss(member, suffix) for suffix in suffixes)
+
+    def _may_miss(self, member: Member, suffix: str) -> bool:
+        if self._family.suffixes[suffix] and not self._here.suffixes[suffix]:
+            return True
+        if (member.field, suffix) in self._told or (("", suffix) in self._told and self._has_part(member, suffix)):
+            return False
+        if self._cut_kinds is not None and suffix in self._cut_kinds:
+            return True
+        return self._is_elsewhere(member.field, suffix) or self._is_elsewhere("", suffix)
+
+    def _is_elsewhere(self, field: str, suffix: str) -> bool:
+        return self._family.of[field, suffix] > self._here.of[field, suffix]
+
+
+def _facts(member: Member, classes: list[str] | None) -> Facts:
+    """What a member tells, but for the text of a `.txt`. In a set of ours a `.json` tells nothing of the class."""
+    if member.suffix == "cls":
+        return _label(member.entry.place, classes)
+    return _described(member.entry.place) if member.suffix == "json" and classes is None else Facts()
 
 
 def _label(place: Place | None, classes: list[str] | None) -> Facts:

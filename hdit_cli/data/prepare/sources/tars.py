@@ -10,7 +10,7 @@ from hdit_cli.data.prepare.facts.paths import utf8
 from hdit_cli.data.prepare.sources.listing import Entry, FileSource
 from hdit_cli.data.prepare.sources.passed_over import PASSED_OVER, passed_over
 from hdit_cli.data.prepare.sources.places import Place
-from hdit_cli.data.prepare.sources.samples import Member, give_labels
+from hdit_cli.data.prepare.sources.samples import NOT_A_FILE, Member, give_labels
 from hdit_cli.data.shards import MANIFEST, load_manifest
 from hdit_cli.errors import DataError
 
@@ -91,7 +91,8 @@ def tar_entries(tar: Path, *, prefix: str, classes: list[str] | None, name: str 
                 over.add(part)
                 continue
             if not member.isreg() or member.issparse():
-                entries.append(Entry(prefix + told, None, code="not-a-file", detail="a link, device or sparse member"))
+                refused = Entry(prefix + told, None, code=NOT_A_FILE, detail="a link, device or sparse member")
+                members.append(Member(told, refused))
                 continue
             place = Place(os.fspath(tar), "tar", member.offset_data, member.size)
             members.append(Member(told, Entry(prefix + told, place, mark=member.chksum)))
