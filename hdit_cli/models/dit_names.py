@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdit_cli.models.dit import position_table
+from hdit_cli.models.dit_blocks import position_table
 from hdit_cli.models.foreign import Described, Misfit, Unknown, Unsupported
 
 TITLE = "DiT (the authors' and diffusers')"

@@ -8,7 +8,8 @@ from tiny_run import tiny_recipe
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.training.init import Source, match
 from hdit_cli.errors import UsageError
-from hdit_cli.models.dit import BLOCKS, position_table
+from hdit_cli.models.dit import BLOCKS
+from hdit_cli.models.dit_blocks import position_table
 from hdit_cli.models.dit_growth import area
 
 TASKS = {"ddpm": {"type": "ddpm", "clip": True}, "denoise": {"type": "denoise"}}

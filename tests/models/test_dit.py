@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hdit_cli.models.dit import BLOCKS, DiT, position_table, time_features
+from hdit_cli.models.dit import BLOCKS, DiT
+from hdit_cli.models.dit_blocks import position_table, time_features
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 COUNTS = {  # total, trainable, 10^9 multiply-accumulates; arXiv 2212.09748, table 4, to the unit

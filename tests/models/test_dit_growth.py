@@ -4,7 +4,7 @@ import pytest
 import torch
 from einops import rearrange, repeat
 
-from hdit_cli.models.dit import PatchEmbed
+from hdit_cli.models.dit_blocks import PatchEmbed
 from hdit_cli.models.dit_growth import area, resized_into, resized_out
 
 PAIRS = [(2, 4), (4, 2), (2, 8), (8, 2), (1, 3), (3, 1), (2, 3), (3, 2), (4, 6), (6, 4), (5, 8), (4, 4)]
