@@ -46,7 +46,7 @@ def train(
         typer.Option(
             metavar="CKPT",
             help="Start a new run from the weights of this checkpoint: a run folder (its EMA weights), or a file (as it is). "
-            "Classes are matched by name, levels from the innermost outwards; what fits nowhere is new.",
+            "Classes are matched by name, layers by their place in the network; what fits nowhere is new.",
             show_default=False,
         ),
     ] = None,
