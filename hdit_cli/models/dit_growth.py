@@ -2,7 +2,7 @@
 
 Blocks are taken over in order; new ones come after them and are the identity at the start. Positions are integers, whose table is
 computed for the new grid and never interpolated. Patches of another side are fitted as in FlexiViT (Beyer et al. 2023,
-https://arxiv.org/abs/2212.08013, section 3.4), with resizing by area: each new pixel is the mean of the old ones under it.
+https://arxiv.org/abs/2212.08013), with resizing by area: each new pixel is the mean of the old ones under it.
 
 Let B (p', p) resize p pixels of one axis to p', B^+ be its pseudo-inverse, w (p, p) the weights of one channel in the patch
 embedding, and W (p, p) those of one channel in the last linear. The new ones are
