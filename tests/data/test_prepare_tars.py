@@ -287,6 +287,7 @@ def test_no_picture_takes_anothers_label_or_caption(tmp_path_factory, world):
     ),
     order=st.randoms(use_true_random=False),
 )
+@example(names=["a.cls", "a.png", "a.y.png", "b.png", "a.x.png", "a.x.json"], order=random.Random(3))
 def test_order_and_a_cut_change_nothing_of_whose_a_file_is(tmp_path_factory, names, order):
     """In any order the same; cut off, what the whole tar gives or nothing, while every kind of file was seen before."""
     kinds = ["z.png", "z.cls", "z.json", "z.txt"]
