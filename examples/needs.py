@@ -12,8 +12,11 @@ from hdit_cli.engine.model import count
 from hdit_cli.recipe import Recipe, load_recipe
 from hdit_cli.runtime import readable
 
-RECIPES = ("flowers64-cpu", "cifar10", "flowers256", "imagenet128", "imagenet256-557m", "ffhq1024-85m")
-SMALL = ("flowers64-cpu", "cifar10")  # too small to fill a card: the arithmetic says nothing about their time
+RECIPES = (
+    *("flowers64-cpu", "cifar10", "flowers256", "imagenet128", "imagenet256-557m", "ffhq1024-85m"),
+    *("dit-nano-cpu", "dit-b4-pixels"),
+)
+SMALL = ("flowers64-cpu", "cifar10", "dit-nano-cpu")  # too small to fill a card: the arithmetic says nothing about their time
 GPUS = (8, 12, 16, 24, 40, 80)  # GiB of memory
 ROOM = 0.8  # share of it that tensors may take; `--find-batch` and the batch size of sampling leave the same rest
 CARDS = {

@@ -6,18 +6,20 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from hdit_cli import cli, errors
-from hdit_cli.engine.model import count
+from hdit_cli.engine.model import build_network, count
+from hdit_cli.models import dit
 from hdit_cli.recipe import load_recipe, shipped
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-README, RECIPES, COMMANDS, INDEX = (
+README, RECIPES, COMMANDS, INDEX, DIT = (
     path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", DOCS / "recipes.md", DOCS / "commands.md", DOCS / "README.md")
+    for path in (ROOT / "README.md", DOCS / "recipes.md", DOCS / "commands.md", DOCS / "README.md", DOCS / "dit.md")
 )
 ROWS = re.findall(r"^\| `(\S+)` \| (\d+)×(\d+) \| [^|]+ \| ([\d,]+) \| ([\d.]+) \|", RECIPES, flags=re.MULTILINE)
 
@@ -32,6 +34,26 @@ def test_sizes(name, height, width, params, gmacs):
     counted = count(recipe)
     assert list(recipe.model.size) == [int(height), int(width)]
     assert f"{counted['params']:,}" == params and f"{counted['gmacs']:.3f}" == gmacs
+
+
+COSTS = re.findall(r"^\| `(\S+)` \([^)]+\) \| ([\d.,| ]+) \|$", DIT, flags=re.MULTILINE)
+BLOCKS = re.findall(r'^\| `"([\w-]+)"`[^|]* \| [^|]+ \| ([\d,]+) \| ([\d.]+) \|', DIT, flags=re.MULTILINE)
+
+
+def test_what_a_network_costs_over_the_size():
+    sizes = [int(side) for side in re.findall(r" (\d+)×\1 ", DIT.partition("| recipe |")[2].partition("\n")[0])]
+    assert len(COSTS) == 3 and len(sizes) == 4
+    for name, cells in COSTS:
+        with torch.device("meta"):
+            network = build_network(load_recipe(name), classes=0)
+        assert [f"{network.macs(side, side) / 1e9:,.3f}" for side in sizes] == cells.split(" | "), name
+
+
+def test_what_the_blocks_of_dit_cost():
+    assert {block for block, *_ in BLOCKS} == set(dit.BLOCKS)
+    for block, params, gmacs in BLOCKS:
+        counted = count(load_recipe("dit-xl2-256", [f"model.block={block}"]))
+        assert (f"{counted['params']:,}", f"{counted['gmacs']:.3f}") == (params, gmacs), block
 
 
 def test_every_command_is_shown():
