@@ -16,7 +16,8 @@ RECIPES = (
     *("flowers64-cpu", "cifar10", "flowers256", "imagenet128", "imagenet256-557m", "ffhq1024-85m"),
     *("dit-nano-cpu", "dit-b4-pixels"),
 )
-SMALL = ("flowers64-cpu", "cifar10", "dit-nano-cpu")  # too small to fill a card: the arithmetic says nothing about their time
+# too small to fill a card: the arithmetic says nothing about their time
+SMALL = ("flowers64-cpu", "cifar10", "dit-nano-cpu")
 GPUS = (8, 12, 16, 24, 40, 80)  # GiB of memory
 ROOM = 0.8  # share of it that tensors may take; `--find-batch` and the batch size of sampling leave the same rest
 CARDS = {
