@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hdit_cli.diffusion.densities import noise_density
     from hdit_cli.diffusion.samplers import sampler
     from hdit_cli.diffusion.schedules import schedule
+    from hdit_cli.diffusion.timesteps import respace
     from hdit_cli.engine.load import load
     from hdit_cli.engine.model import Model
     from hdit_cli.engine.sampling.generate import generate
@@ -22,12 +23,13 @@ _LAZY = {
     "Model": "hdit_cli.engine.model",
     "schedule": "hdit_cli.diffusion.schedules",
     "sampler": "hdit_cli.diffusion.samplers",
+    "respace": "hdit_cli.diffusion.timesteps",
     "noise_density": "hdit_cli.diffusion.densities",
     "ema_decay": "hdit_cli.engine.training.ema",
     "generate": "hdit_cli.engine.sampling.generate",
 }
 
-__all__ = ["Model", "__version__", "ema_decay", "generate", "load", "noise_density", "sampler", "schedule"]
+__all__ = ["Model", "__version__", "ema_decay", "generate", "load", "noise_density", "respace", "sampler", "schedule"]
 
 
 def __getattr__(name: str) -> Any:

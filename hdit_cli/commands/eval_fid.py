@@ -91,6 +91,7 @@ def eval_fid(
     class_: shared.ClassNames = None,
     cfg: shared.Cfg = None,
     cfg_interval: shared.CfgInterval = None,
+    cfg_channels: shared.CfgChannels = None,
     size: shared.Size = None,
     weights: shared.Weights = "ema",
     batch_size: shared.BatchSize = None,
@@ -157,6 +158,7 @@ def eval_fid(
             rho=rho,
             cfg=cfg,
             cfg_interval=cfg_interval,
+            cfg_channels=cfg_channels,
             size=size,
             batch_size=batch_size,
         )
@@ -388,6 +390,8 @@ def _how(facts: dict[str, Any]) -> str:
     words += [f"cfg {how['cfg']:g}", f"seed {how['seed']}"]
     if how["cfg_interval"]:
         words.append(f"cfg within sigma {how['cfg_interval'][0]:g}:{how['cfg_interval'][1]:g}")
+    if how["cfg_channels"] and how["cfg"] != 1:
+        words.append(f"cfg on the first {how['cfg_channels']} channels")
     if how["label"] is not None:
         words.append(shared.classes_told(how["label"]))
     return "; " + ", ".join(words)

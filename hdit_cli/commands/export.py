@@ -97,5 +97,7 @@ def _drawn(model: "Model") -> bytes | None:
     """A grid drawn now, which is said: a large model takes its time on a CPU."""
     from hdit_cli.engine.sharing.card import drawn_grid
 
+    if model.codec.pictures():  # it makes none
+        return None
     say("drawing a grid for the model card; --no-grid leaves it out", err=True)
     return drawn_grid(model)

@@ -13,6 +13,7 @@ MOST_STEP = 99_999_999  # of a run, as its folders are called
 MOST_BATCH = 65_536
 MOST_SEED = 2**63 - 1
 MOST_CFG = 1_000.0
+MOST_CHANNELS = 64  # of an image or latent, as a recipe has them
 MOST_SIDE = 65_536  # pixels
 MOST_PROCESSES = 1_024  # on one machine
 _WHOLE = re.compile(r"[+-]?[0-9]+")

@@ -45,6 +45,7 @@ def sample(
     class_: shared.ClassNames = None,
     cfg: shared.Cfg = None,
     cfg_interval: shared.CfgInterval = None,
+    cfg_channels: shared.CfgChannels = None,
     size: shared.Size = None,
     weights: shared.Weights = "ema",
     batch_size: shared.BatchSize = None,
@@ -105,6 +106,7 @@ def sample(
         rho=rho,
         cfg=cfg,
         cfg_interval=cfg_interval,
+        cfg_channels=cfg_channels,
         size=size,
         batch_size=batch_size,
     )

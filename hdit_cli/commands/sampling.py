@@ -12,6 +12,7 @@ from hdit_cli.commands import completion
 from hdit_cli.commands.numbers import (
     MOST_BATCH,
     MOST_CFG,
+    MOST_CHANNELS,
     MOST_IMAGES,
     MOST_PROCESSES,
     MOST_SEED,
@@ -98,6 +99,14 @@ Cfg = Annotated[
 CfgInterval = Annotated[
     str | None,
     typer.Option(metavar="LO:HI", help="The noise levels (sigmas) within which guidance acts.", show_default="all"),
+]
+CfgChannels = Annotated[
+    int | None,
+    typer.Option(
+        help="Channels, from the first, that guidance acts on; 0 is all.",
+        parser=whole("--cfg-channels", least=0, most=MOST_CHANNELS),
+        show_default="the recipe's, else all",
+    ),
 ]
 Size = Annotated[
     str | None,
@@ -187,7 +196,8 @@ def wanted(**typed: Any) -> dict[str, Any]:
     for kind in ("sampler", "schedule"):
         if typed[kind] is not None:
             catalog.check(kind, typed[kind])
-    younger = ("schedule", "eta", "rho")  # left out where not asked: a sweep finds the table that it began without them
+    # left out where not asked: a sweep finds the table that it began without them
+    younger = ("schedule", "eta", "rho", "cfg_channels")
     given = {name: value for name, value in typed.items() if name not in younger or value is not None}
     return {**given, "cfg_interval": parse_interval(typed["cfg_interval"]), "size": parse_size(typed["size"])}
 

@@ -37,7 +37,9 @@ class SigmaView(nn.Module):
         """t (N,) of noise levels (N,): linear in log sigma between two entries of the table, clamped outside it."""
         exact = torch.float32 if sigma.device.type == "mps" else torch.float64
         logs = self.table.sigmas.log().to(sigma.device, exact)
-        wanted = sigma.to(exact).log().clamp(logs[0], logs[-1])
+        wanted = (
+            sigma.to(exact).log().maximum(logs[:1]).minimum(logs[-1:])
+        )  # bounds as tensors: torch.export follows them
         high = torch.searchsorted(logs, wanted).clamp(1, len(logs) - 1)
         share = (wanted - logs[high - 1]) / (logs[high] - logs[high - 1])
         place = high - 1 + share

@@ -8,7 +8,7 @@ the process is respaced. All tables are float64 and are cast to float32 (float64
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -91,42 +91,41 @@ class Table:
     Attributes:
         betas: float64 (steps,), variance added at each step.
         timesteps: int64 (steps,), what the network is told, ascending.
+        abar: prod(1 - beta), the share of the image in the variance; abar_before and abar_after of the step before and after,
+            1 before the first and 0 after the last.
+        posterior_variance: of q(x_(t-1) | x_t, x0), 0 at the first step.
+        posterior_log_variance: its log, the first entry that of the second, since log 0 is none.
+        sigmas: sqrt((1 - abar) / abar), the noise level of x_t / sqrt(abar_t).
     """
 
     betas: Tensor
     timesteps: Tensor
+    abar: Tensor = field(init=False)
+    abar_before: Tensor = field(init=False)
+    abar_after: Tensor = field(init=False)
+    posterior_variance: Tensor = field(init=False)
+    posterior_log_variance: Tensor = field(init=False)
+    sigmas: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """At once: what is first computed while the code is traced would be a tensor of the tracer for good."""
+        betas = self.betas
+        abar = torch.cumprod(1 - betas, dim=0)
+        before = torch.cat([abar.new_ones(1), abar[:-1]])
+        variance = betas * (1 - before) / (1 - abar)
+        made = {
+            "abar": abar,
+            "abar_before": before,
+            "abar_after": torch.cat([abar[1:], abar.new_zeros(1)]),
+            "posterior_variance": variance,
+            "posterior_log_variance": torch.cat([variance[1:2] if len(self) > 1 else betas[:1], variance[1:]]).log(),
+            "sigmas": ((1 - abar) / abar).sqrt(),
+        }
+        for name, values in made.items():
+            object.__setattr__(self, name, values)
 
     def __len__(self) -> int:
         return len(self.betas)
-
-    @functools.cached_property
-    def abar(self) -> Tensor:
-        """prod(1 - beta), the share of the image in the variance."""
-        return torch.cumprod(1 - self.betas, dim=0)
-
-    @functools.cached_property
-    def abar_before(self) -> Tensor:
-        return torch.cat([self.abar.new_ones(1), self.abar[:-1]])
-
-    @functools.cached_property
-    def abar_after(self) -> Tensor:
-        return torch.cat([self.abar[1:], self.abar.new_zeros(1)])
-
-    @functools.cached_property
-    def posterior_variance(self) -> Tensor:
-        """Of q(x_(t-1) | x_t, x0), 0 at the first step."""
-        return self.betas * (1 - self.abar_before) / (1 - self.abar)
-
-    @functools.cached_property
-    def posterior_log_variance(self) -> Tensor:
-        """Its log, the first entry that of the second, since log 0 is none."""
-        variance = self.posterior_variance
-        return torch.cat([variance[1:2] if len(self) > 1 else self.betas[:1], variance[1:]]).log()
-
-    @functools.cached_property
-    def sigmas(self) -> Tensor:
-        """sqrt((1 - abar) / abar): the noise level of x_t / sqrt(abar_t)."""
-        return ((1 - self.abar) / self.abar).sqrt()
 
     def at(self, values: Tensor, i: Tensor, *, like: Tensor) -> Tensor:
         """Entries i (N,) of a table, ready to multiply `like`: (N, 1, 1, 1), float32, or float64 for float64 images."""

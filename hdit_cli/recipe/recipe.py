@@ -81,7 +81,11 @@ class Recipe(Section):
         complete = self.diffusion.resolved(image_size=max(self.model.size))
         stop_at(
             self.task.problems(
-                told=self.model.told, diffusion=complete, size=self.model.size, sampler=self.sample.sampler
+                told=self.model.told,
+                diffusion=complete,
+                size=self.model.size,
+                channels=self.model.channels,
+                sampler=self.sample.sampler,
             )
         )
         object.__setattr__(self, "diffusion", complete)  # the last act of construction; frozen from here on

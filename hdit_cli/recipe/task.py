@@ -19,7 +19,9 @@ class Denoise(Section):
     cfg_channels: ClassVar[int] = 0
     type: Literal["denoise"] = "denoise"
 
-    def problems(self, *, told: str, diffusion: Diffusion, size: tuple[int, int], sampler: str) -> Iterator[Problem]:
+    def problems(
+        self, *, told: str, diffusion: Diffusion, size: tuple[int, int], channels: int, sampler: str
+    ) -> Iterator[Problem]:
         """What of the rest of a recipe does not go with the task; arguments as in `Ddpm.problems`."""
         if sampler in catalog.OVER_TIMESTEPS:
             fitting = ", ".join(name for name in catalog.names("sampler") if name not in catalog.OVER_TIMESTEPS)
@@ -55,15 +57,19 @@ class Ddpm(Section):
         """Values that the network returns for each channel."""
         return 2 if self.learned_variance else 1
 
-    def problems(self, *, told: str, diffusion: Diffusion, size: tuple[int, int], sampler: str) -> Iterator[Problem]:
+    def problems(
+        self, *, told: str, diffusion: Diffusion, size: tuple[int, int], channels: int, sampler: str
+    ) -> Iterator[Problem]:
         """What of the rest of a recipe does not go with the task.
 
         Args:
             told: what the network is told of the noise.
             diffusion: the section, complete.
-            size: of the images.
+            size, channels: of the images.
             sampler: of the recipe.
         """
+        if self.cfg_channels > channels:
+            yield ("task", "cfg_channels"), f"is {self.cfg_channels}, and an image has {channels} channels; 0 is all"
         if told != "timestep":
             yield ("task", "type"), 'is "ddpm", which is for a network that is told timesteps: model.type = "dit"'
         usual = Diffusion().resolved(image_size=max(size))

@@ -82,6 +82,7 @@ def test_shared_options_read_the_same(capsys, monkeypatch):
         "--rho X",
         "--class NAME",
         "--cfg X",
+        "--cfg-channels N",
         "--size HxW",
         "--device NAME",
         "--seed N",

@@ -132,6 +132,8 @@ def _conditions(line: dict[str, Any]) -> dict[str, Any]:
     words = [str(how.get("sampler", "")), f"{how['steps']} steps" if "steps" in how else ""]
     words.append(f"cfg {how['cfg']}" if how.get("cfg") not in (None, 1, 1.0) else "")
     words.append(f"cfg within {how['cfg_interval']}" if how.get("cfg_interval") else "")
+    guided = how.get("cfg_channels") and how.get("cfg") not in (None, 1, 1.0)
+    words.append(f"cfg on the first {how['cfg_channels']} channels" if guided else "")
     words.append(f"class {how['label']}" if how.get("label") is not None else "")
     words.append(f"size {how['size']}" if how.get("size") else "")
     words.append(net_words(line.get("features")))  # a curve of two nets would be of nothing

@@ -59,6 +59,8 @@ def check(model: Model, sampling: Sampling) -> None:
     """Raises UsageError for settings that this model cannot be sampled with."""
     catalog.check("sampler", sampling.sampler)
     catalog.check("schedule", sampling.schedule)
+    if why := model.codec.pictures():
+        raise UsageError(f"this model makes no pictures: {why}", hint="model.task.sample in Python gives the latents")
     model.task.check(sampling)
     if sampling.size is not None and (reason := model.network.fits(*sampling.size)):
         raise UsageError(f"--size: {reason}")
@@ -67,9 +69,7 @@ def check(model: Model, sampling: Sampling) -> None:
     if not 0 < sampling.strength <= 1:
         raise UsageError(f"--strength {sampling.strength:g} is not in (0, 1]", hint="0.3 keeps much, 0.8 little")
     if not 0 <= sampling.cfg_channels <= model.channels:
-        raise UsageError(
-            f"guidance on {sampling.cfg_channels} channels, and the model has {model.channels}", hint="0 guides all"
-        )
+        raise UsageError(f"--cfg-channels {sampling.cfg_channels}: the model has {model.channels}", hint="0 guides all")
     if needed := needed_of(model):
         raise UsageError(f"this model needs {needed}", hint="sample it through the Python API")
 

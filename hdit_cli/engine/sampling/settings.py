@@ -15,7 +15,7 @@ def check_asked(samplings: Sequence[Sampling], asked: Mapping[str, Any]) -> None
         asked: fields of `Sampling` that the user named; None where nothing was.
 
     Raises:
-        UsageError: eta with deterministic samplers, rho with another schedule than Karras.
+        UsageError: eta with deterministic samplers, rho with another schedule than Karras, channels of no guidance.
     """
     first = samplings[0]
     if asked.get("eta") is not None and not any(each.sampler in WITH_ETA for each in samplings):
@@ -27,6 +27,11 @@ def check_asked(samplings: Sequence[Sampling], asked: Mapping[str, Any]) -> None
         raise UsageError(
             f"--rho is of the karras schedule, and this is {first.schedule}",
             hint="leave --rho out, or --schedule karras",
+        )
+    if asked.get("cfg_channels") is not None and all(each.cfg == 1 for each in samplings):
+        raise UsageError(
+            "--cfg-channels says on which channels guidance acts, and at cfg 1 there is none",
+            hint="leave --cfg-channels out, or --cfg 4",
         )
 
 

@@ -188,8 +188,8 @@ def pictures_of(request: Request, model: Model) -> Generated:
     wanted = {**request.sampling, "batch_size": asked["batch_size"] or section["batch_size"]}
     n = request.n or section["n"]
     sampling = paced(model, sampling_of(model, **wanted), images=n, **asked)
-    if model.channels not in (1, 3):
-        raise UsageError(f"the model makes pictures of {model.channels} channels", hint="scores need 1 or 3")
+    if why := model.codec.pictures():
+        raise UsageError(f"this model makes no pictures to score: {why}", hint="a model of 1 or 3 channels has them")
     labels = choose_labels(model, n=n, wanted=request.label, seed=sampling.seed)
     keep = None if request.save is None else _writer(request.save)
     return Generated(model, n, labels, sampling, keep=keep)

@@ -17,11 +17,17 @@ from hdit_cli.data.shards import MANIFEST, Bucket, load_manifest
 from hdit_cli.engine.model import DTYPES, Model, build_network, build_task, class_count
 from hdit_cli.engine.run.checkpoint import Snapshot
 from hdit_cli.errors import DataError, UsageError
+from hdit_cli.models.codecs.pixels import Pixels
 from hdit_cli.recipe import Recipe
 
 
 def check_fit(recipe: Recipe, reader: ShardReader) -> None:
     """Raises UsageError where the recipe and the data cannot go together."""
+    if why := Pixels(recipe.model.channels).pictures():
+        raise UsageError(
+            f"{reader.folder} holds pictures, and this network cannot learn from them: {why}",
+            hint="a recipe for pixels has model.channels = 3; `hdit info RECIPE` counts this one",
+        )
     check_sizes(recipe, reader)
     if recipe.model.channels != 3:
         raise UsageError(f"model.channels is {recipe.model.channels}, pictures have 3", hint="--set model.channels=3")

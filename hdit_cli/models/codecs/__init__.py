@@ -24,6 +24,10 @@ class Codec(Protocol):
         """The way back, differentiable; a little beyond [-1, 1] where x0 is."""
         ...
 
+    def pictures(self) -> str:
+        """Why what it decodes is no picture, one sentence; "" where it is one."""
+        ...
+
     def fingerprint(self) -> str:
         """What tells this codec from others; "" for none."""
         ...

@@ -21,6 +21,12 @@ class Pixels:
         """The pixels."""
         return x0
 
+    def pictures(self) -> str:
+        """Why what it decodes is no picture, one sentence; "" where it is one."""
+        if self.channels in (1, 3):
+            return ""
+        return f"it works on latents of {self.channels} channels, and the codec that turns pictures into them and back is missing"
+
     def fingerprint(self) -> str:
         """Nothing: there are no weights."""
         return ""
