@@ -98,8 +98,9 @@ class DiT(Section):
         problems = self.misfits(size)
         if not problems:
             return None
-        height, width = (nearest_multiple(side, self.patch) for side in self.size)
-        again = f"`hdit prepare SRC --size {height}x{width} --buckets --bucket-step {self.patch}`"
+        unit = self.patch
+        height, width = (nearest_multiple(side, unit) for side in self.size)
+        again = f"`hdit prepare SRC --size {height}x{width} --buckets --bucket-step {unit}`"
         return f"a side {problems[0][1].partition(';')[0]}", f"{again}, or a recipe with a smaller patch"
 
     def _size_problems(self) -> Iterator[Problem]:
