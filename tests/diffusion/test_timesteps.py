@@ -129,3 +129,12 @@ def test_timesteps_of_noise_levels():
     between = (TABLE.sigmas[100] * TABLE.sigmas[101]).sqrt()
     sigma = torch.stack([torch.tensor(1e-4).double(), between, torch.tensor(1e4).double()])
     assert view.timestep(sigma).tolist() == pytest.approx([0, 100.5, 999])
+
+
+@pytest.mark.parametrize("eta", [1.0, 5.0])
+def test_ddim_with_all_its_noise_is_finite_after_long_steps(eta):
+    """What is left for the direction is 0 then, and rounds to a little below."""
+    for steps in (1, 2, 3, 5, 10):
+        table = linear_table().respaced(respace(str(steps)))
+        x = ddim(lambda x, t: torch.cat([x, x], dim=1), torch.randn(1, 2, 2, 2), table, eta=eta, clip=True)
+        assert torch.isfinite(x).all(), steps

@@ -59,7 +59,8 @@ def test_pictures_of_latents_are_refused_and_the_latents_are_there(tiny_data):
         on_step=None,
         wrap=lambda module: module,
     )
-    assert latents.shape == (1, 4, 8, 8) and torch.isfinite(latents).all()
+    assert latents.shape == (1, 4, 8, 8)
+    assert torch.isfinite(latents).all()
 
 
 def test_guided_channels_are_the_recipes_unless_asked():

@@ -80,7 +80,10 @@ def ddim(
         abar, before = (table.at(values, places, like=x) for values in (table.abar, table.abar_before))
         spread = eta * ((1 - before) / (1 - abar)).sqrt() * (1 - abar / before).sqrt()
         fresh = draw(j)
-        x = before.sqrt() * x0 + (1 - before - spread.square()).sqrt() * eps
+        left = (1 - before - spread.square()).clamp(
+            min=0
+        )  # nothing is left at eta 1 after a long step, and rounding goes below
+        x = before.sqrt() * x0 + left.sqrt() * eps
         if i:
             x = x + spread * fresh
         _tell(j, x, callback, on_state)
