@@ -92,7 +92,7 @@ def _plan_lines(facts: dict[str, Any]) -> list[str]:
         _row("device", facts["device"]),
     ]
     memory = facts["memory"]
-    lines.append(_row("memory", f"about {readable(memory['total'])} for tensors on each device, by formula"))
+    lines.append(_row("memory", f"about {readable(memory['total'])} for tensors on each device, estimated"))
     return lines + [
         f"{'':<16}{readable(memory[name]):>10}  {name}{f', {what}' if what else ''}"
         for name, what in _PARTS.items()
@@ -107,7 +107,7 @@ def _trial_lines(facts: dict[str, Any]) -> list[str]:
     alone = ", in one process alone" if facts["processes"] > 1 else ""
     if trial["peak_bytes"]:
         off = estimated / trial["peak_bytes"] - 1
-        measured = f"{readable(trial['peak_bytes'])} for tensors; the formula is {abs(off):.0%} {'above' if off > 0 else 'below'}"
+        measured = f"{readable(trial['peak_bytes'])} for tensors; the estimate is {abs(off):.0%} {'above' if off > 0 else 'below'}"
     else:
         measured = "not measured: the first step took too long for a second one"
     return [

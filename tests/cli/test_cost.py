@@ -35,7 +35,7 @@ def test_dry_run(train, capsys):
         "an epoch",
         "cosine: 0.0005 at step 0",
         "activations",
-        "by formula",
+        "estimated",
         "s for 1,000 steps",
     ):
         assert words in out
@@ -70,7 +70,7 @@ def test_too_little_memory_is_6_with_switches(train, capsys):
 
 def test_a_dry_run_that_the_system_would_kill_is_6(train, capsys):
     code, out, err = hdit(capsys, *train, "--dry-run", "--set", "train.batch_size=1048576")
-    assert code == 6 and "by formula" in out
+    assert code == 6 and "estimated" in out
     assert "at batch 1048576" in err and "--set train.accumulate=" in err
     assert hdit(capsys, *train, "--set", "train.batch_size=1048576", "--run", train[1].parent / "much")[0] == 6
 

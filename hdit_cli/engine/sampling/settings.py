@@ -15,14 +15,22 @@ def check_asked(samplings: Sequence[Sampling], asked: Mapping[str, Any]) -> None
         asked: fields of `Sampling` that the user named; None where nothing was.
 
     Raises:
-        UsageError: eta with deterministic samplers, rho with another schedule than Karras, channels of no guidance.
+        UsageError: eta with deterministic samplers or DDPM, rho with another schedule than Karras, either with timesteps,
+            channels of no guidance.
     """
     first = samplings[0]
     if asked.get("eta") is not None and not any(each.sampler in WITH_ETA for each in samplings):
+        why = "has noise of its own" if first.sampler == "ddpm" else "is deterministic"
         raise UsageError(
-            f"--eta is the noise of a stochastic sampler, and {first.sampler} is deterministic",
+            f"--eta is the noise of a stochastic sampler, and {first.sampler} {why}",
             hint=f"leave --eta out, or --sampler {' or '.join(reversed(WITH_ETA))}",
         )
+    for option in ("schedule", "rho"):
+        if asked.get(option) is not None and all(each.by_timesteps for each in samplings):
+            raise UsageError(
+                f"--{option} is for samplers of noise levels, and {first.sampler} goes over timesteps",
+                hint=f"leave --{option} out, or --sampler dpmpp-3m-sde",
+            )
     if asked.get("rho") is not None and not any(each.schedule == "karras" for each in samplings):
         raise UsageError(
             f"--rho is of the karras schedule, and this is {first.schedule}",
