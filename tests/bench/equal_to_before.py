@@ -233,10 +233,13 @@ def main() -> int:
     try:
         if not chosen.speed:
             return 1 if compare_all(pair, chosen) else 0
-        for name in {data for _, _, data in speed.SUBJECTS.values()}:
+        recipes = [recipe for recipe in speed.SUBJECTS if _is_wanted(recipe, chosen.only)]
+        if not recipes:
+            raise Failed(f"--speed knows {' and '.join(speed.SUBJECTS)}")
+        for name in {speed.SUBJECTS[recipe][2] for recipe in recipes}:
             stand_in = Case("", "", name, ())
             pair.prepare(name, preparations(pair.source, [stand_in])[name])
-        return 0 if speed.paired(pair.before, pair.after, rounds=chosen.rounds) else 1
+        return 0 if speed.paired(pair.before, pair.after, recipes=recipes, rounds=chosen.rounds) else 1
     except Failed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

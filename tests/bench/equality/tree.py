@@ -23,11 +23,12 @@ class Failed(Exception):
 
 @dataclass
 class Tree:
-    """`source` holds `hdit_cli/`; `work` is where its commands run."""
+    """`source` holds `hdit_cli/`; `work` is where its commands run; `cpu` is what the last driven one took, in seconds."""
 
     source: Path
     work: Path
     process: subprocess.Popen | None = field(default=None, repr=False)
+    cpu: float = 0.0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -64,7 +65,9 @@ class Tree:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         self.process.stdin.flush()
-        return int(json.loads(self._line())["code"])
+        answer = json.loads(self._line())
+        self.cpu = answer["cpu"]
+        return int(answer["code"])
 
     def _line(self) -> bytes:
         assert self.process is not None and self.process.stdout is not None
