@@ -58,6 +58,9 @@ class DiT(nn.Module):
     """
 
     told: ClassVar[str] = "timestep"
+    title: ClassVar[str] = "Diffusion Transformer"
+    paper: ClassVar[str] = "2212.09748"
+    architecture: ClassVar[str] = "diffusion-transformer"
 
     def __init__(
         self,

@@ -183,6 +183,9 @@ class HDiT(nn.Module):
     """
 
     told: ClassVar[str] = "sigma"
+    title: ClassVar[str] = "Hourglass Diffusion Transformer"
+    paper: ClassVar[str] = "2401.11605"
+    architecture: ClassVar[str] = "hourglass-diffusion-transformer-v2"
 
     def __init__(
         self,

@@ -34,6 +34,8 @@ class Network(Protocol):
 
     Attributes:
         told: what it is told of the noise, "sigma" or "timestep".
+        title, paper: its name in words, and the arXiv number that tells of it.
+        architecture: what the header of a file calls it (`modelspec.architecture`).
         channels: of the image.
         classes: number of classes; 0 for none.
         unit: (height, width) of which an image's sides must be multiples.
@@ -41,6 +43,9 @@ class Network(Protocol):
     """
 
     told: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    architecture: ClassVar[str]
     channels: int
     classes: int
 

@@ -1,5 +1,6 @@
 """[model] with type = "dit": the Diffusion Transformer (Peebles & Xie 2023, arXiv 2212.09748)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -33,11 +34,11 @@ class DiT(Section):
     def _fits(self) -> Self:
         problems = list(self._size_problems())
         if self.width % 4:
-            near = nearest_multiple(self.width, 4)
+            near = nearest_multiple(self.width, math.lcm(self.heads, 4))
             text = f"must be a multiple of 4 (sines and cosines of two axes), is {self.width}; the nearest is {near}"
             problems.append((("width",), text))
         if self.width % self.heads:
-            near = nearest_multiple(self.width, self.heads)
+            near = nearest_multiple(self.width, math.lcm(self.heads, 4))
             text = f"must be a multiple of heads {self.heads}, is {self.width}; the nearest is {near}"
             problems.append((("width",), text))
         if int(self.width * self.mlp_ratio) < 1:

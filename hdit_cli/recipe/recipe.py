@@ -79,15 +79,7 @@ class Recipe(Section):
                 [(("data", "augment"), f"is for a network that is told of it, and {self.model.type} is not; 0 is off")]
             )
         complete = self.diffusion.resolved(image_size=max(self.model.size))
-        stop_at(
-            self.task.problems(
-                told=self.model.told,
-                diffusion=complete,
-                size=self.model.size,
-                channels=self.model.channels,
-                sampler=self.sample.sampler,
-            )
-        )
+        stop_at(self.task.problems(model=self.model, diffusion=complete, sample=self.sample))
         object.__setattr__(self, "diffusion", complete)  # the last act of construction; frozen from here on
         return self
 

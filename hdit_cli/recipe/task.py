@@ -7,7 +7,9 @@ from pydantic import Discriminator, Field, Tag
 
 from hdit_cli import catalog
 from hdit_cli.recipe.diffusion import Diffusion
+from hdit_cli.recipe.network import NetworkSection
 from hdit_cli.recipe.section import Problem, Section
+from hdit_cli.recipe.sections import Sample
 
 DEFAULT_TASK = "denoise"
 
@@ -19,13 +21,11 @@ class Denoise(Section):
     cfg_channels: ClassVar[int] = 0
     type: Literal["denoise"] = "denoise"
 
-    def problems(
-        self, *, told: str, diffusion: Diffusion, size: tuple[int, int], channels: int, sampler: str
-    ) -> Iterator[Problem]:
+    def problems(self, *, model: NetworkSection, diffusion: Diffusion, sample: Sample) -> Iterator[Problem]:
         """What of the rest of a recipe does not go with the task; arguments as in `Ddpm.problems`."""
-        if sampler in catalog.OVER_TIMESTEPS:
+        if sample.sampler in catalog.OVER_TIMESTEPS:
             fitting = ", ".join(name for name in catalog.names("sampler") if name not in catalog.OVER_TIMESTEPS)
-            yield ("sample", "sampler"), f'is {sampler!r}, which is for task.type = "ddpm"; one of: {fitting}'
+            yield ("sample", "sampler"), f'is {sample.sampler!r}, which is for task.type = "ddpm"; one of: {fitting}'
 
     def facts(self, diffusion: Diffusion) -> dict[str, Any]:
         """What `hdit info` tells of it."""
@@ -47,7 +47,7 @@ class Ddpm(Section):
     """
 
     type: Literal["ddpm"] = "ddpm"
-    timesteps: Annotated[int, Field(ge=2, le=100_000)] = 1000
+    timesteps: Annotated[int, Field(ge=21, le=100_000)] = 1000  # the last beta, 20 / timesteps, must stay below 1
     learned_variance: bool = True  # the loss is then the squared error plus the variational bound in bits
     cfg_channels: Annotated[int, Field(ge=0, le=64)] = 0  # channels, from the first, that guidance acts on; 0 = all
     clip: bool = False  # sampling clamps what it takes for the clean image to [-1, 1]; for pixels, never for latents
@@ -57,25 +57,27 @@ class Ddpm(Section):
         """Values that the network returns for each channel."""
         return 2 if self.learned_variance else 1
 
-    def problems(
-        self, *, told: str, diffusion: Diffusion, size: tuple[int, int], channels: int, sampler: str
-    ) -> Iterator[Problem]:
+    def problems(self, *, model: NetworkSection, diffusion: Diffusion, sample: Sample) -> Iterator[Problem]:
         """What of the rest of a recipe does not go with the task.
 
         Args:
-            told: what the network is told of the noise.
+            model, sample: the sections.
             diffusion: the section, complete.
-            size, channels: of the images.
-            sampler: of the recipe.
         """
-        if self.cfg_channels > channels:
-            yield ("task", "cfg_channels"), f"is {self.cfg_channels}, and an image has {channels} channels; 0 is all"
-        if told != "timestep":
+        if self.cfg_channels > model.channels:
+            what = f"is {self.cfg_channels}, and an image has {model.channels} channels; 0 is all"
+            yield ("task", "cfg_channels"), what
+        if model.told != "timestep":
             yield ("task", "type"), 'is "ddpm", which is for a network that is told timesteps: model.type = "dit"'
-        usual = Diffusion().resolved(image_size=max(size))
+        usual = Diffusion().resolved(image_size=max(model.size))
         for key in Diffusion.model_fields:
             if key != "class_dropout" and getattr(diffusion, key) != getattr(usual, key):
                 yield ("diffusion", key), "is of the task denoise; ddpm has a table of its own, so leave it out"
+        if sample.sampler in catalog.OVER_TIMESTEPS and sample.steps > self.timesteps:
+            text = (
+                f"must be at most task.timesteps {self.timesteps}, which {sample.sampler} goes over, is {sample.steps}"
+            )
+            yield ("sample", "steps"), text
 
     def facts(self, diffusion: Diffusion) -> dict[str, Any]:
         """What `hdit info` tells of it."""

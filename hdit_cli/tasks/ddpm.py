@@ -1,5 +1,6 @@
 """The noise at a timestep, with learned variance (Ho et al. 2020; Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672)."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -130,6 +131,11 @@ class DDPM(nn.Module):
         """The noise levels of a sampling, between the first and the last of the table."""
         return sigmas_of(sampling, sigma_min=self.denoiser.sigma_min, sigma_max=self.denoiser.sigma_max)
 
+    def _within(self, low: float, high: float) -> tuple[float, float]:
+        """The first and the last timestep whose noise levels lie in an interval; of none, an interval that holds nothing."""
+        found = ((self.table.sigmas >= low) & (self.table.sigmas <= high)).nonzero().view(-1)
+        return (float(found[0]), float(found[-1])) if len(found) else (math.inf, -math.inf)
+
     def steps(self, sampling: Sampling) -> int:
         """One for each timestep, or noise level."""
         return len(self.process(sampling)) if sampling.by_timesteps else len(self.sigmas(sampling)) - 1
@@ -151,8 +157,7 @@ class DDPM(nn.Module):
         if sampling.by_timesteps:
             process, interval = self.process(sampling), None
             if sampling.cfg_interval is not None:
-                low, high = self.denoiser.timestep(torch.tensor(sampling.cfg_interval)).tolist()
-                interval = (low, high)
+                interval = self._within(*sampling.cfg_interval)
             if x0 is not None:
                 last = torch.full((len(x),), len(process) - 1, device=x.device)
                 x = process.noised(x0.expand_as(x), last, x)

@@ -290,3 +290,29 @@ def test_every_field_refuses_what_its_type_does_not_allow(name):
             )
             assert same_kind, f"{key} = {odd} was taken for {found!r}"
             assert odd not in ("nan", "inf") and "000000" not in odd, f"{key} has no bound"
+
+
+DIT = {"model": {"type": "dit", "size": [32, 32], "width": 64, "heads": 2}, "task": {"type": "ddpm"}}
+
+
+@pytest.mark.parametrize(
+    "section, changes, said",
+    [
+        ("task", {"timesteps": 20}, "task.timesteps: must be at least 21"),  # its last beta would be 1
+        ("task", {"cfg_channels": 4}, "task.cfg_channels: is 4, and an image has 3 channels"),
+        ("sample", {"sampler": "ddim", "steps": 1001}, "sample.steps: must be at most task.timesteps 1000"),
+        ("model", {"width": 66, "heads": 3}, "the nearest is 72"),  # of 4 and of the heads
+        ("model", {"width": 64, "heads": 3}, "the nearest is 60"),
+    ],
+)
+def test_a_recipe_of_timesteps_that_cannot_be(section, changes, said):
+    values = {**DIT, section: {**DIT.get(section, {}), **changes}}
+    with pytest.raises(UsageError) as refused:
+        Recipe.from_dict(values)
+    assert said in refused.value.message
+
+
+def test_the_fewest_timesteps_and_the_most_steps_can_be():
+    values = {**DIT, "task": {"type": "ddpm", "timesteps": 21}, "sample": {"sampler": "ddpm", "steps": 21}}
+    assert Recipe.from_dict(values).to_dict()["task"]["timesteps"] == 21
+    Recipe.from_dict({**values, "sample": {"sampler": "heun", "steps": 50}})  # goes over noise levels

@@ -46,6 +46,7 @@ _DAMAGE = (
 def metadata_of(model: Model) -> dict[str, str]:
     """The header of an inference file: all that sample, eval-fid, export and info need besides the tensors."""
     height, width = model.image_size
+    network = catalog.get("model", model.recipe["model"]["type"])
     return {
         "format": "pt",
         "hdit.format": FORMAT,
@@ -57,9 +58,9 @@ def metadata_of(model: Model) -> dict[str, str]:
         "hdit.weights": model.weights,
         "hdit.version": __version__,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "hourglass-diffusion-transformer-v2",
+        "modelspec.architecture": network.architecture,
         "modelspec.implementation": "hdit",
-        "modelspec.title": f"{catalog.get('model', model.recipe['model']['type']).__name__} {height}x{width}, step {model.step}",
+        "modelspec.title": f"{network.__name__} {height}x{width}, step {model.step}",
         "modelspec.resolution": f"{width}x{height}",
     }
 

@@ -154,10 +154,10 @@ def index_entry(model: Model, *, scores: dict[str, Scored]) -> str:
 def about(model: Model, *, grid_name: str | None) -> str:
     """The head: what the model is, and what it makes."""
     height, width = model.image_size
-    classes = model.network.classes
+    classes, title, paper = model.network.classes, model.network.title, model.network.paper
     parts = [
         f"# {plain(str(model.recipe['name']))}",
-        f"An Hourglass Diffusion Transformer ([arXiv 2401.11605](https://arxiv.org/abs/2401.11605)) that makes pictures of "
+        f"{'An' if title[0] in 'AEIOU' else 'A'} {title} ([arXiv {paper}](https://arxiv.org/abs/{paper})) that makes pictures of "
         f"{height}×{width} pixels{f' in {classes} classes' if classes else ''}. Trained with `hdit` {__version__}.",
         f"![samples]({quote(grid_name)})" if grid_name else "",
     ]

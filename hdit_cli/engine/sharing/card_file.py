@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from hdit_cli import files
+from hdit_cli import catalog, files
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.run.folder import run_of
 from hdit_cli.engine.sharing.card import about, best_known, index_entry, key_of, more, of_file, read_scores
@@ -20,7 +20,7 @@ from hdit_cli.engine.sharing.markdown import scalar
 
 _MARK = re.compile(r"^<!-- hdit card: (about|file|more) ([0-9a-f]{12})(?: (\S+))? -->\n", re.MULTILINE)
 _ENTRY = re.compile(r"^# hdit ([0-9a-f]{12})\n((?:(?!---$)[- ].*\n)+)", re.MULTILINE)
-_TAGS = ("image-generation", "diffusion", "hourglass-diffusion-transformer", "arxiv:2401.11605")
+_TAGS = ("image-generation", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def write_card(
     parts = _merged(parts_of(before), mine, folder=path.parent)
     keys = list(dict.fromkeys(part.key for part in parts))
     entries = {**dict(_ENTRY.findall(before)), key: index_entry(model, scores=best_known(scored, model))}
-    front = _front_matter(licence, {each: entries[each] for each in keys if entries.get(each)})
+    tags = _tags(model, before=before if len(keys) > 1 else "")
+    front = _front_matter(licence, {each: entries[each] for each in keys if entries.get(each)}, tags=tags)
     files.write_text(path, "\n".join([front, *(part.written() for part in parts)]))
     return path, grid_path
 
@@ -109,7 +110,19 @@ def _merged(old: list[Part], new: list[Part], *, folder: Path) -> list[Part]:
     return found
 
 
-def _front_matter(licence: str, entries: dict[str, str]) -> str:
+def _tags(model: Model, *, before: str) -> list[str]:
+    """Words that a card is found by: its networks, as the other models of the card before have theirs there, and their papers."""
+    head = before.split("\n---\n")[0].splitlines()
+    found = list(_TAGS)
+    for name in catalog.names("model"):
+        network = catalog.get("model", name)
+        kind = network.title.lower().replace(" ", "-")
+        if isinstance(model.network, network) or f"- {scalar(kind)}" in head:
+            found += [kind, f"arxiv:{network.paper}"]
+    return found
+
+
+def _front_matter(licence: str, entries: dict[str, str], *, tags: list[str]) -> str:
     """YAML between lines of dashes: licence, library, tags, and the scores of each model as a model-index."""
     lines = [
         "---",
@@ -117,7 +130,7 @@ def _front_matter(licence: str, entries: dict[str, str]) -> str:
         "library_name: hdit-cli",
         "pipeline_tag: unconditional-image-generation",
         "tags:",
-        *(f"- {scalar(tag)}" for tag in _TAGS),
+        *(f"- {scalar(tag)}" for tag in tags),
     ]
     lines += ["model-index:"] if entries else []
     lines += [line for key, entry in entries.items() for line in (f"# hdit {key}", entry.strip("\n"))]
