@@ -100,8 +100,10 @@ def arguments_of(
         outputs = shapes["final_layer.linear.weight"][0] // patch**2
         d_ff, rows = shapes["blocks.0.mlp.fc1.weight"][0], shapes.get(_TABLE, (1,))[0]
         depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+    except KeyError as error:
         raise NotDiT(f"it lacks {error}") from error
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise NotDiT("names or shapes of its tensors are none of a DiT") from error
     side = math.isqrt(tokens)
     heads = heads or _HEADS.get(width)
     if heads is None:

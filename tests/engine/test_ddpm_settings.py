@@ -14,6 +14,7 @@ from hdit_cli.engine.sampling.settings import check_asked
 from hdit_cli.engine.sharing.card_file import write_card
 from hdit_cli.engine.sharing.export import to_safetensors
 from hdit_cli.errors import UsageError
+from hdit_cli.models.dit_names import NotDiT, arguments_of
 from hdit_cli.tasks.sampling import Sampling
 
 DIT = {"type": "dit", "size": [16, 16], "patch": 4, "depth": 2, "width": 32, "heads": 2, "classes": "data"}
@@ -69,3 +70,10 @@ def test_files_and_cards_say_which_network_it_is(model, tmp_path):
     card = path.read_text()
     assert "A Diffusion Transformer ([arXiv 2212.09748]" in card and '- "arxiv:2212.09748"' in card
     assert "ourglass" not in card and "2401.11605" not in card
+
+
+@pytest.mark.parametrize("name, shape", [("x_embedder.proj.weight", (1,)), ("pos_embed", (1,)), ("blocks.x.y", (1,))])
+def test_shapes_of_no_dit_are_told_in_words(model, name, shape):
+    shapes = {key: tuple(value.shape) for key, value in model.network.state_dict().items()}
+    with pytest.raises(NotDiT, match="names or shapes of its tensors are none of a DiT"):
+        arguments_of({**shapes, name: shape}, heads=2)
