@@ -108,6 +108,11 @@ class Diffusion(Section):
         stop_at(_range_problems((), self.sigma_min, self.sigma_max))
         return self
 
+    def chosen(self) -> dict[str, Any]:
+        """All values but those options of the density that follow from the rest of a recipe."""
+        filled = set(self.density.fill)
+        return {**dict(self), "density": self.density.model_dump(exclude=filled)}
+
     def resolved(self, *, image_size: int) -> Self:
         """The same section with every option of the density filled in.
 

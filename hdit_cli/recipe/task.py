@@ -69,9 +69,9 @@ class Ddpm(Section):
             yield ("task", "cfg_channels"), what
         if model.told != "timestep":
             yield ("task", "type"), 'is "ddpm", which is for a network that is told timesteps: model.type = "dit"'
-        usual = Diffusion().resolved(image_size=max(model.size))
+        usual, found = Diffusion().chosen(), diffusion.chosen()
         for key in Diffusion.model_fields:
-            if key != "class_dropout" and getattr(diffusion, key) != getattr(usual, key):
+            if key != "class_dropout" and found[key] != usual[key]:
                 yield ("diffusion", key), "is of the task denoise; ddpm has a table of its own, so leave it out"
         if sample.sampler in catalog.OVER_TIMESTEPS and sample.steps > self.timesteps:
             text = (

@@ -152,3 +152,10 @@ def test_diff():
     new["model"]["levels"][1]["depth"] = 3
     del new["ema"]["power"]
     assert diff(old, new) == ["model.levels.1.depth: 1 -> 3", "train.batch_size: 16 -> 64", "ema.power: 0.75 -> none"]
+
+
+def test_a_recipe_of_timesteps_can_be_given_another_size():
+    """What is filled in for one size does not count as chosen for another."""
+    values = load_recipe("dit-b4-pixels").to_dict()
+    values["model"]["size"] = [64, 64]
+    assert Recipe.from_dict(values).model.size == (64, 64)
