@@ -84,7 +84,9 @@ def test_info_of_a_recipe(capsys):
     assert found["kind"] == "recipe" and found["image_size"] == [48, 32]
     assert [level["tokens"] for level in found["levels"]] == [[12, 8], [6, 4]]
     assert (found["sigma_min"], found["sigma_max"]) == (0.01, 80.0)
-    assert "shifted-window 4" in run(capsys, "info", "smoke/shifted-window")
+    page = run(capsys, "info", "smoke/shifted-window").splitlines()
+    head, first = [line.split() for line in page if line.startswith("level")][:2]
+    assert dict(zip(head[1:], first[2:], strict=True))["attention"] == "shifted-window"
 
 
 # What commands leave behind

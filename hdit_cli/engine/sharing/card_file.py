@@ -113,7 +113,7 @@ def _merged(old: list[Part], new: list[Part], *, folder: Path) -> list[Part]:
 def _tags(model: Model, *, before: str) -> list[str]:
     """Words that a card is found by: its networks, as the other models of the card before have theirs there, and their papers."""
     head = before.split("\n---\n")[0].splitlines()
-    found = list(_TAGS)
+    found: list[str] = [*_TAGS]
     for name in catalog.names("model"):
         network = catalog.get("model", name)
         kind = network.title.lower().replace(" ", "-")
