@@ -186,10 +186,10 @@ def test_classes_that_were_never_dropped(tmp_path):
         ({"blocks.1.mlp.fc2.bias": torch.zeros(3)}, CONFIG, "has shape"),
         ({"blocks.1.mlp.fc2.bias": None}, CONFIG, "lacks blocks.1.mlp.fc2.bias"),
         ({"blocks.999999999.mlp.fc2.bias": torch.zeros(3)}, CONFIG, "describes no network"),
-        ({"blocks.x.y": torch.zeros(3)}, CONFIG, "lacks"),
+        ({"blocks.x.y": torch.zeros(3)}, CONFIG, "none of a DiT"),
         ({"extra": torch.zeros(3)}, CONFIG, "unknown tensor extra"),
         ({"final_layer.linear.weight": torch.zeros(7, 48)}, CONFIG, "channels in"),
-        ({"x_embedder.proj.weight": torch.zeros(48)}, CONFIG, "lacks"),
+        ({"x_embedder.proj.weight": torch.zeros(48)}, CONFIG, "none of a DiT"),
         ({"y_embedder.embedding_table.weight": torch.full((6, 48), torch.nan)}, CONFIG, "NaN"),
     ],
 )
