@@ -58,7 +58,7 @@ Eta = Annotated[
     typer.Option(
         help="Noise that a stochastic sampler puts back, 0 to 10; 0 is none.",
         parser=real("--eta", least=0, most=10),
-        show_default="the recipe's, else 1",
+        show_default="the recipe's, else 1; 0 with ddim",
     ),
 ]
 Rho = Annotated[

@@ -11,6 +11,7 @@ from hdit_cli import runtime
 from hdit_cli.diffusion.samplers import sampler as find_sampler
 from hdit_cli.diffusion.sigma_view import SigmaView
 from hdit_cli.diffusion.timesteps import Table, linear_table, respace
+from hdit_cli.errors import UsageError
 from hdit_cli.tasks.sampling import Sampling
 from hdit_cli.tasks.task import (
     Drawn,
@@ -118,8 +119,12 @@ class DDPM(nn.Module):
 
     def check(self, sampling: Sampling) -> None:
         """Raises UsageError for more steps than there are timesteps."""
-        if sampling.by_timesteps:
-            respace(str(sampling.steps), total=len(self.table))
+        total = len(self.table)
+        if sampling.by_timesteps and sampling.steps > total:
+            raise UsageError(
+                f"{sampling.steps} steps of {sampling.sampler}, and the model has {total} timesteps",
+                hint=f"at most {total}, or a sampler of noise levels such as dpmpp-3m-sde",
+            )
 
     def process(self, sampling: Sampling) -> Table:
         """The respaced process; from a picture, its part from the first timestep on."""
