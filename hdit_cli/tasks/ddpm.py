@@ -66,7 +66,7 @@ class DDPM(nn.Module):
 
     def draw(self, x0: Tensor, label: Tensor, place: Place, *, told: Mapping[str, Tensor]) -> Drawn:
         """Noise, and timesteps that are uniform over the process."""
-        noise = runtime.normal(place.seed, "noise", place.index, x0.shape[1:], like=x0)
+        noise = place.normal(place.seed, "noise", place.index, x0.shape[1:], like=x0)
         t = (runtime.uniform(place.seed, "timestep", place.index)[:, 0] * len(self.table)).long()
         conditions = drawn_conditions(self.network, label, place, like=x0, dropout=self.class_dropout, told=told)
         return Drawn(x0, noise, t.to(x0.device, non_blocking=True), conditions)

@@ -91,7 +91,7 @@ class Denoise(nn.Module):
 
     def draw(self, x0: Tensor, label: Tensor, place: Place, *, told: Mapping[str, Tensor]) -> Drawn:
         """Noise, and levels that are stratified: slot j of the step draws from [j, j + 1) / batch."""
-        noise = runtime.normal(place.seed, "noise", place.index, x0.shape[1:], like=x0)
+        noise = place.normal(place.seed, "noise", place.index, x0.shape[1:], like=x0)
         u = (
             torch.from_numpy(place.index - place.first) + runtime.uniform(place.seed, "sigma", place.index)[:, 0]
         ) / place.batch

@@ -1,6 +1,6 @@
 """What a task is, and what tasks share: the draws of a batch, guidance, a sampler run over noise levels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +21,16 @@ Noise = Callable[[str], Tensor]  # a stream's name => standard normal noise (N, 
 Wrap = Callable[[nn.Module], Callable[..., Tensor]]  # what is called in the place of a module, such as a compiled one
 
 
+class Normal(Protocol):
+    """Standard normal noise (N, *shape), each image's a function of (seed, stream, its number) alone."""
+
+    def __call__(self, seed: int, stream: str, index: np.ndarray, shape: Sequence[int], *, like: Tensor) -> Tensor: ...
+
+
+def _image_by_image(seed: int, stream: str, index: np.ndarray, shape: Sequence[int], *, like: Tensor) -> Tensor:
+    return runtime.normal(seed, stream, index, shape, like=like)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where in a run the images of a batch stand: what all their random numbers are functions of, beside the seed.
@@ -29,12 +39,14 @@ class Place:
         index: int64 (N,), numbers of the images in the run.
         first: number of the first image of the step.
         batch: images of a step, of all processes and pieces.
+        normal: what draws noise.
     """
 
     seed: int
     index: np.ndarray
     first: int
     batch: int
+    normal: Normal = _image_by_image
 
 
 class Drawn(NamedTuple):

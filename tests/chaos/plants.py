@@ -31,7 +31,7 @@ def planted(*names):
 
 def poisoned(value, where, at=3):
     """A number that is not finite in the images, the loss, a gradient, a weight, the average or a moment of step `at`."""
-    original_step, original_draw, original_clip = step.Stepper.step, step.Stepper.draw, step.nn.utils.clip_grad_norm_
+    original_step, original_draw, original_norm = step.Stepper.step, step.Stepper.draw, step.nn.utils.get_total_norm
 
     def draw(self, batch, *, first):
         drawn = original_draw(self, batch, first=first)
@@ -39,13 +39,13 @@ def poisoned(value, where, at=3):
             drawn.x0[0, 0, 0, 0] = value
         return drawn
 
-    def clip(parameters, max_norm):
-        if where == "gradient" and clip.step + 1 == at:
-            parameters[3].grad.view(-1)[0] = value
-        return original_clip(parameters, max_norm)
+    def norm_of(gradients):
+        if where == "gradient" and norm_of.step + 1 == at:
+            gradients[3].view(-1)[0] = value
+        return original_norm(gradients)
 
     def take(self, batches):
-        clip.step = self.state.step
+        norm_of.step = self.state.step
         if where == "weight" and self.state.step + 1 == at:
             self.state.parameters[3].data.view(-1)[0] = value
         if where == "loss" and self.state.step + 1 == at:
@@ -60,7 +60,7 @@ def poisoned(value, where, at=3):
         if where == "moment" and self.state.step == at:
             next(iter(self.state.optimizer.state.values()))["exp_avg"].view(-1)[0] = value
 
-    return [(step.Stepper, "draw", draw), (step.Stepper, "step", take), (step.nn.utils, "clip_grad_norm_", clip)]
+    return [(step.Stepper, "draw", draw), (step.Stepper, "step", take), (step.nn.utils, "get_total_norm", norm_of)]
 
 
 def small_files():
@@ -197,8 +197,8 @@ def step_off(self, before):
 def average_of_refused():
     original = ema.EMA.update
 
-    def update(self, parameters, *, decay, keep):
-        original(self, [p + 0.01 for p in parameters], decay=decay, keep=keep * 0 + 1)
+    def update(self, parameters, *, decay, keep, **how):
+        original(self, [p + 0.01 for p in parameters], decay=decay, keep=keep * 0 + 1, **how)
 
     return [(ema.EMA, "update", update)]
 

@@ -33,6 +33,14 @@ def test_a_step_asks_for_no_number(changes, monkeypatch):
     assert asked.count == 0
 
 
+def test_every_step_that_is_timed_is_a_whole_one():
+    """None is refused for numbers that no run would draw: a refused step spares AdamW its work."""
+    subject = Subject(tiny_recipe(), data=None)
+    for _ in range(3):
+        subject.step()
+    assert int(subject.stepper.state.window.skipped) == 0
+
+
 @pytest.fixture(autouse=True)
 def choose_anew():
     yield

@@ -369,6 +369,8 @@ STATES = [
     {"noise_scale": [1]},
     {"log_bytes": {"a": "b"}},
     {"nonfinite_in_row": "x"},
+    {"arithmetic": 3},
+    {"arithmetic": True},
 ]
 STATES += [
     {"window": {"loss": [], "grad_norm": 1, "steps": 1}},

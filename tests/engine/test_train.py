@@ -15,6 +15,7 @@ from tiny_run import tiny_recipe
 import hdit_cli
 from hdit_cli.engine.run import checkpoint, events
 from hdit_cli.engine.run.folder import RunFolder, set_aside
+from hdit_cli.engine.training import arithmetic
 from hdit_cli.engine.training.loop import Trainer, train
 from hdit_cli.errors import CheckpointError, NonFiniteError, UsageError
 
@@ -88,18 +89,47 @@ def test_a_complete_run_does_nothing(whole, tiny_data):
 def test_a_run_that_was_cut_ends_with_the_same_bits(whole, tiny_data, tmp_path, cut):
     """Cut after any step, between log lines and after a save; the second part is another process's view of the folder."""
     folder = tmp_path / "run"
+    cut_at(folder, tiny_data, step=cut)
+    run(folder, tiny_recipe(), tiny_data)
+    assert digests(folder) == digests(whole[0])
+
+
+def cut_at(folder, data, *, step):
+    """Trains until a step was taken, as a killed process would."""
 
     class Cut(Exception):
         pass
 
     def stop(event):
-        if isinstance(event, events.Stepped) and event.step == cut:
+        if isinstance(event, events.Stepped) and event.step == step:
             raise Cut
 
     with pytest.raises(Cut):
-        train(folder, tiny_recipe(), data=tiny_data, watch=stop)
-    run(folder, tiny_recipe(), tiny_data)
-    assert digests(folder) == digests(whole[0])
+        train(folder, tiny_recipe(), data=data, watch=stop)
+
+
+def test_a_run_keeps_its_arithmetic(whole, tiny_data, tmp_path, monkeypatch):
+    """Begun where new runs take fewer passes, it goes on so where they do not, bit by bit; its checkpoints say so."""
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(arithmetic, "of_new_run", lambda device, *, weights: arithmetic.FEWER_PASSES)
+        run(tmp_path / "whole", tiny_recipe(), tiny_data)
+        cut_at(tmp_path / "cut", tiny_data, step=5)
+    run(tmp_path / "cut", tiny_recipe(), tiny_data)
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+    assert digests(tmp_path / "whole") != digests(whole[0])
+    newest = checkpoint.list_steps(tmp_path / "cut")[-1]
+    state = json.loads((tmp_path / "cut" / "checkpoints" / checkpoint.step_name(newest) / "state.json").read_text())
+    assert state["arithmetic"] == arithmetic.FEWER_PASSES
+
+
+def test_a_checkpoint_that_names_no_arithmetic_goes_on_as_it_began(whole, tiny_data, tmp_path, monkeypatch):
+    """As all from before there was a choice, on a machine whose new runs take another."""
+    cut_at(tmp_path / "run", tiny_data, step=5)
+    (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert "arithmetic" not in json.loads((folder / "state.json").read_text())
+    monkeypatch.setattr(arithmetic, "of_new_run", lambda device, *, weights: arithmetic.FEWER_PASSES)
+    run(tmp_path / "run", tiny_recipe(), tiny_data)
+    assert digests(tmp_path / "run") == digests(whole[0])
 
 
 def test_more_steps_later_equal_more_steps_at_once(whole, tiny_data, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,9 @@ class Subject:
         return torch.bfloat16 if bf16 else DTYPES[self.recipe.train.precision]
 
     def step(self) -> None:
-        """One training step, all of it but reading the data."""
-        self.stepper.step(self.batches)
+        """One training step, all of it but reading the data: the same pictures at the next places of a run."""
+        first = self.stepper.state.step * self.recipe.train.batch_size
+        self.stepper.step([replace(batch, index=batch.index + first) for batch in self.batches])
 
     def sample(self, sampling: Sampling) -> None:
         """One batch of images."""

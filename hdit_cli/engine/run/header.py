@@ -34,6 +34,8 @@ NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 _BYTES = {**FLOATS, "I64": 8, "U64": 8, "C64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
+ARITHMETIC = 2  # the newest that a run may compute by: `engine/training/arithmetic.py`
+
 _NEWER = "was it written by a newer hdit? Else it is damaged, or no checkpoint: get it again"
 
 
@@ -276,6 +278,9 @@ def check_state(value: Any) -> None:
     expect(isinstance(tables, list) and all(map(_is_table, tables)), "its losses by noise level are none")
     for key in ("nonfinite_in_row", "metrics_bytes", "ema_updates"):
         expect(is_count(value.get(key, 0)), f"{key} is no count")
+    arithmetic = value.get("arithmetic", 1)
+    known = is_count(arithmetic) and 1 <= arithmetic <= ARITHMETIC
+    expect(known, f"it computes by arithmetic {str(arithmetic)[:20]}, which this version does not know")
     scale = value.get("noise_scale") or {"shares": 1, "small": [], "big": 0}
     expect(
         isinstance(scale, dict) and is_count(scale.get("shares")) and _is_number(scale.get("big")),

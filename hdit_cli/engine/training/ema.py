@@ -24,18 +24,48 @@ class EMA:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, parameters: Iterable[Tensor], *, decay: float | Tensor, keep: Tensor) -> None:
+    def update(
+        self, parameters: Iterable[Tensor], *, decay: float | Tensor, keep: Tensor, one_pass: bool = False
+    ) -> None:
         """average += (1 - decay) (parameter - average), or nothing where `keep` is 0.
 
         Args:
             decay: a number, or 0-d on the device.
             keep: 0-d tensor, 1 or 0, on the device: a refused step is masked without asking the host.
+            one_pass: read and write each weight once, in one launch; rounded otherwise.
         """
         average: list[Tensor] = [*self.network.parameters()]
         current: list[Tensor] = [*parameters]
+        if one_pass:
+            _move(average, current, weight=1 - decay, refused=(1 - keep).float())
+            return
+        share = 1 - (decay.to(keep.dtype) if isinstance(decay, Tensor) else decay)
         change = torch._foreach_sub(current, average)
-        torch._foreach_mul_(change, keep * (1 - decay))
+        torch._foreach_mul_(change, keep * share)
         torch._foreach_add_(average, change)
+
+
+def _move(average: list[Tensor], current: list[Tensor], *, weight: float | Tensor, refused: Tensor) -> None:
+    """average += weight (current - average) in one pass, masked by itself where `refused` is 1.
+
+    The formula is that of gradient descent with a weight decay of -1 and a rate of -weight, whose fused kernel takes all tensors
+    in one launch, the rate and the mask from the device. `_foreach_lerp_` has no mask, and takes no weight from the device but
+    as a tensor for each weight.
+    """
+    rate = -weight.float() if isinstance(weight, Tensor) else -weight
+    torch._fused_sgd_(
+        average,
+        current,
+        [],
+        weight_decay=-1.0,
+        momentum=0.0,
+        lr=rate,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+        found_inf=refused,
+    )
 
 
 class PowerAverages:
@@ -56,7 +86,7 @@ class PowerAverages:
         self.by_std = {std: EMA(network) for std in stds}
         self._exponents = {std: gamma_of(std) + 1 for std in stds}
 
-    def update(self, parameters: Sequence[Tensor], *, keep: Tensor) -> None:
+    def update(self, parameters: Sequence[Tensor], *, keep: Tensor, one_pass: bool = False) -> None:
         """One step of all averages; nothing changes where `keep` is 0. Asks the host nothing."""
         if not self.by_std:
             return
@@ -64,4 +94,4 @@ class PowerAverages:
         t = self.updates.clamp(min=1)  # 0 while every step so far was refused
         for std, average in self.by_std.items():
             decay = (1 - 1 / t) ** self._exponents[std]
-            average.update(parameters, decay=decay.to(keep.dtype), keep=keep)
+            average.update(parameters, decay=decay, keep=keep, one_pass=one_pass)

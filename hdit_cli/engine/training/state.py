@@ -13,6 +13,7 @@ from hdit_cli.engine.model import Model, param_groups
 from hdit_cli.engine.run.assemble import check_tensors
 from hdit_cli.engine.run.checkpoint import Averages, Snapshot, metadata_of
 from hdit_cli.engine.run.weights import file_name, name_of
+from hdit_cli.engine.training.arithmetic import FIRST
 from hdit_cli.engine.training.ema import EMA, PowerAverages
 from hdit_cli.errors import CheckpointError
 from hdit_cli.recipe import Recipe
@@ -61,6 +62,7 @@ class TrainState:
     window: Window
     averages: PowerAverages
     step: int = 0
+    arithmetic: int = FIRST  # by which formulas it computes
     base_lrs: list[float] = field(default_factory=list)
 
     @property
@@ -103,6 +105,8 @@ class TrainState:
     def snapshot(self, facts: dict[str, Any]) -> Snapshot:
         """A copy on the host of all that a checkpoint holds; training may go on while it is written."""
         ema = self.ema_model()
+        if self.arithmetic != FIRST:
+            facts = {**facts, "arithmetic": self.arithmetic}
         return Snapshot(
             _copied(self.model.network.state_dict()),
             _copied(ema.network.state_dict()),
@@ -127,6 +131,7 @@ class TrainState:
             network.load_state_dict(snapshot.averages.tensors[name])
         self.averages.updates.fill_(snapshot.averages.updates)
         self.step = snapshot.state["step"]
+        self.arithmetic = snapshot.state.get("arithmetic", FIRST)
         window = snapshot.state["window"]
         same = len(window["loss"]) == world
         # the log takes the mean over processes: where their number has changed, each takes over the mean

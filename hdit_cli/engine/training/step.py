@@ -4,19 +4,22 @@ Every random number of step s is a function of the seed and of the image's place
 that goes on, or is shared by more processes, draws what an unbroken one would have.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hdit_cli import runtime
+from hdit_cli import counter, runtime
 from hdit_cli.data.augment import augment
 from hdit_cli.data.loader import Batch, flip, to_x0
 from hdit_cli.diffusion.bins import sums_by_sigma
 from hdit_cli.engine.model import DTYPES, Model
 from hdit_cli.engine.sampling.compiled import Compiled, told, wants_compiled
+from hdit_cli.engine.training import arithmetic
 from hdit_cli.engine.training.ema import EMA, PowerAverages, ema_decay
 from hdit_cli.engine.training.guard import FiniteGuard
 from hdit_cli.engine.training.learning_rate import learning_rate
@@ -24,7 +27,7 @@ from hdit_cli.engine.training.noise_scale import NoiseScale
 from hdit_cli.engine.training.state import TrainState, Window, build_optimizer
 from hdit_cli.models.conditions import augment as augmentation
 from hdit_cli.recipe import Recipe
-from hdit_cli.tasks.task import Drawn, Losses, Place
+from hdit_cli.tasks.task import Drawn, Losses, Normal, Place
 
 SWITCH = "--set train.compile=false"
 
@@ -46,10 +49,12 @@ class Stepper:
         window = Window.empty(device=self.device)
         averages = PowerAverages(model.network, stds=recipe.ema.stds)
         self.state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), window, averages)
+        self.state.arithmetic = arithmetic.of_new_run(self.device, weights=self.dtype)
         self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
         self.lr_factor = learning_rate(recipe)
         self.losses_of = accelerator.prepare_model(LossesOf(model.task).train())
-        self.compiled: Compiled | None = None
+        self.compiled: list[Compiled] = []
+        self.normals: Callable[[Tensor, int], Tensor] = counter.normals  # may be replaced by compiled ones
         self.noise_scale = NoiseScale(
             self.losses_of,
             batch=recipe.train.batch_size,
@@ -85,14 +90,16 @@ class Stepper:
             runtime.whole_graphs()
         graphs = 2 * sizes  # with and without the exchange of gradients
         task = self.state.model.task
-        self.compiled = Compiled(task.losses, graphs=graphs, switch=SWITCH, fall_back=fall_back, **options)
-        task.losses = self.compiled
+        how: dict[str, Any] = {"switch": SWITCH, "fall_back": fall_back, **options}
+        task.losses = Compiled(task.losses, graphs=graphs, **how)
+        self.normals = Compiled(counter.normals, graphs=sizes, **how)
+        self.compiled = [task.losses, self.normals]
 
     def notes(self) -> list[str]:
         """What compiling has to say that was not said yet."""
-        found = [self.compiled.note] if self.compiled and self.compiled.note else []
-        if self.compiled:
-            self.compiled.note = ""
+        found = list(dict.fromkeys(each.note for each in self.compiled if each.note))
+        for each in self.compiled:
+            each.note = ""
         return found
 
     def blank(self, images: int) -> Drawn:
@@ -114,9 +121,16 @@ class Stepper:
         told = {}
         if self.recipe.data.augment:
             pixels, told["augment"] = augment(pixels, index=index, seed=seed, probability=self.recipe.data.augment)
-        place = Place(seed, index, first=first, batch=self.recipe.train.batch_size)
+        place = Place(seed, index, first=first, batch=self.recipe.train.batch_size, normal=self.normal)
         model = self.state.model
         return model.task.draw(model.codec.encode(pixels), batch.label, place, told=told)
+
+    @property
+    def normal(self) -> Normal:
+        """What draws noise."""
+        if self.state.arithmetic == arithmetic.FIRST:
+            return runtime.normal
+        return partial(counter.normal, make=self.normals)
 
     def step(self, batches: list[Batch]) -> None:
         """Forward and backward of every micro-batch, one update of the weights and of their average."""
@@ -135,25 +149,40 @@ class Stepper:
             by_sigma += sums_by_sigma(each.sigma, each.loss.detach(), dtype=by_sigma.dtype)
             if i == 0 and not last:
                 self.noise_scale.see_first(state.parameters)
-        max_norm = section.grad_clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(state.parameters, max_norm)
+        gradients = [parameter.grad for parameter in state.parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         refused = self.guard.judge(norm)
-        self.update(refused)
+        self.update(refused, norm=norm)
         state.window.add(total, norm, by_sigma=by_sigma, refused=refused)
         self.noise_scale.add(norm, refused=refused)
         state.step += 1
 
-    def update(self, refused: Tensor) -> None:
-        """AdamW and the averages, masked on the device where `refused` is 1."""
+    def update(self, refused: Tensor, *, norm: Tensor) -> None:
+        """AdamW of the clipped gradients, and the averages, masked on the device where `refused` is 1.
+
+        Args:
+            norm: of the whole gradient.
+        """
         state, factor = self.state, self.lr_factor(self.state.step)
+        one_pass = state.arithmetic == arithmetic.FEWER_PASSES
         for group, lr in zip(state.optimizer.param_groups, state.base_lrs, strict=True):
             group["lr"] = lr * factor
-        state.optimizer.grad_scale, state.optimizer.found_inf = None, refused  # type: ignore[attr-defined]
+        scale = self.clip(norm, one_pass=one_pass)
+        state.optimizer.grad_scale, state.optimizer.found_inf = scale, refused  # type: ignore[attr-defined]
         state.optimizer.step()
         decay = ema_decay(state.step, power=self.recipe.ema.power, max_value=self.recipe.ema.max_decay)
         keep = (1 - refused).to(self.dtype)
-        state.ema.update(state.parameters, decay=decay, keep=keep)
-        state.averages.update(state.parameters, keep=keep)
+        state.ema.update(state.parameters, decay=decay, keep=keep, one_pass=one_pass)
+        state.averages.update(state.parameters, keep=keep, one_pass=one_pass)
+
+    def clip(self, norm: Tensor, *, one_pass: bool) -> Tensor | None:
+        """Bounds the gradient's norm, now or by what AdamW is to divide it by: a 0-d float32, or None."""
+        max_norm = self.recipe.train.grad_clip
+        if max_norm and one_pass:
+            return ((norm + 1e-6) / max_norm).clamp(min=1.0).float()
+        if max_norm:
+            nn.utils.clip_grads_with_norm_(self.state.parameters, max_norm, norm)
+        return None
 
 
 class LossesOf(nn.Module):

@@ -1,0 +1,96 @@
+"""Normal noise of a whole batch at once, each number a function of (seed, stream, image, element) alone, by a counter.
+
+Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC11) turns a counter of four 32-bit words under
+a key of two into four random words, and Box and Muller (1958) turn two words into two normals. It is plain arithmetic on tensors:
+no generator, no loop over images, and one kernel where a compiler sees it.
+
+A word lies in an int64, which every device computes with. A product of two words may run over into the sign, and its two
+halves are right all the same.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hdit_cli import runtime
+
+ROUNDS = 10
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)  # the key moves on by these: the golden ratio, and the square root of 3 less 1
+_WORD = 0xFFFFFFFF
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
+    """Four random words for each counter.
+
+    Args:
+        counter, key: int64 words, 0 ... 2^32 - 1, of shapes that broadcast.
+    """
+    (a, b, c, d), (k, m) = counter, key
+    for _ in range(ROUNDS):
+        left, right = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
+        a, b, c, d = _high(right) ^ b ^ k, right & _WORD, _high(left) ^ d ^ m, left & _WORD
+        k, m = (k + _WEYL[0]) & _WORD, (m + _WEYL[1]) & _WORD
+    return a, b, c, d
+
+
+def _high(product: Tensor) -> Tensor:
+    return (product >> 32) & _WORD
+
+
+def _box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two words to two independent standard normals, float32; none is beyond 6.8."""
+    radius = torch.sqrt(-2 * torch.log((a.float() + 0.5) * 2.0**-32))
+    angle = b.float() * (2 * math.pi * 2.0**-32)
+    return radius * torch.cos(angle), radius * torch.sin(angle)
+
+
+def normals(table: Tensor, count: int) -> Tensor:
+    """Standard normals by rows of words: number e of a row is lane e mod 4 of counter e div 4.
+
+    Args:
+        table: int64 (N, 4): low and high word of an image's number, low and high word of the key.
+        count: numbers for each row.
+
+    Returns:
+        float32 (N, count).
+    """
+    low, high, k, m = table.unsqueeze(-1).unbind(1)  # (N, 1) each
+    each = torch.arange((count + 3) // 4, device=table.device)
+    a, b, c, d = philox((each, torch.zeros_like(each), low, high), (k, m))
+    lanes = torch.stack([*_box_muller(a, b), *_box_muller(c, d)], dim=-1)  # (N, counters, 4)
+    return lanes.flatten(1)[:, :count]
+
+
+def normal(
+    seed: int,
+    stream: str,
+    index: Sequence[int] | np.ndarray,
+    shape: Sequence[int],
+    *,
+    like: Tensor,
+    make: Callable[[Tensor, int], Tensor] = normals,
+) -> Tensor:
+    """As `runtime.normal`, other numbers: the same words on every device, normals the same to a last digit or two.
+
+    Args:
+        index: N numbers of images.
+        shape: shape of one draw.
+        like: gives dtype and device; the draw itself is float32.
+        make: `normals`, or the same compiled.
+
+    Returns:
+        (N, *shape).
+    """
+    key = runtime.key(seed, stream)
+    numbers = np.asarray(index, dtype=np.int64)
+    table = np.empty((len(numbers), 4), dtype=np.int64)
+    table[:, 0], table[:, 1] = numbers & _WORD, numbers >> 32
+    table[:, 2], table[:, 3] = key & _WORD, key >> 32
+    found = make(torch.from_numpy(table).to(like.device, non_blocking=True), math.prod(shape))
+    return found.view(len(numbers), *shape).to(like.dtype)
