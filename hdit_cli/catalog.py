@@ -25,6 +25,7 @@ CATALOG: dict[str, dict[str, str]] = {
     },
     "attention": {  # in the order of preference; "reference" is the judge, chosen only by name
         "natten": "hdit_cli.models.attention.natten",
+        "fused": "hdit_cli.models.attention.fused",
         "flex": "hdit_cli.models.attention.flex",
         "strips": "hdit_cli.models.attention.strips",
         "tiled": "hdit_cli.models.attention.tiled",
