@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from datetime import timedelta
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,50 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hdit_cli import __version__
+from hdit_cli import __version__, launchers
 from hdit_cli.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process's place among all."""
-
-    rank: int
-    world: int
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-
-def ranks() -> Ranks:
-    """Rank and world size as the launcher set them; a lone process is rank 0 of 1.
-
-    Raises:
-        UsageError: the environment says something that cannot be.
-    """
-    rank, world = _told("RANK"), _told("WORLD_SIZE")
-    if rank is None and (world or 1) > 1:
-        raise UsageError(f"WORLD_SIZE is {world} in the environment, and RANK is not set", hint=_LAUNCHER)
-    here = Ranks(rank=rank or 0, world=1 if world is None else world)
-    if not here.rank < here.world:
-        text = f"RANK is {here.rank} in the environment, and WORLD_SIZE {'not set' if world is None else world}"
-        raise UsageError(text, hint=_LAUNCHER)
-    return here
-
-
-_LAUNCHER = "start it with torchrun, which sets these variables, or `unset` them to run one process"
-_MOST_RANKS = 1_000_000
-
-
-def _told(name: str, *, most: int = _MOST_RANKS) -> int | None:
-    """A whole number that a launcher set in the environment; None where it is not there, or empty."""
-    text = os.environ.get(name, "").strip()
-    if not text:
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= most):
-        raise UsageError(f"{name} is {text[:40]!r} in the environment, and must be a whole number", hint=_LAUNCHER)
-    return int(text)
+from hdit_cli.launchers import Ranks, ranks, told
 
 
 def device(name: str | None = None) -> torch.device:
@@ -102,15 +61,14 @@ _DEVICES = ("cpu", "cuda", "mps")
 
 
 def _own_card() -> torch.device:
-    return torch.device("cuda", (_told("LOCAL_RANK") or 0) % torch.cuda.device_count())
+    return torch.device("cuda", (told("LOCAL_RANK") or 0) % torch.cuda.device_count())
 
 
 def places() -> tuple[int, str]:
     """How many processes find a device of their own here, and what they are called: "GPU", or "core" where there is none."""
     if torch.cuda.is_available():
         return torch.cuda.device_count(), "GPU"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores, "core"
+    return launchers.cores(), "core"
 
 
 def set_deterministic(on: bool) -> None:
@@ -334,13 +292,16 @@ def join_processes(on: torch.device | None = None) -> Ranks:
     Raises:
         UsageError: fewer or more processes came up than were asked for.
     """
+    launchers.adopt()
     here = ranks()
-    wanted = _told("HDIT_PROCESSES") or here.world
+    wanted = told("HDIT_PROCESSES") or here.world
     if here.world > 1:
-        _check_launcher()
+        launchers.check_meeting()
+        launchers.share_cores()
         from accelerate import PartialState
 
-        state = PartialState(cpu=(on or device()).type != "cuda")
+        meeting = {} if torch.distributed.is_initialized() else _meet(here)
+        state = PartialState(cpu=(on or device()).type != "cuda", **meeting)
         here = Ranks(rank=state.process_index, world=state.num_processes)
     if here.world != wanted:
         raise UsageError(
@@ -349,13 +310,33 @@ def join_processes(on: torch.device | None = None) -> Ranks:
     return here
 
 
-def _check_launcher() -> None:
-    """Raises UsageError for what torch would stop at, or wait for, with less to say."""
-    for name, most in (("LOCAL_RANK", _MOST_RANKS), ("MASTER_PORT", 65535)):
-        if _told(name, most=most) is None:
-            raise UsageError(f"RANK is set in the environment, and {name} is not", hint=_LAUNCHER)
-    if not os.environ.get("MASTER_ADDR", "").strip():
-        raise UsageError("RANK is set in the environment, and MASTER_ADDR is not", hint=_LAUNCHER)
+_COMING_UP = timedelta(minutes=10)  # that processes wait for each other at the start
+# That they wait for each other later, which must be longer than anything the main process does while the others have nothing to
+# do. The longest is a checkpoint: the next save waits for the one before, which is written, flushed, and read back. Of 557 million
+# weights it is 11 GB; over a network at 10 MB/s three passes take 55 minutes, with two more averages 75. A process that died is
+# noticed by the launcher, which ends the others at once: only one that hangs is waited for.
+_WORKING = timedelta(hours=3)
+
+
+def _meet(here: Ranks) -> dict[str, Any]:
+    """Where the processes of a run find each other, for `init_process_group`, once all have come.
+
+    Raises:
+        UsageError: they have not come in time.
+    """
+    from torch.distributed import DistError, PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=_COMING_UP))
+    except (DistError, TimeoutError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UsageError(
+            f"{here.world} processes were to meet at {place} within {_COMING_UP.total_seconds() / 60:g} minutes, and did not",
+            hint="see that all were started, and that MASTER_ADDR names the machine of rank 0 as the others reach it",
+        ) from error
+    store.set_timeout(_WORKING)  # a process that comes late to its first exchange is waited for as long as later
+    return {"store": PrefixStore("default_pg", store), "rank": rank, "world_size": world, "timeout": _WORKING}
 
 
 def wait_for_all() -> None:

@@ -15,7 +15,6 @@ _PARTS = {
     "weights": "",
     "average": "",
     "moments": "two of AdamW for each weight",
-    "exchange": "of gradients between processes",
     "gradients": "at the fullest moment",
     "activations": "what the backward pass needs, and its work",
 }
@@ -23,8 +22,8 @@ _PARTS = {
 
 def check(*, dry_run: bool, find_batch: bool, memory: str | None) -> None:
     """Raises UsageError for switches that do not go together."""
-    from hdit_cli.engine.launch import is_child
     from hdit_cli.errors import UsageError
+    from hdit_cli.launchers import is_child
 
     if dry_run and find_batch:
         raise UsageError("--dry-run and --find-batch are two questions", hint="ask one of them")

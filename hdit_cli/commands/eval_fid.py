@@ -133,12 +133,13 @@ def eval_fid(
     """Score samples, or a folder of pictures: FID, KID, IS, precision and recall, sliced Wasserstein distance, and more."""
     from dataclasses import replace
 
-    from hdit_cli import runtime
+    from hdit_cli import launchers, runtime
     from hdit_cli.commands import sweep as sweeping
     from hdit_cli.engine.launch import relaunch
     from hdit_cli.engine.scoring.request import Request
     from hdit_cli.errors import UsageError
 
+    launchers.adopt()
     shared.check_weights(weights)
     request = Request(
         shared.located(source),

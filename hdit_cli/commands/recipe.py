@@ -26,7 +26,7 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 def tell_stand_in(name: str) -> None:
     """Says on stderr where a shipped recipe stands in for a file that is not there."""
-    from hdit_cli.engine.launch import is_child
+    from hdit_cli.launchers import is_child
     from hdit_cli.recipe import stand_in
 
     if (shipped := stand_in(name)) and not is_child():

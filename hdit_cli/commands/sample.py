@@ -91,10 +91,11 @@ def sample(
     import json
     from contextlib import nullcontext
 
-    from hdit_cli import runtime
+    from hdit_cli import launchers, runtime
     from hdit_cli.commands.progress import bar
     from hdit_cli.engine.launch import relaunch
 
+    launchers.adopt()
     shared.check_weights(weights)
     checkpoint = checkpoint and str(shared.located(Path(checkpoint)))
     options = shared.wanted(
@@ -160,8 +161,8 @@ def _folder(checkpoint: str | None, from_: Path | None, *, out: Path | None, for
         UsageError: nothing names a checkpoint, or an earlier set lies in --out.
     """
     from hdit_cli import files
-    from hdit_cli.engine.launch import is_child
     from hdit_cli.errors import UsageError
+    from hdit_cli.launchers import is_child
 
     if checkpoint is None and from_ is None:
         raise UsageError("give a checkpoint, or --from a samples.json", hint="hdit sample runs/NAME")

@@ -218,8 +218,8 @@ def check_weights(weights: str) -> None:
 
 def located(checkpoint: Path) -> Path:
     """What a CKPT argument means: a file that is not here is the only one of that name under `runs/`, which is told."""
-    from hdit_cli.engine.launch import is_child
     from hdit_cli.engine.run.trained import stand_in
+    from hdit_cli.launchers import is_child
 
     found = stand_in(checkpoint)
     if found is not None and not is_child():

@@ -65,11 +65,12 @@ def train(
     json_: Annotated[bool, typer.Option("--json", help="Facts as JSON on stdout.")] = False,
 ) -> None:
     """Train a recipe; goes on by itself where the run folder holds a checkpoint."""
-    from hdit_cli import files
+    from hdit_cli import files, launchers
     from hdit_cli.engine.launch import relaunch
     from hdit_cli.errors import UsageError
     from hdit_cli.recipe import load_recipe
 
+    launchers.adopt()
     tell_stand_in(recipe)
     loaded = load_recipe(recipe, [*(set_ or ()), *([f"data.path={_quoted(data)}"] if data else [])])
     if not loaded.data.path:
@@ -105,13 +106,13 @@ def _quoted(text: str) -> str:
 
 def _set_aside(folder: Path) -> None:
     """Moves an old run away, once, before any process looks for it."""
-    from hdit_cli.engine.launch import is_child
     from hdit_cli.engine.run.folder import set_aside
+    from hdit_cli.launchers import is_child
 
     moved = None
     if not is_child():
         moved = set_aside(folder)
-    else:  # torchrun's: the launcher keeps the flag from its own
+    else:  # torchrun's or srun's: the launcher keeps the flag from its own
         from hdit_cli import runtime
 
         if runtime.join_processes().is_main:

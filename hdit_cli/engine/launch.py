@@ -14,7 +14,9 @@ import time
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 
+from hdit_cli import launchers
 from hdit_cli.errors import HditError, Interrupted, OutOfMemory, UsageError
+from hdit_cli.launchers import is_child
 
 _TOLD = (2, 3, 4, 5, 6, 74, 75)  # codes that come with a message of their own
 _GRACE = 60.0  # seconds the others get to end once one process has failed
@@ -33,6 +35,7 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
     threads = max(1, (os.cpu_count() or 1) // processes)
     return {
         "OMP_NUM_THREADS": str(threads),
+        "TORCHINDUCTOR_COMPILE_THREADS": launchers.compile_threads(processes),
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -42,11 +45,6 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         "HDIT_PROCESSES": str(processes),
     }
-
-
-def is_child() -> bool:
-    """Whether a launcher (this one, or torchrun) started this process as one of several."""
-    return bool(os.environ.get("RANK", "").strip())
 
 
 def without_processes(argv: list[str], *, drop: tuple[str, ...] = ()) -> list[str]:
@@ -91,8 +89,8 @@ def relaunch(processes: int, *, oversubscribe: bool = False, drop: tuple[str, ..
     if is_child():
         if processes != 1:
             raise UsageError(
-                "a launcher (RANK is set) has started this process as one of several, and --processes starts more",
-                hint="leave --processes out; or, if no launcher did, `unset RANK`",
+                "a launcher, torchrun or srun, has started this process as one of several, and --processes starts more",
+                hint="leave --processes out; or, if no launcher did, `unset RANK SLURM_PROCID`",
             )
         _end_with_launcher()
         return None

@@ -71,7 +71,13 @@ def test_plan(tiny_data):
     facts = plan(tiny_recipe(train__accumulate=2), data=tiny_data, processes=2)
     assert (facts["batch"], facts["micro_batch"], facts["steps_per_epoch"]) == (8, 2, 3.0)
     assert facts["learning_rate"]["at"] == pytest.approx({0: 2e-3 / 3, 2: 2e-3, 4: 2e-3, 7: 2e-3})
-    assert facts["memory"]["exchange"] == facts["memory"]["weights"] == 4 * facts["params"]
+    assert facts["memory"]["weights"] == 4 * facts["params"]
+    # gradients lie in memory that is exchanged and never given back: as where they are accumulated
+    alone = plan(tiny_recipe(train__batch_size=4, train__accumulate=2), data=tiny_data)
+    assert facts["memory"] == alone["memory"]
+    shared = plan(tiny_recipe(train__batch_size=4), data=tiny_data, processes=2)
+    assert shared["memory"] == alone["memory"]
+    assert alone["memory"]["total"] > plan(tiny_recipe(train__batch_size=2), data=tiny_data)["memory"]["total"]
     with pytest.raises(UsageError, match="cannot be shared"):
         plan(tiny_recipe(), data=tiny_data, processes=3)
 

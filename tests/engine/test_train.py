@@ -359,3 +359,55 @@ def test_torchrun_is_understood(tiny_data, tmp_path):
         assert "2 processes" in done.stderr
         assert len(losses(tmp_path / "run")) == 3
     assert len(losses(tmp_path / "run.old-1")) == 3
+
+
+def srun(tasks, words, *, nodes, run_env=None):
+    """What srun does: so many tasks of one command at once, each told its place in Slurm's words. Their codes and outputs."""
+    each = tasks // nodes
+    port = 20_000 + os.getpid() % 10_000
+    children = []
+    for task in range(tasks):
+        told = {
+            "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_NTASKS": tasks, "SLURM_STEP_NUM_TASKS": tasks,
+            "SLURM_PROCID": task, "SLURM_LOCALID": task % each, "SLURM_NODEID": task // each,
+            "SLURM_STEP_NODELIST": "localhost" if nodes == 1 else "localhost,127.0.0.[1-1]",
+            "SLURM_STEP_TASKS_PER_NODE": f"{each}(x{nodes})", "MASTER_PORT": port,
+        }  # fmt: skip
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in told.items()}}
+        command = [sys.executable, "-m", "hdit_cli", *map(str, words)]
+        children.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    texts = [child.communicate(timeout=240)[1] for child in children]
+    return [child.returncode for child in children], texts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_plain_srun_is_understood(nodes, tiny_data, tmp_path):
+    """Two tasks on one machine, and on two that are one: the bytes of two processes of the own launcher."""
+    file, folder = tmp_path / "tiny.toml", tmp_path / "run"
+    file.write_text(tiny_recipe().to_toml())
+    words = ["train", file, "--data", tiny_data, "--run"]
+    for fresh in ([], ["--fresh"]):
+        codes, texts = srun(2, [*words, folder, *fresh], nodes=nodes)
+        assert codes == [0, 0], texts
+        assert "batch 8 = 2 processes x 4" in texts[0]
+    assert (tmp_path / "run.old-1").is_dir()
+    done = command(*words, tmp_path / "own", "--processes", 2, "--oversubscribe")
+    assert done.returncode == 0, done.stderr
+    assert digests(folder) == digests(tmp_path / "own")
+
+
+@pytest.mark.slow
+def test_two_agents_of_torchrun(tiny_data, tmp_path):
+    """As two machines would meet, on one."""
+    file, folder = tmp_path / "tiny.toml", tmp_path / "run"
+    file.write_text(tiny_recipe().to_toml())
+    port = 20_000 + os.getpid() % 10_000
+    words = ["--nnodes", 2, "--nproc_per_node", 1, "--rdzv_id", "t", "--rdzv_backend", "c10d"]
+    words += ["--rdzv_endpoint", f"localhost:{port}", "-m", "--", "hdit_cli", "train", file, "--data", tiny_data]
+    full = [sys.executable, "-m", "torch.distributed.run", *map(str, words), "--run", str(folder)]
+    agents = [subprocess.Popen(full, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    texts = [agent.communicate(timeout=240)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], texts
+    assert any("2 processes" in text for text in texts)
+    assert checkpoint.list_steps(folder) == [4, 8]

@@ -20,16 +20,16 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
         classes: of the data, where the recipe leaves them to it.
 
     Returns:
-        weights, average, moments, exchange (what processes swap gradients in), gradients, activations and total. Gradients
-        and activations are those of the fullest moment: as one grows the other shrinks. Where the update is fuller than any
-        moment before it, activations are the differences that the average is moved by.
+        weights, average, moments, gradients, activations and total. Gradients and activations are those of the fullest moment:
+        as one grows the other shrinks. With several processes gradients lie in memory that is exchanged and never given back.
+        Where the update is fuller than any moment before it, activations are the differences that the average is moved by.
     """
     section = recipe.train.model_copy(
         update={"batch_size": 1, "accumulate": 1}
     )  # of which one micro-batch knows nothing
     alike: Any = recipe.model_copy(update={"train": section})
     step = _step(alike, device=device, classes=class_count(recipe, classes=[""] * classes))
-    gradients, activations = step.histories(images).fullest(accumulating=recipe.train.accumulate > 1)
+    gradients, activations = step.histories(images).fullest(accumulating=recipe.train.accumulate > 1 or processes > 1)
     if (
         gradients + activations < step.trained + step.weights
     ):  # the update: all gradients, one difference for each weight
@@ -38,7 +38,6 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
         "weights": step.weights,
         "average": step.weights * (1 + len(recipe.ema.stds)),
         "moments": 2 * step.trained,
-        "exchange": step.trained if processes > 1 else 0,
         "gradients": gradients,
         "activations": activations,
     }

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
+
+from hdit_cli.engine.training.exchange import take_means
 
 DECAY = 0.995  # per step: an average over about 200 steps
 
@@ -36,8 +37,8 @@ class NoiseScale:
         self.small, self.big = torch.zeros_like(like), torch.zeros_like(like)
         self._order = [id(parameter) for parameter in loss_of.parameters()]
         self._norms: dict[int, Tensor] = {}  # of the small batch's gradient, by parameter
-        if isinstance(loss_of, DistributedDataParallel) and accumulate == 1:
-            loss_of.register_comm_hook(self, _look_and_average)
+        # accumulated, the first of several passes is looked at, before any exchange
+        take_means(loss_of, look=self.see if accumulate == 1 else None)
 
     def see(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Notes the norms of some of this process's own gradients, of the mean over its images."""
@@ -88,13 +89,3 @@ class NoiseScale:
         if told and told["shares"] == self.shares and len(told["small"]) == world:
             self.small += told["small"][rank]
             self.big += told["big"]
-
-
-def _look_and_average(scale: NoiseScale, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """What DistributedDataParallel does by itself, the mean over processes, after a look at this process's part."""
-    buffer = bucket.buffer()
-    scale.see(bucket.parameters(), bucket.gradients())
-    buffer.mul_(1 / distributed.get_world_size())
-    work = distributed.all_reduce(buffer, async_op=True)
-    assert work is not None, "every process of the default group takes part"
-    return work.get_future().then(lambda done: done.value()[0])

@@ -21,6 +21,7 @@ from hdit_cli.engine.model import DTYPES, Model
 from hdit_cli.engine.sampling.compiled import Compiled, told, wants_compiled
 from hdit_cli.engine.training import arithmetic
 from hdit_cli.engine.training.ema import EMA, PowerAverages, ema_decay
+from hdit_cli.engine.training.exchange import alone, exchanging
 from hdit_cli.engine.training.guard import FiniteGuard
 from hdit_cli.engine.training.learning_rate import learning_rate
 from hdit_cli.engine.training.noise_scale import NoiseScale
@@ -52,7 +53,8 @@ class Stepper:
         self.state.arithmetic = arithmetic.of_new_run(self.device, weights=self.dtype)
         self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
         self.lr_factor = learning_rate(recipe)
-        self.losses_of = accelerator.prepare_model(LossesOf(model.task).train())
+        prepared = accelerator.prepare_model(LossesOf(model.task).train(), evaluation_mode=True)  # autocast alone
+        self.losses_of = exchanging(prepared, device=self.device) if self.world > 1 else prepared
         self.compiled: list[Compiled] = []
         self.normals: Callable[[Tensor, int], Tensor] = counter.normals  # may be replaced by compiled ones
         self.noise_scale = NoiseScale(
@@ -140,7 +142,7 @@ class Stepper:
         total, by_sigma = torch.zeros_like(state.window.loss), torch.zeros_like(state.window.by_sigma)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            with told(SWITCH), nullcontext() if last else self.accelerator.no_sync(self.losses_of):
+            with told(SWITCH), nullcontext() if last else alone(self.losses_of):
                 each = self.losses_of(self.draw(batch, first=first))
                 loss = each.loss.mean() / len(batches)
                 # 1, or NaN where the loss is not finite: then every process finds its gradient not finite
