@@ -117,6 +117,19 @@ def why_not_compiled(device: torch.device) -> str:
     return ""
 
 
+@contextlib.contextmanager
+def compiled_code_in(folder: Path) -> Iterator[None]:
+    """Inside, compilers keep what they make in a folder of its own: nothing from before is found there, and nothing stays."""
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: str(folder / name.lower()) for name in names})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def allow_graphs(count: int) -> None:
     """Lets one compiled function keep so many graphs, one for each shape that it meets."""
     from torch._dynamo import config
