@@ -60,11 +60,28 @@ def normals(table: Tensor, count: int) -> Tensor:
     Returns:
         float32 (N, count).
     """
-    low, high, k, m = table.unsqueeze(-1).unbind(1)  # (N, 1) each
-    each = torch.arange((count + 3) // 4, device=table.device)
-    a, b, c, d = philox((each, torch.zeros_like(each), low, high), (k, m))
+    a, b, c, d = _words(table, torch.arange((count + 3) // 4, device=table.device))  # (N, counters) each
     lanes = torch.stack([*_box_muller(a, b), *_box_muller(c, d)], dim=-1)  # (N, counters, 4)
     return lanes.flatten(1)[:, :count]
+
+
+def normals_apart(table: Tensor, count: int) -> Tensor:
+    """As `normals`, each number made for itself: four times the arithmetic, and one kernel that only writes, once compiled."""
+    number = torch.arange(count, device=table.device)
+    a, b, c, d = _words(table, number >> 2)
+    early, even = (number & 2) == 0, (number & 1) == 0
+    cosine, sine = _box_muller(torch.where(early, a, c), torch.where(early, b, d))
+    return torch.where(even, cosine, sine)
+
+
+def _words(table: Tensor, each: Tensor) -> Words:
+    """The words of counters `each` of every row.
+
+    The counter's own place is second, where the first round multiplies nothing: a compiler that knows it for an index may
+    multiply in 32 bits.
+    """
+    low, high, k, m = table.unsqueeze(-1).unbind(1)  # (N, 1) each
+    return philox((low, each, high, torch.zeros_like(each)), (k, m))
 
 
 def normal(
@@ -82,7 +99,7 @@ def normal(
         index: N numbers of images.
         shape: shape of one draw.
         like: gives dtype and device; the draw itself is float32.
-        make: `normals`, or the same compiled.
+        make: `normals`, or `normals_apart` compiled.
 
     Returns:
         (N, *shape).

@@ -28,10 +28,10 @@ def test_the_published_words(at, key, wanted):
 
 
 def test_a_number_is_made_of_its_own_counter_and_key():
-    """Element 4 j + lane of image i: words of the counter (j, 0, i) under the stream's key, in float64 here."""
+    """Element 4 j + lane of image i: words of the counter (i, j) under the stream's key, in float64 here."""
     image, key = 5 + (7 << 32), runtime.key(3, "noise")
     found = counter.normal(3, "noise", [image], (2, 11), like=LIKE).flatten()
-    parts = [torch.tensor(value) for value in (4, 0, 5, 7)], [torch.tensor(value) for value in (key % 2**32, key >> 32)]
+    parts = [torch.tensor(value) for value in (5, 4, 7, 0)], [torch.tensor(value) for value in (key % 2**32, key >> 32)]
     a, b, c, d = (float(word) for word in counter.philox(tuple(parts[0]), tuple(parts[1])))
     for lane, (length, turn, part) in enumerate(
         [(a, b, math.cos), (a, b, math.sin), (c, d, math.cos), (c, d, math.sin)]
@@ -74,6 +74,14 @@ def test_a_number_hangs_on_seed_stream_image_and_element_alone():
     assert half.dtype == torch.float64 and torch.equal(half, whole.double())
 
 
+def test_numbers_made_apart_are_the_same():
+    table = torch.tensor([[5, 7, 0xFFFFFFFF, 0x89ABCDEF], [0xFFFFFFFF, 0, 1, 2]])
+    for count in (1, 2, 3, 4, 1003):
+        torch.testing.assert_close(
+            counter.normals_apart(table, count), counter.normals(table, count), rtol=1e-6, atol=1e-6
+        )
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(runtime.why_not_compiled(torch.device("cpu")) != "", reason="no compiler here")
 def test_compiled_is_eager():
@@ -82,9 +90,7 @@ def test_compiled_is_eager():
     table = torch.tensor([[5, 7, 0xFFFFFFFF, 0x89ABCDEF], [0xFFFFFFFF, 0, 1, 2]])
 
     def drawn(table):
-        low, high, k, m = table.unsqueeze(-1).unbind(1)
-        each = torch.arange(1001)
-        return counter.philox((each, torch.zeros_like(each), low, high), (k, m)), counter.normals(table, 4003)
+        return counter._words(table, torch.arange(4003) >> 2), counter.normals_apart(table, 4003)
 
     words, numbers = torch.compile(drawn, fullgraph=True, dynamic=False)(table)
     wanted_words, wanted = drawn(table)

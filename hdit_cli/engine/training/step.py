@@ -56,7 +56,7 @@ class Stepper:
         prepared = accelerator.prepare_model(LossesOf(model.task).train(), evaluation_mode=True)  # autocast alone
         self.losses_of = exchanging(prepared, device=self.device) if self.world > 1 else prepared
         self.compiled: list[Compiled] = []
-        self.normals: Callable[[Tensor, int], Tensor] = counter.normals  # may be replaced by compiled ones
+        self.normals: Callable[[Tensor, int], Tensor] = counter.normals  # may be replaced by the same compiled
         self.noise_scale = NoiseScale(
             self.losses_of,
             batch=recipe.train.batch_size,
@@ -94,7 +94,7 @@ class Stepper:
         task = self.state.model.task
         how: dict[str, Any] = {"switch": SWITCH, "fall_back": fall_back, **options}
         task.losses = Compiled(task.losses, graphs=graphs, **how)
-        self.normals = Compiled(counter.normals, graphs=sizes, **how)
+        self.normals = Compiled(counter.normals_apart, graphs=sizes, **how)
         self.compiled = [task.losses, self.normals]
 
     def notes(self) -> list[str]:
