@@ -81,7 +81,7 @@ def check_speed(ground: Ground) -> Found:
     reached = subject.train_flops / images * waited
     numbers = {
         "recipe": subject.recipe.name, "precision": subject.recipe.train.precision, "batch_size": images, "steps": steps,
-        "compiled": subject.stepper.compiled is not None and not notes, "images_per_second": waited,
+        "compiled": bool(subject.stepper.compiled) and not notes, "images_per_second": waited,
         "images_per_second_of_the_run": told, "tflops": reached / 1e12, "product_tflops": flops / 1e12, "mfu": reached / flops,
     }  # fmt: skip
     return _judged(numbers)

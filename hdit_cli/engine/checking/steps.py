@@ -1,7 +1,7 @@
 """One real training step of each kind of network and task on a device, beside the same step in float32 on the CPU."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,10 +97,8 @@ class Alone:
     is_main_process = True
 
     @staticmethod
-    def prepare_model(module: torch.nn.Module) -> torch.nn.Module:
+    def prepare_model(module: torch.nn.Module, **_: Any) -> torch.nn.Module:
         return module
-
-    no_sync = staticmethod(lambda module: nullcontext())
 
 
 class Step:
