@@ -1,0 +1,153 @@
+"""Paella's tokenizer (Rampas et al. 2022, arXiv 2211.07292): pixels to the nearest rows of a codebook and back.
+
+Convolutional, with a few blocks a level and most of them on the smallest map. Parameter names are those of the authors'
+published weights. Maps are (N, C, H, W); pixels are in [0, 1], as its weights were trained.
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_EPS = 1e-6
+COMMITMENT = 0.25  # weight of the pull of the encoder towards its codes, beside 1 for the pull of the codes
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """Over the channels of a map (N, C, H, W), without weights."""
+    return F.layer_norm(x.movedim(1, -1), x.shape[1:2], eps=_EPS).movedim(-1, 1)
+
+
+class ResBlock(nn.Module):
+    """Depthwise convolution and a perceptron per pixel, each beside x and scaled by learned numbers that are 0 at the start."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Sequential(nn.ReplicationPad2d(1), nn.Conv2d(width, width, 3, groups=width))
+        self.channelwise = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.gammas = nn.Parameter(torch.zeros(6))
+        for layer in (self.depthwise[1], self.channelwise[0], self.channelwise[2]):
+            nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = self.gammas
+        x = x + g[2] * self.depthwise(layer_norm(x) * (1 + g[0]) + g[1])
+        y = (layer_norm(x) * (1 + g[3]) + g[4]).movedim(1, -1)
+        return x + g[5] * self.channelwise(y).movedim(-1, 1)
+
+
+class Quantised(NamedTuple):
+    """What quantising made.
+
+    Attributes:
+        codes: (N, C, h, w), rows of the codebook, through which gradients go to z as if it were they.
+        indices: int64 (N, h, w).
+        loss: 0-d, the pull of the codes towards z and, 0.25 times, of z towards its codes; means over all values.
+    """
+
+    codes: Tensor
+    indices: Tensor
+    loss: Tensor
+
+
+class Quantiser(nn.Module):
+    """A codebook (K, C), U(-1/K, 1/K) at the start."""
+
+    def __init__(self, codes: int, width: int) -> None:
+        super().__init__()
+        self.codebook = nn.Embedding(codes, width)
+        nn.init.uniform_(self.codebook.weight, -1 / codes, 1 / codes)
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """Index of the nearest row by Euclidean distance, the first of equals: (N, C, h, w) to int64 (N, h, w)."""
+        rows, book = rearrange(z, "n c h w -> (n h w) c"), self.codebook.weight
+        distance = rows.square().sum(1, keepdim=True) - 2 * rows @ book.mT + book.square().sum(1)
+        return distance.argmin(1).view(z.shape[0], *z.shape[2:])
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """int64 (N, h, w) to the rows (N, C, h, w)."""
+        return self.codebook(indices).movedim(-1, 1)
+
+    def forward(self, z: Tensor) -> Quantised:
+        indices = self.nearest(z.detach())
+        codes = self.rows(indices)
+        loss = (codes - z.detach()).square().mean() + COMMITMENT * (z - codes.detach()).square().mean()
+        return Quantised(z + (codes - z).detach(), indices, loss)
+
+
+class Encoded(NamedTuple):
+    """Pixels in latent space: what was quantised and what not, both divided by `scale_factor`; tokens; the loss of quantising."""
+
+    quantised: Tensor
+    z: Tensor
+    indices: Tensor
+    loss: Tensor
+
+
+class VQVAE(nn.Module):
+    """Encoder, codebook, decoder.
+
+    Args:
+        levels: of the map; its side is halved once by joining 2 x 2 pixels and once between levels.
+        bottleneck_blocks: blocks of the decoder on the smallest map; every other level has one.
+        c_hidden: width of the smallest map, halved at each level outwards.
+        c_latent: channels of a code.
+        codebook_size: number of codes.
+        scale_factor: what latents are divided by for a network that draws them.
+    """
+
+    def __init__(
+        self,
+        *,
+        levels: int = 2,
+        bottleneck_blocks: int = 12,
+        c_hidden: int = 384,
+        c_latent: int = 4,
+        codebook_size: int = 8192,
+        scale_factor: float = 0.3764,
+    ) -> None:
+        super().__init__()
+        self.factor, self.vocabulary, self.channels, self.scale_factor = (
+            2**levels,
+            codebook_size,
+            c_latent,
+            scale_factor,
+        )
+        widths = [c_hidden // 2 ** (levels - 1 - i) for i in range(levels)]
+        self.in_block = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, widths[0], 1))
+        down: list[nn.Module] = []
+        for i, width in enumerate(widths):
+            if i:
+                down.append(nn.Conv2d(widths[i - 1], width, 4, stride=2, padding=1))
+            down.append(ResBlock(width, 4 * width))
+        down.append(nn.Sequential(nn.Conv2d(widths[-1], c_latent, 1, bias=False), nn.BatchNorm2d(c_latent)))
+        self.down_blocks = nn.Sequential(*down)
+        self.vquantizer = Quantiser(codebook_size, c_latent)
+        up: list[nn.Module] = [nn.Sequential(nn.Conv2d(c_latent, widths[-1], 1))]
+        for i in reversed(range(levels)):
+            up += [ResBlock(widths[i], 4 * widths[i]) for _ in range(bottleneck_blocks if i == levels - 1 else 1)]
+            if i:
+                up.append(nn.ConvTranspose2d(widths[i], widths[i - 1], 4, stride=2, padding=1))
+        self.up_blocks = nn.Sequential(*up)
+        self.out_block = nn.Sequential(nn.Conv2d(widths[0], 12, 1), nn.PixelShuffle(2))
+
+    def latent(self, pixels: Tensor) -> Tensor:
+        """What is quantised, (N, C, h, w), of pixels (N, 3, H, W) in [0, 1]; H and W are multiples of `factor`."""
+        return self.down_blocks(self.in_block(pixels))
+
+    def encode(self, pixels: Tensor) -> Encoded:
+        """Pixels (N, 3, H, W) in [0, 1] to tokens, and to codes through which gradients go."""
+        z = self.latent(pixels)
+        found = self.vquantizer(z)
+        return Encoded(found.codes / self.scale_factor, z / self.scale_factor, found.indices, found.loss)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Latents (N, C, h, w), divided by `scale_factor`, to pixels, which may lie beyond [0, 1]."""
+        return self.out_block(self.up_blocks(x * self.scale_factor))
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Tokens int64 (N, h, w) to pixels, which may lie beyond [0, 1]."""
+        return self.out_block(self.up_blocks(self.vquantizer.rows(indices)))
