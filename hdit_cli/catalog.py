@@ -68,6 +68,7 @@ CATALOG: dict[str, dict[str, str]] = {
     },
     "metric": {
         "fid": "hdit_cli.metrics.frechet:FID",
+        "sfid": "hdit_cli.metrics.frechet:SFID",
         "kid": "hdit_cli.metrics.kernel:KID",
         "is": "hdit_cli.metrics.inception_score:InceptionScore",
         "precision-recall": "hdit_cli.metrics.manifold:PrecisionRecall",
@@ -81,6 +82,7 @@ CATALOG: dict[str, dict[str, str]] = {
     "features": {
         "inception": "hdit_cli.metrics.inception:Inception",
         "pytorch-fid": "hdit_cli.metrics.fid_inception:FidInception",
+        "adm": "hdit_cli.metrics.fid_inception:ADMInception",
         "dinov2": "hdit_cli.metrics.transformer_net:DINOv2",
         "clip": "hdit_cli.metrics.transformer_net:CLIP",
         "exported": "hdit_cli.metrics.exported_net:ExportedNet",

@@ -36,7 +36,7 @@ class ExportedNet:
             place = "" if path is None else f"put it at {path.absolute()}; "
             raise DataError(f"no file {path}", hint=f"{place}docs/features.md says how to make one")
         self.kind, self.resize, self.published = "exported", "by the net", False
-        self.classifier = False
+        self.classifier, self.spatial = False, 0
         self.path, self.sha256 = path, files.sha256(path)
         self.device = device or torch.device("cpu")
         try:

@@ -1,6 +1,6 @@
 """What every feature net offers, and how the command line names one.
 
-`inception`, `pytorch-fid`, `dinov2`, `clip`, each with `:PATH` behind it where the file is not in the cache, or the path
+`inception`, `pytorch-fid`, `adm`, `dinov2`, `clip`, each with `:PATH` behind it where the file is not in the cache, or the path
 of a `.pt2` file.
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hdit_cli import catalog
 from hdit_cli.errors import DataError, NonFiniteError, UsageError
+from hdit_cli.metrics.metric import Needs
 
 EXPORTED = ".pt2"
 
@@ -32,6 +33,7 @@ class FeatureNet(Protocol):
         published: whether they are those that papers used; scores of others cannot be compared with anyone's.
         resize: how pictures come to the net's size; a part of the protocol.
         classifier: whether it has classes of its own.
+        spatial: how many numbers at the end of a row are those of sFID; 0 where it has none.
     """
 
     kind: str
@@ -40,6 +42,7 @@ class FeatureNet(Protocol):
     published: bool
     resize: str
     classifier: bool
+    spatial: int
 
     def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
         """uint8 pictures (H, W, 3), of any sizes => float32 (N, D)."""
@@ -90,7 +93,24 @@ def _is_there(named: str) -> bool:
 
 def is_inception(net: FeatureNet) -> bool:
     """Whether FID and KID of its features are called so."""
-    return net.kind in ("inception", "pytorch-fid")
+    return net.kind in ("inception", "pytorch-fid", "adm")
+
+
+def serves(net: FeatureNet, needs: Needs) -> bool:
+    """Whether a metric that needs this is one of the net's features."""
+    fits = {"features": True, "inception": is_inception(net), "logits": net.classifier, "spatial": net.spatial > 0}
+    return needs is not None and fits[needs]
+
+
+def given(net: FeatureNet, features: np.ndarray, needs: Needs) -> np.ndarray:
+    """What a metric takes, of the rows (N, D) that the net gave."""
+    cut = features.shape[1] - net.spatial
+    if needs == "spatial":
+        return features[:, cut:]
+    pooled = features[:, :cut]
+    found = net.logits(pooled) if needs == "logits" else pooled
+    assert found is not None
+    return found
 
 
 def facts(net: FeatureNet) -> dict[str, Any]:

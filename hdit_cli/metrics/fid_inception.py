@@ -26,6 +26,7 @@ SOURCE = "source.sha256"  # metadata of the converted file: the SHA-256 of what 
 SIDE = 299
 RESIZE = "bilinear-299-no-antialias"
 FEATURES, CLASSES = 2048, 1008
+SPATIAL_CHANNELS, SPATIAL_SIDE = 7, 17  # of what sFID takes (Nash et al. 2021, arXiv 2103.03841)
 
 
 class Conv(nn.Module):
@@ -182,12 +183,18 @@ class InceptionV3(nn.Module):
         self.fc = nn.Linear(FEATURES, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.both(x)[0]
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Also what sFID takes, (N, 7, 17, 17): the first channels of a 1 x 1 branch in the last block but one of 17 x 17."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # (N, 64, 147, 147)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))  # (N, 192, 71, 71)
         x = F.max_pool2d(x, 3, stride=2)  # (N, 192, 35, 35)
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))  # (N, 288, 35, 35)
-        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))  # (N, 768, 17, 17)
-        return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))
+        x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))  # (N, 768, 17, 17)
+        spatial = self.Mixed_6d.branch1x1(x)[:, :SPATIAL_CHANNELS]
+        x = self.Mixed_6e(self.Mixed_6d(x))
+        return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3)), spatial
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -209,6 +216,8 @@ def _resized(picture: np.ndarray) -> np.ndarray:  # uint8 (H, W, 3) => float32 (
 class FidInception:
     """pytorch-fid's feature net; a `FeatureNet`."""
 
+    kind, resize, spatial = "pytorch-fid", RESIZE, 0
+
     def __init__(self, path: Path | None = None, *, device: torch.device | None = None) -> None:
         """Loads a file that `hdit convert` made: `path`, else the one in the cache.
 
@@ -221,7 +230,7 @@ class FidInception:
                 f"the pytorch-fid weights are missing: there is no file {self.path}",
                 hint=f"download {URL} (95 MB), then `hdit convert {Path(URL).name} --out {self.path}`",
             )
-        self.kind, self.resize, self.classifier = "pytorch-fid", RESIZE, True
+        self.classifier = True
         self.sha256 = files.sha256(self.path)
         self.device = device or torch.device("cpu")
         tensors, source = self._read()
@@ -259,3 +268,37 @@ class FidInception:
     def logits(self, features: np.ndarray) -> np.ndarray:
         """float (N, 2048) features => (N, 1008), without the bias: so the Inception Score was published."""
         return features @ self._output.T
+
+
+def _resized_as_tensorflow(picture: np.ndarray) -> np.ndarray:  # uint8 (H, W, 3) => float32 (3, 299, 299) in [0, 255]
+    """Bilinear between the pixel at i * size / 299, rounded down, and the next: TensorFlow's filter before half-pixel centres."""
+    x = picture.astype(np.float32)
+    for axis in (1, 0):
+        size = x.shape[axis]
+        place = np.arange(SIDE, dtype=np.float32) * np.float32(size / SIDE)
+        first = place.astype(np.int64)
+        share = (place - first).astype(np.float32)
+        share = share[:, None] if axis == 1 else share[:, None, None]
+        low, high = (x.take(np.minimum(index, size - 1), axis=axis) for index in (first, first + 1))
+        x = low + (high - low) * share
+    return np.ascontiguousarray(x.transpose(2, 0, 1))
+
+
+class ADMInception(FidInception):
+    """The same weights as the evaluation suite of guided-diffusion (ADM) feeds them, with spatial features; a `FeatureNet`.
+
+    The suite runs TensorFlow's graph, which resizes as TensorFlow did in 2015: scores against its reference files, in which
+    DiT's and ADM's tables are given, take this net. Spatial features are flattened row by row, the channel fastest.
+    """
+
+    kind, resize = "adm", "bilinear-299-tensorflow"
+    spatial = SPATIAL_CHANNELS * SPATIAL_SIDE**2  # 2,023
+
+    def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
+        """uint8 pictures (H, W, 3), of any sizes => float32 (N, 2048 + 2023): pooled features, then spatial ones."""
+        x = np.stack([_resized_as_tensorflow(picture) for picture in pictures])
+        return rows(x, self._run, device=self.device, batch=BATCH.get(self.device.type, 16))
+
+    def _run(self, x: Tensor) -> Tensor:
+        pooled, spatial = self._net.both(channels_last((x - 128) / 128))
+        return torch.cat([pooled, spatial.permute(0, 2, 3, 1).flatten(1)], dim=1)

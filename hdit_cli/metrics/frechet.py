@@ -165,6 +165,15 @@ class FID:
         return {"value": frechet_distance(ours, theirs), "of_a_perfect_model": expected}
 
 
+class SFID(FID):
+    """Fréchet distance of Inception's features on a 17 x 17 map: of where things are (Nash et al. 2021, arXiv 2103.03841)."""
+
+    name: ClassVar[str] = "sfid"
+    state: ClassVar[str] = "spatial-moments"
+    needs: ClassVar[Needs] = "spatial"
+    trusted: ClassVar[int] = 2023  # the dimension of the features
+
+
 class FD(FID):
     """Fréchet distance of the features of any net (Stein et al. 2023, arXiv 2306.04675: of DINOv2)."""
 

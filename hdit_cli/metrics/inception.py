@@ -124,7 +124,7 @@ class Inception:
         found = locate(path)
         if found is None:
             raise _missing(f"there is no file {path if path is not None else published_path()}")
-        self.kind, self.resize = "inception", RESIZE
+        self.kind, self.resize, self.spatial = "inception", RESIZE, 0
         self.path = found
         self.sha256 = files.sha256(found)
         self.published = self.sha256 == SHA256

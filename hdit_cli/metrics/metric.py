@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-Needs = Literal["inception", "features", "logits"] | None
+Needs = Literal["inception", "features", "logits", "spatial"] | None
 Bias = Literal["upwards", "downwards"] | None
 Better = Literal["lower", "higher"] | None
 
@@ -22,7 +22,9 @@ class Metric(Protocol):
 
     name: ClassVar[str]
     state: ClassVar[str]  # the kind of state; equal kinds have equal arrays, `needs` up to the net, and limits
-    needs: ClassVar[Needs]  # what `update` takes: features of an Inception net, of any net, logits; None: pictures
+    needs: ClassVar[
+        Needs
+    ]  # what `update` takes: features of an Inception net, of any net, logits, spatial ones; None: pictures
     limit: ClassVar[int | None]  # most pictures it can hold; of more, that many are chosen at random
     fewest: ClassVar[int]  # fewest pictures the definition allows
     trusted: ClassVar[int]  # fewest pictures for a score that can be compared with others

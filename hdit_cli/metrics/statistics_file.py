@@ -1,6 +1,6 @@
 """Moments that others computed: `.npz` files of clean-fid, pytorch-fid, ADM (guided-diffusion) and EDM.
 
-All hold `mu` and `sigma`; what else is in them (ADM's spatial moments and pictures) is not read. No pickle is read.
+All hold `mu` and `sigma`, ADM's also `mu_s` and `sigma_s`, of spatial features. No pickle is read.
 """
 
 import os
@@ -24,8 +24,14 @@ def _read(path: Path, name: str) -> np.ndarray:
         return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def read_statistics(path: Path) -> Gaussian:
+SPATIAL = ("mu_s", "sigma_s")  # what sFID compares
+
+
+def read_statistics(path: Path, names: tuple[str, str] = ("mu", "sigma")) -> Gaussian:
     """Mean and covariance of features, from a file.
+
+    Args:
+        names: of the two arrays.
 
     Raises:
         DataError: missing, another kind of file, or no moments.
@@ -38,7 +44,7 @@ def read_statistics(path: Path) -> Gaussian:
     if not path.is_file():
         raise DataError(f"no file {path}", hint="check the path")
     try:
-        mean, covariance = _read(path, "mu"), _read(path, "sigma")
+        mean, covariance = (_read(path, name) for name in names)
     except KeyError as error:
         raise DataError(f"{path} holds no {error.args[0].split(chr(39))[1].removesuffix('.npy')}", hint=_HINT) from None
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, zlib.error) as error:

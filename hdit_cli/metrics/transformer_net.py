@@ -35,6 +35,7 @@ class TransformerNet(ABC):
     mean: tuple[float, ...]  # where the folder has no preprocessor_config.json
     deviation: tuple[float, ...]
     classifier = False
+    spatial = 0
 
     def __init__(self, path: Path | None = None, *, device: torch.device | None = None) -> None:
         """Loads the net from a folder.

@@ -15,8 +15,8 @@ from hdit_cli.engine.sharing.convert import convert_feature_net
 from hdit_cli.errors import CheckpointError, DataError, UsageError
 from hdit_cli.metrics import feature_net, fid_inception
 from hdit_cli.metrics.exported_net import ExportedNet
-from hdit_cli.metrics.fid_inception import FidInception, InceptionV3, parameter_names
-from hdit_cli.metrics.frechet import FID
+from hdit_cli.metrics.fid_inception import ADMInception, FidInception, InceptionV3, parameter_names
+from hdit_cli.metrics.frechet import FID, SFID
 from hdit_cli.metrics.inception import Inception
 from hdit_cli.metrics.inception_score import InceptionScore
 
@@ -118,6 +118,57 @@ def test_missing_or_foreign_weights(tmp_path, own_cache, converted):
     safetensors.torch.save_file(shapes, tmp_path / "shapes.safetensors")
     with pytest.raises(DataError, match="does not fit"):
         FidInception(tmp_path / "shapes.safetensors")
+
+
+def resized_slowly(picture: np.ndarray) -> np.ndarray:
+    """ResizeBilinear of TensorFlow 1 by its definition, one pixel at a time: align_corners and half_pixel_centers are off."""
+    height, width = picture.shape[:2]
+    out = np.zeros((299, 299, 3), np.float64)
+    for i in range(0, 299, 23):
+        for j in range(0, 299, 23):
+            y, x = i * height / 299, j * width / 299
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+            a, b, c, d = (picture[r, s].astype(float) for r in (top, bottom) for s in (left, right))
+            upper, lower = a + (b - a) * (x - left), c + (d - c) * (x - left)
+            out[i, j] = upper + (lower - upper) * (y - top)
+    return out[::23, ::23]
+
+
+@pytest.mark.parametrize("size", [(40, 56), (299, 299), (512, 300), (1, 1)])
+def test_resizing_as_tensorflow_did(size):
+    picture = pictures(1, size=size)[0]
+    found = fid_inception._resized_as_tensorflow(picture)
+    assert found.shape == (3, 299, 299) and found.dtype == np.float32
+    np.testing.assert_allclose(found.transpose(1, 2, 0)[::23, ::23], resized_slowly(picture), rtol=1e-4, atol=2e-3)
+    if size == (299, 299):
+        np.testing.assert_array_equal(found.transpose(1, 2, 0), picture)
+
+
+@pytest.mark.slow
+def test_spatial_features_are_those_of_the_block(converted):
+    net, seen = ADMInception(converted), []
+    hook = net._net.Mixed_6d.branch1x1.register_forward_hook(lambda _, args, out: seen.append(out[:, :7]))
+    found = net(pictures(2))
+    hook.remove()
+    assert found.shape == (2, 2048 + 2023) and seen[0].shape[1:] == (7, 17, 17)
+    np.testing.assert_array_equal(found[:, 2048:], seen[0][:2].permute(0, 2, 3, 1).reshape(2, -1).numpy())
+    pooled = feature_net.given(net, found, "inception")
+    square = pictures(
+        2, size=(299, 299)
+    )  # nothing is resized, and the two ways differ in how pictures become numbers alone
+    np.testing.assert_allclose(net(square)[:, :2048], FidInception(converted)(square), rtol=2e-2, atol=5e-3)
+    np.testing.assert_array_equal(pooled, found[:, :2048])
+    assert feature_net.given(net, found, "logits").shape == (2, 1008)
+
+
+def test_sfid_asks_for_a_net_that_gives_spatial_features():
+    class Other:
+        kind, path, classifier, spatial = "inception", Path("net.pt"), True, 0
+
+    with pytest.raises(UsageError) as caught:
+        check_net([SFID], Other())
+    assert "--features adm" in caught.value.hint
 
 
 class Small(nn.Module):

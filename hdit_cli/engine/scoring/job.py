@@ -34,7 +34,7 @@ from hdit_cli.engine.scoring.scores import check_counts, check_reference, share_
 from hdit_cli.errors import UsageError
 from hdit_cli.metrics import feature_net
 from hdit_cli.metrics.feature_net import FeatureNet
-from hdit_cli.metrics.frechet import FID
+from hdit_cli.metrics.frechet import FID, SFID
 from hdit_cli.metrics.memorisation import Memorisation
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.per_class import PerClassFID
@@ -129,6 +129,10 @@ def plan(
     model = model_of(request, session)
     names = request.metrics or (tuple(model.recipe["eval"]["metrics"]) if model else ("fid", "kid"))
     metrics = metrics_of(names, request, model)
+    if SFID in metrics and not request.features:
+        raise UsageError(
+            "sfid needs Inception's spatial features, which the usual net does not give", hint="--features adm"
+        )
     moments = all(kind.alone or issubclass(kind, FID) for kind in metrics)
     reference, notes = reference_of(request, model, session, moments=moments)
     count = None
@@ -141,13 +145,13 @@ def plan(
     if isinstance(pictures, Stored):
         known = reference.classes if isinstance(reference, Stored) and PerClassFID in metrics else []
         notes += pictures.name_classes(known)
-    counts = {"pictures": pictures.count}
+    counts, beside = {"pictures": pictures.count}, None
     if isinstance(reference, Stored):
-        counts["reference"] = reference.count
+        counts["reference"], beside = reference.count, reference.moments
     if request.metrics is None:
 
         def check(kind: type[Metric]) -> None:
-            check_counts([kind], counts=counts, allow_small=request.allow_small)
+            check_counts([kind], counts=counts, allow_small=request.allow_small, moments=beside)
             check_reference([kind], pictures, reference)
 
         opened = partial(open_nets, request, model, session, on_download=on_download)
@@ -155,13 +159,17 @@ def plan(
             opened()  # a net that was named is not passed over
         metrics, more = able(metrics, check=check, open_nets=opened)
         notes += more
-    notes += check_counts(metrics, counts=counts, allow_small=request.allow_small)
+    notes += check_counts(metrics, counts=counts, allow_small=request.allow_small, moments=beside)
     check_reference(metrics, pictures, reference)
     fed = [Fed(metrics)]
     if needs_net(metrics) or (request.features and len(feature_net.split(request.features)) > 1):
         fed = share_out(metrics, open_nets(request, model, session, on_download=on_download))
         notes += not_opened(request, model)
-        notes += _notes_on([each.net for each in fed if each.net is not None], reference)
+        notes += _notes_on([each.net for each in fed if each.net is not None], reference, metrics)
+    if beside is not None and (of := [kind.name for kind in metrics if beside.of(kind)]):
+        notes.append(
+            f"{', '.join(of)}: against the moments in {reference.name}; all else against its {counts['reference']:,} pictures"
+        )
     held_out = None
     if Memorisation in metrics:
         held_out, more = held_out_of(reference)
@@ -178,7 +186,9 @@ def digest(model: Model) -> str:
     return told.hexdigest()
 
 
-def _notes_on(nets: Sequence[FeatureNet], reference: Stored | StatisticsFile) -> list[str]:
+def _notes_on(
+    nets: Sequence[FeatureNet], reference: Stored | StatisticsFile, metrics: Sequence[type[Metric]]
+) -> list[str]:
     """What to know of the nets.
 
     Raises:
@@ -189,7 +199,8 @@ def _notes_on(nets: Sequence[FeatureNet], reference: Stored | StatisticsFile) ->
         for net in nets
         if not net.published
     ]
-    if isinstance(reference, StatisticsFile):
+    moments = reference.moments if isinstance(reference, Stored) else reference
+    if moments is not None and any(moments.of(kind) for kind in metrics):
         if len(nets) > 1:
             raise UsageError(
                 f"{reference.name} holds the moments of one net's features, and --features names {len(nets)}",

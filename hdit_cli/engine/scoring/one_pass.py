@@ -20,7 +20,7 @@ from hdit_cli.engine.sampling.watched import BrokenOff, Stop
 from hdit_cli.engine.scoring.picture_sets import Batch, Generated, PictureSet, some_of
 from hdit_cli.engine.scoring.unfinished import Progress, Unfinished
 from hdit_cli.errors import Interrupted
-from hdit_cli.metrics.feature_net import FeatureNet
+from hdit_cli.metrics.feature_net import FeatureNet, given
 from hdit_cli.metrics.metric import Metric
 
 Take = Callable[[list[int], list[np.ndarray]], None]
@@ -124,8 +124,7 @@ class _Pass:
                 _feed(metric, taken, [batch[row] for row in rows])
                 continue
             assert fed.net is not None and features is not None
-            x = fed.net.logits(features[rows]) if metric.needs == "logits" else features[rows]
-            assert x is not None
+            x = given(fed.net, features[rows], metric.needs)
             metric.update(taken, x, label=None if self.labels is None else self.labels[taken])
 
 

@@ -21,8 +21,10 @@ from hdit_cli.engine.sampling.generate import stream
 from hdit_cli.engine.sampling.sample_folder import GRID, RECORD, STRIP, named_in
 from hdit_cli.engine.sampling.watched import Stop, Watched
 from hdit_cli.errors import DataError
+from hdit_cli.metrics.frechet import FID
+from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.moments import Gaussian
-from hdit_cli.metrics.statistics_file import read_statistics
+from hdit_cli.metrics.statistics_file import SPATIAL, read_statistics
 from hdit_cli.tasks.sampling import Sampling
 
 Batch = tuple[list[int], list[np.ndarray]]  # numbers, and uint8 (H, W, 3) for each; sizes may differ in a folder
@@ -89,6 +91,7 @@ class Stored:
     ) -> None:
         self.reader = reader
         self.name = name
+        self.moments: StatisticsFile | None = None  # of a larger set, where the file holds them beside pictures
         self._odd = list(notes)
         self.count = len(reader) if n is None else n
         if self.count > len(reader):
@@ -179,12 +182,20 @@ class StatisticsFile:
     """The moments of a set that is not here.
 
     Attributes:
+        gaussian: of pooled features.
         fingerprint: SHA-256 of the file.
+        spatial: of spatial features, for sFID; None where the file has none.
     """
 
     name: str
     gaussian: Gaussian
     fingerprint: str
+    spatial: Gaussian | None = None
+
+    def of(self, kind: type[Metric]) -> Metric | None:
+        """The set as a metric of moments sees it; None where the file lacks these, or the metric takes more than moments."""
+        known = self.spatial if kind.needs == "spatial" else self.gaussian
+        return kind.of(known) if issubclass(kind, FID) and known is not None else None
 
 
 @dataclass
@@ -273,7 +284,8 @@ def open_reference(path: Path, *, moments: bool) -> Stored | StatisticsFile:
     """As `open_stored`, or a file of moments.
 
     Args:
-        moments: take the moments of a file that holds pictures too, as guided-diffusion's references do.
+        moments: moments are all that is asked of a file that holds pictures too, as guided-diffusion's references do; else
+            they come with the pictures.
 
     Raises:
         DataError: missing, empty or damaged.
@@ -284,8 +296,16 @@ def open_reference(path: Path, *, moments: bool) -> Stored | StatisticsFile:
         check_samples(path)
         has_moments = {"mu", "sigma"} <= arrays_in(path).keys()
         if holds_samples(path) and not (moments and has_moments):
-            return open_stored(path)
-    return StatisticsFile(str(path), read_statistics(path), files.sha256(path))
+            stored = open_stored(path)
+            stored.moments = _open_moments(path) if has_moments else None
+            return stored
+    return _open_moments(path)
+
+
+def _open_moments(path: Path) -> StatisticsFile:
+    pooled = read_statistics(path)
+    spatial = read_statistics(path, SPATIAL) if set(SPATIAL) <= arrays_in(path).keys() else None
+    return StatisticsFile(str(path), pooled, files.sha256(path), spatial)
 
 
 def open_stored(path: Path, *, n: int | None = None, cut: tuple[int, int] | None = None) -> Stored:

@@ -14,7 +14,6 @@ from hdit_cli.engine.scoring.one_pass import Breaks, Fed, OnProgress, by_state, 
 from hdit_cli.engine.scoring.picture_sets import StatisticsFile, Stored
 from hdit_cli.engine.scoring.unfinished import key_of
 from hdit_cli.metrics.feature_net import FeatureNet
-from hdit_cli.metrics.frechet import FID
 from hdit_cli.metrics.metric import Metric
 
 _FORMAT = "hdit-reference/3"
@@ -66,8 +65,14 @@ def collect_reference(
     """
     fed = [replace(each, metrics=[kind for kind in each.metrics if not kind.alone]) for each in fed]
     if isinstance(reference, StatisticsFile):
-        given = reference.gaussian
-        return [{kind.name: kind.of(given) for kind in each.metrics if issubclass(kind, FID)} for each in fed]
+        return [_known(reference, each) for each in fed]
+    by_moments: list[dict[str, Metric]] = [{} for _ in fed]
+    if reference.moments is not None:
+        by_moments = [_known(reference.moments, each) for each in fed]
+        fed = [
+            replace(each, metrics=[kind for kind in each.metrics if kind.name not in known])
+            for each, known in zip(fed, by_moments, strict=True)
+        ]
     main = runtime.ranks().is_main
     states: dict[Path, Metric] = {}
     for place, kind in _places(reference, fed).items() if main else ():
@@ -87,9 +92,22 @@ def collect_reference(
     if kept is not None:
         kept |= states
     return [
-        {kind.name: seen_as(kind, states[_cache_file(kind, reference, each.net)]) for kind in each.metrics if main}
-        for each in fed
+        {
+            **known,
+            **{
+                kind.name: seen_as(kind, states[_cache_file(kind, reference, each.net)])
+                for kind in each.metrics
+                if main
+            },
+        }
+        for each, known in zip(fed, by_moments, strict=True)
     ]
+
+
+def _known(reference: StatisticsFile, fed: Fed) -> dict[str, Metric]:
+    """What a file of moments says, by name of the metric."""
+    found = {kind.name: reference.of(kind) for kind in fed.metrics}
+    return {name: metric for name, metric in found.items() if metric is not None}
 
 
 def _places(reference: Stored, fed: Sequence[Fed]) -> dict[Path, type[Metric]]:

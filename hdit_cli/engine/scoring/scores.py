@@ -10,8 +10,7 @@ from hdit_cli.engine.scoring.picture_sets import PictureSet, StatisticsFile, Sto
 from hdit_cli.engine.scoring.references import collect_reference
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.metrics import inception
-from hdit_cli.metrics.feature_net import FeatureNet, facts, is_inception
-from hdit_cli.metrics.frechet import FID
+from hdit_cli.metrics.feature_net import FeatureNet, facts, is_inception, serves
 from hdit_cli.metrics.memorisation import Memorisation
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.per_class import PerClassFID
@@ -53,6 +52,10 @@ def check_net(metrics: Sequence[type[Metric]], net: FeatureNet) -> None:
             f"{','.join(of_inception)}: needs Inception's features by definition, and {net.path} is another net",
             hint=f"of any net are the metrics {_OF_ANY}",
         )
+    if any(kind.needs == "spatial" for kind in metrics) and not net.spatial:
+        raise UsageError(
+            f"sfid: needs Inception's spatial features, and {net.path} gives none as it is run", hint="--features adm"
+        )
     if any(kind.needs == "logits" for kind in metrics) and not net.classifier:
         raise UsageError(
             f"the Inception Score needs the net's classifier, and {net.path} has none", hint="leave is out of --metrics"
@@ -71,13 +74,14 @@ def share_out(metrics: Sequence[type[Metric]], nets: Sequence[FeatureNet]) -> li
     names = ", ".join(dict.fromkeys(str(net.path) for net in nets))
     if len({(net.kind, net.sha256, net.resize) for net in nets}) < len(nets):
         raise UsageError(f"--features names one net twice: {names}", hint="each once")
-    lacking = [kind.name for kind in metrics if kind.needs and not any(_feeds(net, kind) for net in nets)]
+    lacking = [kind.name for kind in metrics if kind.needs and not any(serves(net, kind.needs) for net in nets)]
     if lacking:
+        adds = "adm" if "sfid" in lacking else "inception"
         raise UsageError(
-            f"{','.join(lacking)}: needs Inception's features (is: its classes), and none of {names} gives them",
-            hint=f"add inception to --features, or take --metrics {_OF_ANY}",
+            f"{','.join(lacking)}: needs Inception's features (is its classes, sfid those of a map); none of {names} gives them",
+            hint=f"add {adds} to --features, or take --metrics {_OF_ANY}",
         )
-    fed = [Fed([kind for kind in metrics if _feeds(net, kind)], net) for net in nets]
+    fed = [Fed([kind for kind in metrics if serves(net, kind.needs)], net) for net in nets]
     for each, net in zip(fed, nets, strict=True):
         if not each.metrics:
             wanted = ",".join(kind.name for kind in metrics)
@@ -88,17 +92,18 @@ def share_out(metrics: Sequence[type[Metric]], nets: Sequence[FeatureNet]) -> li
     return [Fed([kind for kind in metrics if kind in fed[0].metrics or not kind.needs], nets[0]), *fed[1:]]
 
 
-def _feeds(net: FeatureNet, kind: type[Metric]) -> bool:
-    """Whether a metric is one of this net's features."""
-    fits = {"features": True, "inception": is_inception(net), "logits": net.classifier}
-    return kind.needs is not None and fits[kind.needs]
-
-
-def check_counts(metrics: Sequence[type[Metric]], *, counts: Mapping[str, int], allow_small: bool) -> list[str]:
+def check_counts(
+    metrics: Sequence[type[Metric]],
+    *,
+    counts: Mapping[str, int],
+    allow_small: bool,
+    moments: StatisticsFile | None = None,
+) -> list[str]:
     """Whether there are enough pictures, before any work is done.
 
     Args:
         counts: number of pictures by what they are called.
+        moments: what metrics of moments compare with, whatever the number of the reference's pictures.
 
     Returns:
         what to know about a score of few pictures.
@@ -108,7 +113,8 @@ def check_counts(metrics: Sequence[type[Metric]], *, counts: Mapping[str, int], 
     """
     notes = []
     for kind in metrics:
-        known = {what: count for what, count in counts.items() if what == "pictures" or not kind.alone}
+        alone = kind.alone or (moments is not None and moments.of(kind) is not None)
+        known = {what: count for what, count in counts.items() if what == "pictures" or not alone}
         name, told = kind.name.upper(), ", ".join(f"{what}: {count:,}" for what, count in known.items())
         fewest = min(known.values())
         if fewest < kind.fewest:
@@ -130,7 +136,12 @@ def _unbiased(metrics: Sequence[type[Metric]]) -> str:
 def check_reference(metrics: Sequence[type[Metric]], pictures: PictureSet, reference: Stored | StatisticsFile) -> None:
     """Raises DataError where a metric cannot compare the two sets."""
     if isinstance(reference, StatisticsFile):
-        beyond = [kind.name for kind in metrics if not (kind.alone or issubclass(kind, FID))]
+        beyond = [kind.name for kind in metrics if not kind.alone and reference.of(kind) is None]
+        if beyond == ["sfid"]:
+            raise DataError(
+                f"{reference.name} holds no mu_s and sigma_s, which sfid compares",
+                hint="a reference file of guided-diffusion has them; or --reference a data set or folder",
+            )
         if beyond:
             raise DataError(
                 f"{reference.name} holds moments, and {', '.join(beyond)} need every picture's features",
