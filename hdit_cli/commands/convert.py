@@ -42,7 +42,11 @@ def convert(
         raise UsageError(f"{path} exists", hint="--out elsewhere, or --force to overwrite")
     if convert_feature_net(source, out=path):
         told = {"path": str(path), "features": "pytorch-fid"}
-        say(json.dumps(told) if json_ else f"{path}: pytorch-fid's Inception, for --features pytorch-fid:{path}")
+        say(
+            json.dumps(told)
+            if json_
+            else f"{path}: pytorch-fid's Inception, for --features pytorch-fid:{path} or adm:{path}"
+        )
         return
     model = run_conversion(
         source, out=path, config=_read_config(config), tell=lambda text: say(f"note: {text}", err=True)

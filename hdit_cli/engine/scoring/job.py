@@ -25,6 +25,7 @@ from hdit_cli.engine.scoring.request import (
     held_out_of,
     metrics_of,
     model_of,
+    named_nets,
     not_opened,
     open_nets,
     pictures_of,
@@ -129,7 +130,7 @@ def plan(
     model = model_of(request, session)
     names = request.metrics or (tuple(model.recipe["eval"]["metrics"]) if model else ("fid", "kid"))
     metrics = metrics_of(names, request, model)
-    if SFID in metrics and not request.features:
+    if SFID in metrics and not any(feature_net.parse(each)[0] == "adm" for each in named_nets(request, model)):
         raise UsageError(
             "sfid needs Inception's spatial features, which the usual net does not give", hint="--features adm"
         )

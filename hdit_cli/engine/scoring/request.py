@@ -239,6 +239,12 @@ def open_net(
     return catalog.get("features", kind)(path, device=device if device.type == "cuda" else torch.device("cpu"))
 
 
+def named_nets(request: Request, model: Model | None) -> list[str]:
+    """The nets asked for, else the recipe's, else Inception, by name."""
+    default = (model.recipe["eval"].get("features") if model else None) or "inception"
+    return feature_net.split(request.features) if request.features else [default]
+
+
 def open_nets(
     request: Request, model: Model | None, session: Session, *, on_download: Callable[[int, int], None]
 ) -> list[FeatureNet]:
@@ -247,8 +253,7 @@ def open_nets(
     Raises:
         DataError: one is missing, or is no feature net.
     """
-    default = (model.recipe["eval"].get("features") if model else None) or "inception"
-    wanted = feature_net.split(request.features) if request.features else [default]
+    wanted = named_nets(request, model)
     for each in wanted:
         if each in session.nets:
             continue
