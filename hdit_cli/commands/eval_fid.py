@@ -58,9 +58,10 @@ def eval_fid(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Feature net: inception, pytorch-fid, adm (as guided-diffusion scores, for sfid), dinov2:FOLDER, clip:FOLDER, or a .pt2 file of torch.export; several "
-            "with commas, of the same pictures. A .pt2 file is a program, and a folder steers a large library: both can run "
-            "code, so name only what you trust. One that a received checkpoint names is not opened.",
+            help="Feature net: inception, pytorch-fid, adm (as guided-diffusion scores; for sfid), dinov2:FOLDER, clip:FOLDER, "
+            "or a .pt2 file of torch.export; several with commas, of the same pictures. A .pt2 file is a program, and a folder "
+            "steers a large library: both can run code, so name only what you trust. One that a received checkpoint names is "
+            "not opened.",
             show_default="the recipe's: inception",
         ),
     ] = None,

@@ -35,7 +35,8 @@ def weights(own_cache, monkeypatch):
     import numpy as np
 
     class Net:
-        kind, resize, sha256, published, classifier, path = "inception", "bicubic-299", "0" * 64, True, False, own_cache
+        kind, resize, sha256, published, path = "inception", "bicubic-299", "0" * 64, True, own_cache
+        classifier, spatial = False, 0
 
         def __init__(self, path, *, device):
             pass
