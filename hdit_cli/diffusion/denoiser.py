@@ -49,14 +49,14 @@ class Denoiser(nn.Module):
 
         Args:
             x: (N, C, H, W), x0 + sigma * noise.
-            sigma: (N,), positive.
+            sigma: (N,), positive; in float32 at least, also where x is in less: rounded, levels would run together.
             conditions: as the network takes them.
 
         Returns:
             (N, C, H, W).
         """
         c_skip, c_out, c_in = self.scalings(sigma)
-        out = self.network(x * c_in, self.c_noise(sigma), **conditions)
+        out = self.network((x * c_in).to(x.dtype), self.c_noise(sigma), **conditions)
         return c_skip * x + c_out * out.to(x.dtype)
 
     def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:

@@ -48,5 +48,6 @@ class SigmaView(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:
         """The denoised images (N, C, H, W) of x = x0 + sigma noise at their noise levels (N,)."""
         level = sigma.view(-1, *[1] * (x.ndim - 1))
-        out = self.network(x * (1 + level.square()).rsqrt(), self.timestep(sigma), **conditions)
+        scaled = (x * (1 + level.square()).rsqrt()).to(x.dtype)
+        out = self.network(scaled, self.timestep(sigma), **conditions)
         return x - level * out[:, : x.shape[1]].to(x.dtype)

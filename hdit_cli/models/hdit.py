@@ -38,6 +38,7 @@ from hdit_cli.models.layers import (
     axial_positions,
     coarser_positions,
     cosine_scale,
+    exactly,
     rotate,
 )
 from hdit_cli.models.network import Neighbourhood, Role
@@ -228,6 +229,14 @@ class HDiT(nn.Module):
         self, sigma: Tensor, *, label: Tensor | None, augment: Tensor | None, mapping: Tensor | None
     ) -> Tensor:
         """The condition vector (N, mapping_width) of every norm; arguments as in `forward`."""
+        with exactly(sigma):
+            return self.mapping(self._embedded(sigma, label=label, augment=augment, mapping=mapping))
+
+    def _embedded(
+        self, sigma: Tensor, *, label: Tensor | None, augment: Tensor | None, mapping: Tensor | None
+    ) -> Tensor:
+        """The sum of the embedded conditions, (N, mapping_width)."""
+        sigma = sigma.to(torch.promote_types(sigma.dtype, torch.float32))
         if augment is None:
             augment = sigma.new_zeros(sigma.shape[0], augmentation.INPUTS)
         total = self.time_in_proj(self.time_emb(sigma.log()[:, None] / 4)) + self.aug_in_proj(self.aug_emb(augment))
@@ -237,10 +246,10 @@ class HDiT(nn.Module):
         if self.mapping_inputs:
             if mapping is None:
                 raise ValueError(f"this network needs a condition vector: mapping of shape (N, {self.mapping_inputs})")
-            total = total + self.mapping_cond_in_proj(mapping)
+            total = total + self.mapping_cond_in_proj(mapping.to(total.dtype))
         elif mapping is not None:
             raise ValueError("this network takes no condition vector: leave mapping out")
-        return self.mapping(total)
+        return total
 
     def forward(
         self,

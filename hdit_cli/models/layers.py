@@ -6,6 +6,8 @@ heads * queries * keys * 2 * head_dim, and nothing for norms, rotations and soft
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -66,8 +68,22 @@ class AdaRMSNorm(nn.Module):
         return rms_norm(x, scale[:, None, None])
 
 
+def exactly(x: Tensor) -> AbstractContextManager[Any]:
+    """Inside, autocast is off where x is: conditions tell levels apart that bfloat16, of 8 bits, would round to one.
+
+    A vector for each image costs nothing beside its maps, so it is computed in the weights' own dtype in training too.
+    """
+    for kind in (x.device.type, "cpu"):  # the second where x only says that it is elsewhere, as memory is estimated
+        if torch.is_autocast_enabled(kind):
+            return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
 class FourierFeatures(nn.Module):
-    """Random Fourier features [cos(2 pi x W^T), sin(2 pi x W^T)] with fixed W ~ N(0, 1) (Tancik et al. 2020)."""
+    """Random Fourier features [cos(2 pi x W^T), sin(2 pi x W^T)] with fixed W ~ N(0, 1) (Tancik et al. 2020).
+
+    Computed in float32 at least, given back in the dtype of W.
+    """
 
     weight: Tensor
 
@@ -76,8 +92,12 @@ class FourierFeatures(nn.Module):
         self.register_buffer("weight", torch.randn(outputs // 2, inputs))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, inputs) => (N, outputs)
-        angle = 2 * math.pi * x @ self.weight.to(x.dtype).mT
-        return torch.cat([angle.cos(), angle.sin()], dim=-1)
+        wide = torch.promote_types(torch.promote_types(x.dtype, self.weight.dtype), torch.float32)
+        x, weight = 2 * math.pi * x.to(wide), self.weight.to(wide).mT
+        angle = (
+            x * weight if len(weight) == 1 else x @ weight
+        )  # TF32, of 11 bits, rounds what is multiplied as matrices
+        return torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.weight.dtype)
 
 
 class GEGLU(Linear):

@@ -205,10 +205,11 @@ def run_sigmas(
 
 
 def in_own_dtype(call: Callable[..., Tensor], *, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """A call in the weights' own dtype, where the sampler around it is in float32."""
+    """A call in the weights' own dtype, where the sampler around it is in float32; the level is not rounded to less than that."""
+    wide = torch.promote_types(dtype, torch.float32)
 
     def precise(x: Tensor, level: Tensor, **conditions: Tensor) -> Tensor:
-        level = level.to(dtype) if level.is_floating_point() else level
+        level = level.to(wide) if level.is_floating_point() else level
         return call(x.to(dtype), level, **conditions).float()
 
     return precise
