@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 FLOORS = {
     "cli": 6, "__main__": 6, "commands": 5, "engine": 4, "tasks": 3, "diffusion": 2, "models": 2, "data": 2, "metrics": 2,
-    "runtime": 1, "counter": 1, "files": 0, "launchers": 0, "owned": 0, "recipe": 0, "catalog": 0, "errors": 0,
+    "runtime": 1, "counter": 1, "precision": 1, "files": 0, "launchers": 0, "owned": 0, "recipe": 0, "catalog": 0, "errors": 0,
 }  # fmt: skip
 # packages with rooms, and these from the ground up: one may import from those before it, and none from the package's own door
 ROOMS = {

@@ -97,6 +97,7 @@ def eval_fid(
     weights: shared.Weights = "ema",
     batch_size: shared.BatchSize = None,
     compile_: shared.Compile = None,
+    precision: shared.Precision = None,
     processes: shared.Processes = 1,
     oversubscribe: shared.Oversubscribe = False,
     device: shared.Device = None,
@@ -163,6 +164,7 @@ def eval_fid(
             cfg_channels=cfg_channels,
             size=size,
             batch_size=batch_size,
+            precision=precision,
         )
         | ({} if compile_ is None else {"compile": compile_}),
         save,
@@ -389,7 +391,7 @@ def _how(facts: dict[str, Any]) -> str:
         return ""
     how, model = facts["sampling"], facts["model"]
     words = [f"step {model['step']:,}", f"{model['weights']} weights", f"{how['sampler']} {how['steps']} steps"]
-    words += [f"cfg {how['cfg']:g}", f"seed {how['seed']}"]
+    words += [f"cfg {how['cfg']:g}", f"seed {how['seed']}", how["precision"]]
     if how["cfg_interval"]:
         words.append(f"cfg within sigma {how['cfg_interval'][0]:g}:{how['cfg_interval'][1]:g}")
     if how["cfg_channels"] and how["cfg"] != 1:

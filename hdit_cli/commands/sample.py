@@ -50,6 +50,7 @@ def sample(
     weights: shared.Weights = "ema",
     batch_size: shared.BatchSize = None,
     compile_: shared.Compile = None,
+    precision: shared.Precision = None,
     init_image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A picture that every image starts from.", show_default=False)
     ] = None,
@@ -110,6 +111,7 @@ def sample(
         cfg_channels=cfg_channels,
         size=size,
         batch_size=batch_size,
+        precision=precision,
     )
     wanted = {**options, "strength": strength, "compile": compile_}
     ends = {"seeds": _seeds(interpolate_seeds), "classes": _classes(interpolate_classes)}

@@ -2,6 +2,7 @@
 
 import math
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,6 +135,24 @@ Compile = Annotated[
         "--compile/--no-compile", help="Compile the network first.", show_default="on CUDA from 1,000 images on"
     ),
 ]
+
+
+class Words(StrEnum):
+    """What --precision takes."""
+
+    FP32 = "fp32"
+    TF32 = "tf32"
+    BF16 = "bf16"
+
+
+Precision = Annotated[
+    Words | None,
+    typer.Option(
+        help="What the network multiplies in: IEEE float32, TF32 (NVIDIA GPUs since Ampere: faster, about as exact), or "
+        "bfloat16 (faster still).",
+        show_default="tf32 on such a GPU, else fp32",
+    ),
+]
 Processes = Annotated[
     int,
     typer.Option(
@@ -197,7 +216,8 @@ def wanted(**typed: Any) -> dict[str, Any]:
         if typed[kind] is not None:
             catalog.check(kind, typed[kind])
     # left out where not asked: a sweep finds the table that it began without them
-    younger = ("schedule", "eta", "rho", "cfg_channels")
+    younger = ("schedule", "eta", "rho", "cfg_channels", "precision")
+    typed = {name: value.value if isinstance(value, Words) else value for name, value in typed.items()}
     given = {name: value for name, value in typed.items() if name not in younger or value is not None}
     return {**given, "cfg_interval": parse_interval(typed["cfg_interval"]), "size": parse_size(typed["size"])}
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from hdit_cli import catalog
 from hdit_cli.errors import DataError, NonFiniteError, UsageError
 from hdit_cli.metrics.metric import Needs
+from hdit_cli.precision import computing
 
 EXPORTED = ".pt2"
 
@@ -140,7 +141,10 @@ def rows(pictures: np.ndarray, run: Callable[[Tensor], Tensor], *, device: torch
         part = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch]))
         count = len(part)
         part = torch.cat([part, part[:1].expand(batch - count, -1, -1, -1)]).to(device)
-        out = run(part)
+        with computing(
+            "fp32", device
+        ):  # IEEE, whatever pictures are sampled in: scores of the same pictures are the same
+            out = run(part)
         if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != batch:
             shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise DataError(f"the feature net gives {shape}, not a row for each of {batch} pictures", hint="(N, D)")

@@ -22,6 +22,7 @@ class Sampling:
         batch_size: images denoised together.
         strength: share of the steps that are run, 0 ... 1, where images start from a picture; 1 without one.
         compile: whole batches run as one compiled graph.
+        precision: "fp32", "tf32" or "bf16" of float32 weights; "auto" is what the device takes by itself.
     """
 
     seed: int = 0
@@ -37,6 +38,7 @@ class Sampling:
     batch_size: int = 16
     strength: float = 1.0
     compile: bool = False
+    precision: str = "auto"
 
     @property
     def steps_run(self) -> int:

@@ -194,7 +194,7 @@ def test_every_kind_of_record_makes_the_same_images_again(saved, picture, tmp_pa
         "plain": Order(str(saved), replace(plain, size=(20, 16), batch_size=2), 3, "b"),
         "picture": Order(str(saved), Sampling(steps=6, rho=5.0, strength=0.5), 2, "all", init_image=str(picture)),
         "seeds": Order(str(saved), Sampling(steps=2, compile=True), 3, "c", seeds=(1, 2)),
-        "classes": Order(str(saved), Sampling(steps=2), 4, classes=("a", "b", "c")),
+        "classes": Order(str(saved), Sampling(steps=2, precision="bf16"), 4, classes=("a", "b", "c")),
         "both": Order(str(saved), plain, 3, seeds=(1, 2), classes=("a", "b"), init_image=str(picture)),
     }
     default = Sampling()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hdit_cli import catalog, runtime
+from hdit_cli import catalog, precision, runtime
 from hdit_cli.engine.memory.out_of_memory import in_sampling, told
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.sampling.classes import Wanted, class_indices
@@ -70,6 +70,7 @@ def check(model: Model, sampling: Sampling) -> None:
         raise UsageError(f"--strength {sampling.strength:g} is not in (0, 1]", hint="0.3 keeps much, 0.8 little")
     if not 0 <= sampling.cfg_channels <= model.channels:
         raise UsageError(f"--cfg-channels {sampling.cfg_channels}: the model has {model.channels}", hint="0 guides all")
+    precision.resolved(sampling.precision, dtype=model.dtype, device=model.device)
     if needed := needed_of(model):
         raise UsageError(f"this model needs {needed}", hint="sample it through the Python API")
 
@@ -121,6 +122,7 @@ def stream(
     draw: Draw | None = None,
     x0: Tensor | None = None,
     on_step: Callable[[int], None] | None = None,
+    through: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda call: call,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Batches of finished images, in the order of `indices`.
 
@@ -131,6 +133,7 @@ def stream(
         draw: source of the noise; None is a function of (seed, image number).
         x0: a picture (1, C, H, W) in [-1, 1] that every image starts from.
         on_step: called after each sampler step with its number.
+        through: what calls of the denoiser, or of a network of timesteps, go through: to be watched.
 
     Yields:
         (image numbers, uint8 (n, H, W, C) on the CPU).
@@ -139,7 +142,7 @@ def stream(
         NonFiniteError: the model returned NaN or infinity.
     """
     draw = draw or partial(runtime.normal, sampling.seed)
-    wrap = partial(_compiled, images=min(sampling.batch_size, len(indices)), device=model.device, made={})
+    wrap = partial(_called, sampling=sampling, images=min(sampling.batch_size, len(indices)), through=through, made={})
     for start in range(0, len(indices), sampling.batch_size):
         batch = [int(i) for i in indices[start : start + sampling.batch_size]]
         label = None if labels is None else labels[torch.tensor(batch)]
@@ -152,7 +155,7 @@ def stream(
                 draw=draw,
                 x0=x0,
                 on_step=on_step,
-                wrap=wrap if sampling.compile else lambda module: module,
+                wrap=wrap,
             )
         if not torch.isfinite(x).all():
             raise NonFiniteError(
@@ -162,12 +165,20 @@ def stream(
         yield batch, to_uint8(x)
 
 
-def _compiled(
-    module: nn.Module, *, images: int, device: torch.device, made: dict[int, CompiledDenoiser]
+def _called(
+    module: nn.Module,
+    *,
+    sampling: Sampling,
+    images: int,
+    through: Callable[[Callable[..., Tensor]], Callable[..., Tensor]],
+    made: dict[int, Callable[..., Tensor]],
 ) -> Callable[..., Tensor]:
-    """The module compiled, once for all batches."""
+    """The module as a sampling calls it: in its precision, and where it says so compiled, once for all batches."""
     if id(module) not in made:
-        made[id(module)] = CompiledDenoiser(module, images=images, device=device)
+        weights = next(module.parameters())
+        call = CompiledDenoiser(module, images=images, device=weights.device) if sampling.compile else module
+        chosen = precision.resolved(sampling.precision, dtype=weights.dtype, device=weights.device)
+        made[id(module)] = through(precision.within(chosen, weights.device, call))
     return made[id(module)]
 
 
@@ -196,7 +207,7 @@ def generate(
         label: a class name, a number as text, a list of them, or "all"; None draws in the proportions of the data.
         init_image: a picture that every image starts from; `strength` says how far it is left behind.
         options: the other fields of `Sampling`: sampler, schedule, eta, rho, cfg, cfg_interval, cfg_channels, size,
-            batch_size, strength, compile.
+            batch_size, strength, compile, precision.
 
     Returns:
         uint8 (n, H, W, C) on the CPU.

@@ -1,7 +1,7 @@
-"""How a sampling uses the machine, where nobody says: how many images at once, and whether their network is compiled.
+"""How a sampling uses the machine, where nobody says: how many images at once, whether their network is compiled, its precision.
 
-Neither changes the noise. Pixels agree to 1/255 between two batch sizes and between compiled and eager; they are the same bit
-for bit at the same of both, so both are written into the record of a sampling.
+None changes the noise. Pixels agree to 1/255 between two batch sizes and between compiled and eager; they are the same bit
+for bit at the same of all three, so all are written into the record of a sampling.
 """
 
 import math
@@ -12,9 +12,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from hdit_cli import runtime
+from hdit_cli import precision, runtime
 from hdit_cli.engine.memory.out_of_memory import ROOM
-from hdit_cli.engine.memory.trace import ByImages, follow
+from hdit_cli.engine.memory.trace import ByImages, follow, lower_precision
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.sampling.generate import check
 from hdit_cli.errors import UsageError, is_out_of_memory
@@ -26,7 +26,8 @@ MANY = 1_000  # images of one process from which compiling, a minute or more, is
 
 
 def paced(model: Model, sampling: Sampling, *, images: int, batch_size: int | None, compile: bool | None) -> Sampling:
-    """The sampling with the batch size and the choice to compile that this machine is given; every process gets the same.
+    """The sampling with the batch size, the choice to compile and the precision that this machine is given; every process gets
+    the same.
 
     Args:
         sampling: its batch size is the most on a CPU; on CUDA batches of small images grow beyond it.
@@ -37,6 +38,8 @@ def paced(model: Model, sampling: Sampling, *, images: int, batch_size: int | No
         UsageError: the model cannot be sampled so, or cannot be compiled although that is asked for.
     """
     check(model, sampling)
+    found = precision.resolved(sampling.precision, dtype=model.dtype, device=model.device)
+    sampling = replace(sampling, precision=found)
     share = -(-images // runtime.ranks().world)
     if batch_size is None:
         batch_size = min(runtime.gather(found_batch(model, sampling, images=share)))
@@ -49,10 +52,19 @@ def paced(model: Model, sampling: Sampling, *, images: int, batch_size: int | No
 
 def as_recorded(model: Model, sampling: Sampling) -> tuple[Sampling, str]:
     """A recorded sampling as this machine can run it, and one sentence where that is not quite as recorded."""
-    reason = runtime.why_not_compiled(model.device) if sampling.compile else ""
-    if not reason:
-        return sampling, ""
-    return replace(sampling, compile=False), f"not compiled, so pixels agree with the record to 1/255: {reason}"
+    notes, recorded = [], sampling.precision
+    own = precision.OF_DTYPE.get(model.dtype, "fp32")
+    if recorded == "fp32":  # what a record of weights of any dtype says that is older than the choice
+        sampling = replace(sampling, precision=own)
+    try:
+        precision.resolved(sampling.precision, dtype=model.dtype, device=model.device)
+    except UsageError as error:
+        sampling = replace(sampling, precision=own)
+        notes.append(f"computed in {own} and not in {recorded} as recorded, so pixels differ a little: {error.message}")
+    if sampling.compile and (reason := runtime.why_not_compiled(model.device)):
+        sampling = replace(sampling, compile=False)
+        notes.append(f"not compiled, so pixels agree with the record to 1/255: {reason}")
+    return sampling, "; ".join(notes)
 
 
 def found_batch(model: Model, sampling: Sampling, *, images: int) -> int:
@@ -94,7 +106,12 @@ def needed(model: Model, sampling: Sampling) -> Callable[[int], int]:
     """Bytes that a step of the sampler takes beyond the weights, guidance included, by the number of pictures at once."""
     device, pictures = model.device.type, model.channels * math.prod(sampling.size or model.image_size) * 4
     each = 2 if sampling.cfg != 1 else 1
-    call = ByImages(lambda images: follow(model.denoiser, partial(_call, model, sampling, images), device=device))
+
+    def run(images: int, denoiser: nn.Module) -> None:
+        with lower_precision(sampling.precision == "bf16" and model.dtype == torch.float32):
+            _call(model, sampling, images, denoiser)
+
+    call = ByImages(lambda images: follow(model.denoiser, partial(run, images), device=device))
     return lambda batch: call(each * batch).peak + _KEPT * batch * pictures
 
 
@@ -112,7 +129,8 @@ def _call(model: Model, sampling: Sampling, images: int, denoiser: nn.Module) ->
 def _try(model: Model, sampling: Sampling, *, batch: int) -> None:
     """The fullest call, made."""
     try:
-        _call(model, sampling, batch * (2 if sampling.cfg != 1 else 1), model.denoiser)
+        with precision.computing(sampling.precision, model.device):
+            _call(model, sampling, batch * (2 if sampling.cfg != 1 else 1), model.denoiser)
     finally:
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)

@@ -8,6 +8,7 @@ from hdit_cli.engine.sampling.classes import Wanted
 from hdit_cli.engine.sampling.collect import Order
 from hdit_cli.engine.sampling.sample_folder import read_record
 from hdit_cli.errors import UsageError
+from hdit_cli.precision import WORDS
 from hdit_cli.tasks.sampling import Sampling
 
 _LARGEST = {"seed": 2**63 - 1, "n": 100_000_000, "steps": 100_000}  # as on the command line
@@ -99,7 +100,7 @@ def _is_number(value: Any) -> bool:
 
 def _recorded_sampling(values: dict[str, Any]) -> Sampling:
     """The sampling of a record; fields that are younger than the record have their defaults."""
-    plain = Sampling()
+    plain = Sampling(precision="fp32")  # as all were made before they said it
     unknown = sorted(set(values) - set(asdict(plain)))
     if unknown:
         raise ValueError(f"unknown setting {unknown[0]!r:.100}")
@@ -116,6 +117,8 @@ def _recorded_sampling(values: dict[str, Any]) -> Sampling:
     found = replace(plain, **known)
     if not (found.steps >= 1 and found.batch_size >= 1 and found.eta >= 0 and found.rho > 0):
         raise ValueError("a setting is out of range")
+    if found.precision not in WORDS:
+        raise ValueError(f"precision is {found.precision!r:.40}")
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hdit_cli import files, runtime
+from hdit_cli import files, precision, runtime
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.scoring.unfinished import key_of
 from hdit_cli.errors import StorageError
@@ -96,11 +96,13 @@ def _measured(model: Model, sampling: Sampling) -> float:
     images = min(4, sampling.batch_size)
     calls = images * (2 if sampling.cfg != 1 else 1)  # guidance asks for each image twice
     taken = []
+    chosen = precision.resolved(sampling.precision, dtype=model.dtype, device=model.device)
+    call = precision.within(chosen, model.device, model.denoiser)
     with torch.inference_mode():
         shape = (calls, model.channels, *(sampling.size or model.image_size))
         x = torch.zeros(shape, device=model.device, dtype=model.dtype)
         for _ in range(2):
             started = time.perf_counter()
-            model.denoiser(x, x.new_ones(calls))
+            call(x, x.new_ones(calls))
             taken.append(time.perf_counter() - started)
     return min(taken) * steps / images

@@ -39,6 +39,7 @@ from hdit_cli.metrics.frechet import FID, SFID
 from hdit_cli.metrics.memorisation import Memorisation
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.per_class import PerClassFID
+from hdit_cli.tasks.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,19 @@ class Job:
         pictures = {
             "weights": self.weights,
             "recipe": [model.recipe["model"], model.recipe["diffusion"]],
-            "sampling": {**asdict(self.pictures.sampling), **asked},
+            "sampling": {**_keyed(self.pictures.sampling), **asked},
             "labels": None if labels is None else files.sha256_of(labels.tobytes()),
             "n": self.pictures.count,
         }
         return {**told, "pictures": pictures}
+
+
+def _keyed(sampling: Sampling) -> dict[str, Any]:
+    """A sampling in what tells evaluations apart. One in float32 says no precision, as none did when all were so."""
+    told = asdict(sampling)
+    if told["precision"] in ("auto", "fp32"):
+        del told["precision"]
+    return told
 
 
 def _number(
@@ -102,7 +111,7 @@ def _number(
     if count is None:
         sampling = sampling_of(model, **request.sampling)
         options = [request.label, request.metrics, request.features, request.reference, request.save]
-        count = affordable(model, sampling, most=whole, told=[digest(model), asdict(sampling), *map(str, options)])
+        count = affordable(model, sampling, most=whole, told=[digest(model), _keyed(sampling), *map(str, options)])
         session.count = replace(count, file=None)
         if count.note(whole):
             on_note(count.note(whole))

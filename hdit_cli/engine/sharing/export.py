@@ -14,6 +14,7 @@ from hdit_cli.engine.model import Model
 from hdit_cli.engine.run.checkpoint import metadata_of, serialise
 from hdit_cli.engine.sampling.generate import needed_of
 from hdit_cli.errors import CheckpointError, UsageError
+from hdit_cli.precision import computing
 from hdit_cli.recipe import named, without_folders
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -132,7 +133,8 @@ def to_torch_export(model: Model, path: Path, *, dtype: str) -> Exported:
         worst = 0.0
         for n in (1, len(CHECK_SIGMAS) + 1):
             inputs = example_inputs(model, n=n)
-            ours, theirs = module(*inputs).float(), back(*inputs).float()
+            with computing("fp32", model.device):
+                ours, theirs = module(*inputs).float(), back(*inputs).float()
             worst = max(worst, float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1.0)))
     if not worst <= TOLERANCE[dtype]:
         raise CheckpointError(f"the exported program differs from the model by {worst:g}", hint="report this as a bug")
