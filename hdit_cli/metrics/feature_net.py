@@ -141,9 +141,7 @@ def rows(pictures: np.ndarray, run: Callable[[Tensor], Tensor], *, device: torch
         part = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch]))
         count = len(part)
         part = torch.cat([part, part[:1].expand(batch - count, -1, -1, -1)]).to(device)
-        with computing(
-            "fp32", device
-        ):  # IEEE, whatever pictures are sampled in: scores of the same pictures are the same
+        with computing("fp32", device):  # IEEE, whatever samples are made in
             out = run(part)
         if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != batch:
             shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
