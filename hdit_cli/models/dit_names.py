@@ -281,6 +281,8 @@ def recipe(named: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> Des
     dropout = float(told.get("class_dropout", 0.1))
     if not found["classes"] or len(ours[_TABLE]) != len(named.get(_TABLE, ours[_TABLE])):
         dropout = 0.0
+    if _TABLE not in ours and "classes" not in told:
+        notes = (*notes, "it holds no table of classes (y_embedder), so it becomes a network without classes")
     if config and not told:
         notes = (*notes, "its configuration says nothing of the network: the tensors alone were read")
     values = {

@@ -170,6 +170,18 @@ def test_classes_that_were_never_dropped(tmp_path):
     assert "no class" in told[0]
 
 
+@pytest.mark.parametrize(("said", "notes"), [({}, 1), ({"num_classes": 0}, 0)])
+def test_a_file_without_a_table_of_classes(said, notes, tmp_path):
+    """Perhaps it was left out: that it becomes a network without classes is told, unless that was said."""
+    told = []
+    tensors = {name: tensor for name, tensor in state().items() if not name.startswith("y_embedder.")}
+    settings = {key: value for key, value in CONFIG.items() if key != "num_classes"} | said
+    torch.save({"model": tensors, "ema": tensors, "opt": {}, "args": argparse.Namespace(**settings)}, tmp_path / "a.pt")
+    model = convert(tmp_path / "a.pt", out=tmp_path / "o.safetensors", config=None, tell=told.append)
+    assert model.network.classes == 0
+    assert len(told) == notes and all("no table of classes" in note for note in told)
+
+
 @pytest.mark.parametrize(
     ("change", "config", "words"),
     [

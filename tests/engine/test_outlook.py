@@ -35,6 +35,15 @@ def test_classes_that_a_recipe_leaves_out_are_told(tiny_data, tmp_path):
     assert note in [event.text for event in seen if isinstance(event, events.Noted)]
 
 
+def test_a_rate_that_acts_on_nothing_is_told(tiny_data):
+    """A DiT has no mapping network; one that is told the usual is told nothing."""
+    dit = {"type": "dit", "size": [16, 16], "patch": 4, "depth": 1, "width": 16, "heads": 2, "classes": "data"}
+    (note,) = look(tiny_recipe(model=dit, optimizer={"mapping_lr_scale": 0.5}), tiny_data).notes(0)
+    assert "optimizer.mapping_lr_scale is 0.5, and acts on nothing" in note
+    assert look(tiny_recipe(model=dit), tiny_data).notes(0) == []
+    assert look(tiny_recipe(optimizer={"mapping_lr_scale": 0.5}), tiny_data).notes(0) == []
+
+
 def test_a_training_of_days_is_told_with_what_a_cpu_can_do(tiny_data):
     long = tiny_recipe(train__steps=100_000)
     (note,) = look(long, tiny_data, forward=0.5).notes(0)

@@ -14,6 +14,7 @@ from hdit_cli.engine.model import Model, count
 from hdit_cli.engine.run.checkpoint import read_header
 from hdit_cli.engine.run.events import Started
 from hdit_cli.recipe import Recipe
+from hdit_cli.recipe.sections import Optimizer
 
 FOR_CPU, FOR_CPU_SIDE = "flowers64-cpu", 64  # the shipped recipe that a CPU trains in hours
 TOO_LONG = 2 * 86400.0  # seconds of training on a CPU that hardly anybody means
@@ -71,12 +72,17 @@ class Outlook:
         return max(runtime.gather(_timed(self.model, precision=precision)))
 
     def notes(self, step: int) -> list[str]:
-        """What the user may not have meant: classes that are left out, a training of days; asked on every process."""
+        """What the user may not have meant: classes left out, a rate of nothing, a training of days; asked on every process."""
         said = []
         if self.recipe.model.classes == 0 and len(self.reader.classes) > 1:
             said.append(
                 f"the data has {len(self.reader.classes)} classes, and this recipe trains without them; "
                 "--set model.classes=data in a run of its own (--run DIR) learns them"
+            )
+        scale, roles = self.recipe.optimizer.mapping_lr_scale, self.model.network.parameter_groups().values()
+        if scale != Optimizer().mapping_lr_scale and not any(role.slow for role in roles):
+            said.append(
+                f"optimizer.mapping_lr_scale is {scale:g}, and acts on nothing: no part of this network learns at a rate of its own"
             )
         section = self.recipe.train
         seconds = (section.steps - step) * self._step_seconds()
