@@ -109,11 +109,13 @@ def why_not_compiled(device: torch.device) -> str:
         return f"code for {device.type} is not compiled here"
     if device.type == "cuda" and find_spec("triton") is None:
         return "the package `triton`, which makes code for GPUs, is not installed"
-    usual = ("gcc", "clang", "cc") if device.type == "cuda" else ("clang++",) if sys.platform == "darwin" else ("g++",)
-    named = os.environ.get("CC" if device.type == "cuda" else "CXX")
-    names = (named,) if named else usual
-    if not any(shutil.which(name) for name in names):
-        return f"no compiler is installed ({' or '.join(names)})"
+    on_cuda = device.type == "cuda"  # a C compiler for Triton's launchers, one for C++ for what stays on the CPU
+    wanted: list[tuple[str, str, tuple[str, ...]]] = [("C", "CC", ("gcc", "clang", "cc"))] if on_cuda else []
+    wanted.append(("C++", "CXX", ("clang++",) if sys.platform == "darwin" else ("g++",)))
+    for language, variable, usual in wanted:
+        names = (os.environ[variable],) if os.environ.get(variable) else usual
+        if not any(shutil.which(name) for name in names):
+            return f"no {language} compiler is installed ({' or '.join(names)})"
     return ""
 
 

@@ -285,7 +285,8 @@ class HDiT(nn.Module):
             skips.append((x, positions))
             x, positions = merge(x), coarser_positions(positions)
         x = self.mid_level(x, positions, condition)
-        for stack, split in zip(reversed(self.up_levels), reversed(self.splits), strict=True):
+        # a list: dynamo loses count of `reversed` where a body that it follows apart, as FlexAttention's mask, comes between
+        for stack, split in [*zip(reversed(self.up_levels), reversed(self.splits), strict=True)]:
             skip, positions = skips.pop()
             x = stack(split(x, skip), positions, condition)
         return rearrange(self.patch_out(self.out_norm(x)), "n h w c -> n c h w")

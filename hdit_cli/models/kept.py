@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
+import torch
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -27,8 +29,8 @@ def without_values() -> Iterator[None]:
 
 
 def have_values() -> bool:
-    """Whether tensors can be looked at: `.item()` and the like."""
-    return _apart.get() is None
+    """Whether tensors can be looked at: `.item()` and the like. A compiled graph runs on tensors that can."""
+    return torch.compiler.is_dynamo_compiling() or _apart.get() is None
 
 
 def kept(make: Callable[P, T]) -> Callable[P, T]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -194,6 +195,24 @@ def test_a_machine_without_compilers(monkeypatch):
     with pytest.raises(UsageError, match="compiler") as caught:
         wants_compiled(True, device=cpu, deterministic=False)
     assert "--set train.compile=false" in caught.value.hint
+
+
+@pytest.mark.parametrize(("missing", "word"), [("g++", "C++"), ("gcc", "C compiler")])
+def test_code_for_a_gpu_needs_two_compilers(missing, word, monkeypatch):
+    """One for Triton's launchers, one for what is left to the CPU."""
+    there = {"gcc", "cc", "clang", "g++"} - ({"g++"} if missing == "g++" else {"gcc", "cc", "clang"})
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(runtime, "find_spec", lambda name: name)
+    cuda = torch.device("cuda")
+    wanted, note = wants_compiled("auto", device=cuda, deterministic=False)
+    assert not wanted and word in note
+    with pytest.raises(UsageError, match=re.escape(word)) as caught:
+        wants_compiled(True, device=cuda, deterministic=False)
+    assert "install" in caught.value.hint
+    there |= {"gcc", "g++"}
+    assert wants_compiled(True, device=cuda, deterministic=False) == (True, "")
 
 
 def broken(graph, _):

@@ -1,15 +1,19 @@
 """Every backend of neighborhood attention equals the definition, forward and backward."""
 
+import functools
 import importlib.util
+import itertools
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from einops import rearrange
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from hdit_cli.errors import UsageError
-from hdit_cli.models.attention import flex
+from hdit_cli.models.attention import card, dispatch, flex
 from hdit_cli.models.attention import natten as natten_backend
 from hdit_cli.models.attention.dense import global_attention, window_attention
 from hdit_cli.models.attention.dispatch import choose, explain, neighborhood_attention
@@ -111,6 +115,33 @@ def test_the_blocks_that_flex_visits_are_those_that_it_must(shape):
     needed = rearrange(pairs, "(i q) (j k) -> i j q k", q=128, k=128).flatten(2).any(2)
     visited = mask.to_dense()[0, 0].bool()
     assert torch.equal(visited, needed)
+
+
+def test_flex_is_fused_for_any_number_of_shapes(monkeypatch):
+    """Dynamo compiles a function for few shapes, and FlexAttention without a compiler holds the scores of all tokens."""
+    import torch.nn.attention.flex_attention as torchs
+
+    unfused = []
+    monkeypatch.setattr(torchs, "setup_compilation_env", lambda: unfused.append(1))  # what that way begins with
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    flex.compiled.cache_clear()
+    for side, images in itertools.product((8, 9), range(1, 8)):
+        q, k, v, _ = tensors(side, side, n=images, heads=1, d=16, dtype=torch.float32)
+        with torch.no_grad():
+            out = neighborhood_attention(q, k, v, kernel=7, backend="flex")
+            expected = neighborhood_attention(q, k, v, kernel=7, backend="reference")
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+    assert not unfused
+    flex.compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+def test_flex_never_runs_unfused_and_says_nothing():
+    """Where a compiler is off, as by TORCH_COMPILE_DISABLE."""
+    q, k, v, _ = tensors(8, 8, n=1, heads=1, d=16, dtype=torch.float32)
+    with torch.compiler.set_stance("force_eager"), pytest.raises(RuntimeError, match="without its kernel"):
+        neighborhood_attention(q, k, v, kernel=3, backend="flex")
 
 
 @pytest.mark.slow
@@ -223,6 +254,71 @@ def test_the_dispatcher_says_why(monkeypatch):
         assert word in flex.refuse(bad) or "triton" in flex.refuse(bad)
     for reason in natten_backend.refuse(Request("cuda", torch.float64, 64, 7)), natten_backend.unavailable():
         assert reason == "" or reason[0].islower() or reason.startswith(("NATTEN", "`"))
+
+
+def test_natten_where_the_same_bits_are_asked_for(monkeypatch):
+    """Its backward pass raises on Hopper and Blackwell; others have a deterministic one."""
+    exact = Request("cuda", torch.bfloat16, 64, 7, deterministic=True)
+    monkeypatch.setattr(natten_backend, "unavailable", lambda: "")
+    for capability, refused in {(8, 9): False, (9, 0): True, (10, 0): True, (10, 3): True, (12, 0): False}.items():
+        monkeypatch.setattr(card, "capability", lambda capability=capability: capability)
+        assert ("deterministic" in natten_backend.refuse(exact)) == refused
+        assert natten_backend.refuse(replace(exact, gradient=False)) == ""
+        assert natten_backend.refuse(replace(exact, deterministic=False)) == ""
+
+
+def test_natten_in_a_graph(monkeypatch):
+    """Only where its kernels are operators of torch: else a compiler would look into them."""
+    monkeypatch.setattr(natten_backend, "unavailable", lambda: "")
+    inside = Request("cuda", torch.bfloat16, 64, 7, compiling=True)
+    monkeypatch.setattr(natten_backend, "traceable", lambda: True)
+    assert natten_backend.refuse(inside) == ""
+    monkeypatch.setattr(natten_backend, "traceable", lambda: False)
+    assert "graph" in natten_backend.refuse(inside)
+    assert natten_backend.refuse(replace(inside, compiling=False)) == ""
+
+
+def test_the_backend_of_a_graph(monkeypatch):
+    """On a CPU the one in plain torch; an exported graph has nothing else anywhere, a compiled one what the machine has."""
+    assert choose(Request("cpu", torch.float32, 64, 7, compiling=True)) == "tiled"
+    for device in ("cpu", "cuda"):
+        assert choose(Request(device, torch.bfloat16, 64, 7, tracing=True)) == "tiled"
+    if importlib.util.find_spec("triton"):
+        assert choose(Request("cuda", torch.bfloat16, 64, 7, compiling=True)) == "fused"
+
+
+def test_a_graph_names_the_backend_that_was_chosen(monkeypatch):
+    """What the dispatcher says is what is in it: here an operator of ours, of which the compiler sees the shape alone."""
+    chosen = []
+    monkeypatch.setattr(dispatch, "choose", lambda request: chosen.append(request) or "fused")
+    nodes = []
+
+    def backend(graph, _):
+        nodes.extend(str(node.target) for node in graph.graph.nodes)
+        return lambda *inputs: (torch.empty(0),)
+
+    q, k, v, _ = tensors(8, 9, d=16, dtype=torch.float32)
+    torch._dynamo.reset()
+    torch.compile(functools.partial(neighborhood_attention, kernel=3), backend=backend, fullgraph=True)(q, k, v)
+    assert any("hdit.neighborhood_attention" in node for node in nodes)
+    assert [(r.compiling, r.tracing, r.gradient, r.dtype) for r in chosen] == [(True, False, False, torch.float32)]
+    torch._dynamo.reset()
+
+
+def test_the_plain_backend_leaves_no_work_to_the_cpu():
+    """In a graph for another device nothing is read back, copied there or added up by scattering."""
+    q, k, v, gradient = (t.to("meta") for t in tensors(20, 24, d=16, dtype=torch.float32))
+    leaves = [t.requires_grad_() for t in (q, k, v)]
+
+    def whole(q, k, v, gradient):
+        out = neighborhood_attention(q, k, v, kernel=7, backend="tiled")
+        return torch.autograd.grad(out, (q, k, v), gradient)
+
+    graph = make_fx(whole)(*leaves, gradient)
+    for node in graph.graph.nodes:
+        assert node.op != "get_attr" and "index_put" not in str(node.target) and "item" not in str(node.target)
+        value = node.meta.get("val")
+        assert not isinstance(value, torch.Tensor) or value.device.type == "meta"
 
 
 def test_no_backend_is_a_usage_error(monkeypatch):

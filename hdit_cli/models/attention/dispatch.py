@@ -1,5 +1,6 @@
 """Chooses the backend of neighborhood attention once for each kind of call, and can say why the others were refused."""
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -7,7 +8,6 @@ from torch import Tensor
 
 from hdit_cli import catalog
 from hdit_cli.errors import UsageError
-from hdit_cli.models.attention import tiled
 from hdit_cli.models.attention.request import Request
 
 
@@ -51,8 +51,25 @@ def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, *, kernel: int, back
     if not 1 <= kernel <= min(height, width):
         raise ValueError(f"a {kernel} x {kernel} neighborhood does not fit a map of {height} x {width} tokens")
     if backend is None:
-        if torch.compiler.is_compiling():  # imports and caches would break the graph
-            return tiled.attend(q, k, v, kernel=kernel)
         gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        backend = choose(Request(q.device.type, q.dtype, q.shape[-1], kernel, gradient))
+        exact = torch.are_deterministic_algorithms_enabled()
+        if torch.compiler.is_compiling():
+            exported = torch.compiler.is_exporting()
+            name = choose_for_graph(q.device.type, q.dtype, q.shape[-1], kernel, gradient, exported, exact)
+            return _attends[name](q, k, v, kernel=kernel)
+        backend = choose(Request(q.device.type, q.dtype, q.shape[-1], kernel, gradient, deterministic=exact))
     return catalog.get("attention", backend).attend(q, k, v, kernel=kernel)
+
+
+_attends: dict[str, Callable[..., Tensor]] = {}  # by backend, for graphs: what they would import would break them
+
+
+@torch.compiler.assume_constant_result
+def choose_for_graph(
+    device: str, dtype: torch.dtype, head_dim: int, kernel: int, gradient: bool, exported: bool, deterministic: bool
+) -> str:
+    """`choose` for a call that becomes part of a graph; asked while it is made, its answer is part of it."""
+    if not _attends:
+        _attends.update({name: catalog.get("attention", name).attend for name in catalog.names("attention")})
+    how = {"tracing": exported, "compiling": not exported, "deterministic": deterministic}
+    return choose(Request(device, dtype, head_dim, kernel, gradient, **how))

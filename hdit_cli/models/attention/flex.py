@@ -7,7 +7,8 @@ exact windows are opened by `mask_mod`.
 
 import importlib.util
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -68,25 +69,77 @@ def tiles(height: int, width: int) -> tuple[int, int]:
 
 
 @kept
-def plan(height: int, width: int, kernel: int, device: torch.device) -> BlockMask:
-    """The blocks of keys that each block of queries sees. Sampling may be the first to ask, and training must be able to use it."""
+def blocks(height: int, width: int, kernel: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each block of queries how many blocks of keys it sees, and which; the same the other way round.
+
+    Sampling may be the first to ask, and training must be able to use them.
+    """
     down, across = tiles(height, width)
     with torch.inference_mode(False):
         y = seen(height, kernel, ROWS, down, device=device)
         x = seen(width, kernel, COLUMNS, across, device=device)
         both = rearrange(y, "q k -> q 1 k 1") & rearrange(x, "q k -> 1 q 1 k")
         both = rearrange(both, "ty tx ky kx -> 1 1 (ty tx) (ky kx)")
-        counts = both.sum(-1, dtype=torch.int32)
-        indices = both.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
-        return BlockMask.from_kv_blocks(
-            counts, indices, BLOCK_SIZE=ROWS * COLUMNS, mask_mod=window_mask(height, width, kernel, across)
-        )
+        return *_listed(both), *_listed(both.mT)
 
 
-@cache
-def compiled() -> Callable[..., Any]:
-    """The kernel; a shape it has not seen is compiled once."""
-    return torch.compile(flex_attention, dynamic=False)
+def _listed(
+    both: Tensor,
+) -> tuple[Tensor, Tensor]:  # bool (..., i, j) => how many j each i meets (..., i), those first (..., i, j)
+    order = both.int().argsort(dim=-1, descending=True, stable=True)
+    return both.sum(-1, dtype=torch.int32), order.to(torch.int32)
+
+
+@torch.compiler.assume_constant_result
+def blocks_for_graph(
+    height: int, width: int, kernel: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`blocks`, made while a graph is and then a part of it."""
+    return blocks(height, width, kernel, device)
+
+
+def plan(height: int, width: int, kernel: int, device: torch.device) -> BlockMask:
+    """The blocks of keys that each block of queries sees."""
+    found = (blocks_for_graph if torch.compiler.is_dynamo_compiling() else blocks)(height, width, kernel, device)
+    counts, keys, query_counts, queries = found
+    across, block = tiles(height, width)[1], ROWS * COLUMNS
+    tokens = counts.shape[-1] * block
+    return BlockMask(
+        seq_lengths=(tokens, tokens),
+        kv_num_blocks=counts,
+        kv_indices=keys,
+        full_kv_num_blocks=None,
+        full_kv_indices=None,
+        q_num_blocks=query_counts,
+        q_indices=queries,
+        full_q_num_blocks=None,
+        full_q_indices=None,
+        BLOCK_SIZE=(block, block),
+        mask_mod=window_mask(height, width, kernel, across),
+    )
+
+
+def fused_only(q: Tensor, k: Tensor, v: Tensor, *, block_mask: BlockMask, scale: float) -> Tensor:
+    """FlexAttention inside a compiled graph, and nowhere else.
+
+    Raises:
+        RuntimeError: it is not being compiled: then FlexAttention would write out the scores of all pairs, and say nothing.
+    """
+    if not torch.compiler.is_dynamo_compiling():
+        raise RuntimeError("FlexAttention was to run without its kernel, which would hold the scores of all tokens")
+    out: Any = flex_attention(q, k, v, block_mask=block_mask, scale=scale)
+    return out
+
+
+@lru_cache(maxsize=256)
+def compiled(how: tuple[Any, ...]) -> tuple[Callable[..., Tensor], BlockMask]:
+    """The kernel of one map, batch, dtype and mode, and its plan.
+
+    Dynamo counts what it compiled by the code of a function, and beyond a few it stops compiling that one. So each has code
+    of its own.
+    """
+    own = FunctionType(fused_only.__code__.replace(), fused_only.__globals__, fused_only.__name__)
+    return torch.compile(own, fullgraph=True, dynamic=False), plan(*how[:4])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: int, run: Callable[..., Any] | None = None) -> Tensor:
@@ -94,7 +147,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: int, run: Callable[..., A
 
     Args:
         kernel: side of the window in tokens, at most H and W.
-        run: stands for the compiled `flex_attention`.
+        run: stands for the compiled kernel, called with q, k, v (N, heads, tokens, d), the mask and a scale.
     """
     height, width = q.shape[1:3]
     down, across = tiles(height, width)
@@ -102,8 +155,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: int, run: Callable[..., A
     pad = (0, 0, 0, 0, 0, right, 0, bottom)
     q, k, v = (F.pad(t, pad) if bottom or right else t for t in (q, k, v))
     q, k, v = (rearrange(t, "n (ty h) (tx w) a d -> n a (ty tx h w) d", h=ROWS, w=COLUMNS) for t in (q, k, v))
-    if have_values():
-        out = (run or compiled())(q, k, v, block_mask=plan(height, width, kernel, q.device), scale=1.0)
+    if torch.compiler.is_dynamo_compiling():
+        out = fused_only(q, k, v, block_mask=plan(height, width, kernel, q.device), scale=1.0)
+    elif have_values():
+        if run is None:
+            gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+            mode = (gradient, torch.is_inference_mode_enabled(), q.dtype, k.dtype, v.dtype)
+            run, mask = compiled((height, width, kernel, q.device, q.shape, mode))
+        else:
+            mask = plan(height, width, kernel, q.device)
+        out = run(q, k, v, block_mask=mask, scale=1.0)
     else:  # holds what the compiled kernel holds
         out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
     out = rearrange(out, "n a (ty tx h w) d -> n (ty h) (tx w) a d", ty=down, tx=across, h=ROWS)

@@ -5,6 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from hdit_cli.models.attention import card
 from hdit_cli.models.attention.dense import global_attention
 from hdit_cli.models.attention.request import Request
 from hdit_cli.models.kept import have_values
@@ -36,7 +37,16 @@ def refuse(request: Request) -> str:
         return f"NATTEN needs a head width that is a multiple of 8, not {request.head_dim}"
     if request.tracing:
         return "an exported graph must not depend on NATTEN"
+    if request.compiling and not traceable():
+        return "this version of NATTEN does not go into a compiled graph (0.21.5 and later do)"
+    if request.deterministic and request.gradient and (card.capability() or (0, 0))[0] in (9, 10):
+        return "NATTEN's backward pass on Hopper and Blackwell is not deterministic, and this run is to be"
     return ""
+
+
+def traceable() -> bool:
+    """Whether its kernels are operators of torch, which a compiler leaves whole."""
+    return hasattr(torch.ops.natten, "na2d_forward") and hasattr(torch.ops.natten, "na2d_backward")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, kernel: int) -> Tensor:

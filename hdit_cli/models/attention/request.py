@@ -15,7 +15,9 @@ class Request:
         head_dim: channels of a head.
         kernel: side of the window.
         gradient: whether a backward pass will follow.
-        tracing: whether the call is being exported or compiled to a graph.
+        tracing: whether the call is being exported: the graph goes to machines that are not known.
+        compiling: whether it becomes part of a compiled graph, which runs here.
+        deterministic: whether the same input must give the same bits.
     """
 
     device: str
@@ -24,3 +26,5 @@ class Request:
     kernel: int
     gradient: bool = True
     tracing: bool = False
+    compiling: bool = False
+    deterministic: bool = False

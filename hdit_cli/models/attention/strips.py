@@ -30,7 +30,7 @@ def refuse(request: Request) -> str:
         return "its loop over tiles is made for a CPU"
     if request.dtype.itemsize < 4:
         return "it is made for float32 and float64"
-    if request.tracing:
+    if request.tracing or request.compiling:
         return "its loop over tiles does not go into a graph"
     return ""
 

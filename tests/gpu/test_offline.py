@@ -1,0 +1,69 @@
+"""What a card would be given of a compiled training step, read without one: torch's own code for a pretended device."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "offline"))
+import pretended
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(pretended.missing()), reason=pretended.missing() or "-")]
+
+SMALL = """
+[model]
+type = "hdit"
+size = [96, 80]
+patch = 4
+mapping_width = 64
+mapping_depth = 1
+levels = [
+  { depth = 1, width = 64, attention = "neighborhood", kernel = 7, dropout = 0.1 },
+  { depth = 1, width = 64, attention = "global" },
+]
+[train]
+steps = 10
+batch_size = 8
+precision = "bf16"
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretended")
+    (folder / "small.toml").write_text(SMALL)
+    return folder
+
+
+def step(place, *words, card):
+    """Facts and code of the small recipe's step."""
+    out = place / "-".join([card, *(word.strip("-") for word in words)])
+    out.mkdir()
+    said = pretended.run(
+        "step_code.py", str(place / "small.toml"), "--batch", "8", "--out", str(out), *words, card=card, folder=place
+    )
+    return json.loads(said.splitlines()[-1])["passes"], {path.stem: path.read_text() for path in out.glob("*.py")}
+
+
+def assert_whole(code):
+    """Nothing that waits for the device, runs on the CPU, or scatters."""
+    assert set(code) == {"forward", "backward"}
+    for text in code.values():
+        for word in (".item()", "device='cpu'", "cpp_fused", "index_put", ".tolist()"):
+            assert word not in text
+
+
+@pytest.mark.parametrize("card", pretended.CARDS)
+def test_a_step_is_whole_and_attention_is_one_kernel(place, card):
+    passes, code = step(place, card=card)
+    assert_whole(code)
+    for name, operator in (("forward", ""), ("backward", "_backward")):
+        others = passes[name]["others"]
+        assert sum(count for call, count in others.items() if f"neighborhood_attention{operator}" in call) == 2
+
+
+def test_the_plain_backend_too(place):
+    """Below compute capability 9 bfloat16 has no atomic addition in generated code: a scatter would be a kernel of its own."""
+    _, code = step(place, "--attention", "tiled", card="sm_89")
+    assert_whole(code)
