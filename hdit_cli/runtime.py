@@ -132,6 +132,19 @@ def compiled_code_in(folder: Path) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+def runs_behind(device: torch.device) -> bool:
+    """Whether a device is told its work and does it later, as GPUs do."""
+    return device.type != "cpu"
+
+
+def wait_for_device(device: torch.device) -> None:
+    """Returns when the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def allow_graphs(count: int) -> None:
     """Lets one compiled function keep so many graphs, one for each shape that it meets."""
     from torch._dynamo import config

@@ -7,21 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-
-def wait(device: torch.device) -> None:
-    """Returns when the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+from hdit_cli import runtime
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, the device's own work included."""
-    wait(device)
+    runtime.wait_for_device(device)
     start = time.perf_counter()
     call()
-    wait(device)
+    runtime.wait_for_device(device)
     return time.perf_counter() - start
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hdit_cli.engine.bench.clock import wait
+from hdit_cli import runtime
 from hdit_cli.engine.bench.subject import Subject
 
 REST = "the rest"
@@ -30,7 +30,7 @@ class Stopwatch:
 
     def turn(self) -> None:
         """Gives the time since the last border to the part that ran."""
-        wait(self.device)
+        runtime.wait_for_device(self.device)
         now = time.perf_counter()
         self.seconds[self.open[-1]] += now - self.since
         self.since = now

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from hdit_cli.engine.bench.clock import Product, timed, wait
+from hdit_cli import runtime
+from hdit_cli.engine.bench.clock import Product, timed
 from hdit_cli.engine.bench.subject import Subject
 from hdit_cli.engine.checking.ground import Found, Ground, fresh_accelerate, small_recipes
 from hdit_cli.engine.memory.estimate import estimate
@@ -90,13 +91,13 @@ def check_speed(ground: Ground) -> Found:
 def _rates(subject: Subject, device: torch.device, *, steps: int) -> tuple[float, float]:
     """Images/s as a run tells them, and between two moments at which the device had done all it was told."""
     images = subject.recipe.train.batch_size
-    clock = Clock(images=images)
-    wait(device)
+    clock = Clock(images=images, device=device)
+    runtime.wait_for_device(device)
     start = time.perf_counter()
     for _ in range(steps):
         with clock:
             subject.step()
-    wait(device)
+    clock.settle()
     return clock.rate, images * steps / (time.perf_counter() - start)
 
 

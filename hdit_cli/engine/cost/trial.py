@@ -60,9 +60,10 @@ class Bench:
 
     def step(self, batches: Iterator[list[Batch]]) -> float:
         """One step, the wait for its pictures included; seconds."""
+        runtime.wait_for_device(self.device)
         start = time.perf_counter()
         self.stepper.step(next(batches))
-        self.wait()
+        runtime.wait_for_device(self.device)
         return time.perf_counter() - start
 
     def measured_step(self, batches: Iterator[list[Batch]]) -> int:
@@ -78,13 +79,6 @@ class Bench:
         networks = [state.model.network, state.ema.network, *(ema.network for ema in state.averages.by_std.values())]
         weights = sum(tensor.nbytes for network in networks for tensor in network.parameters())
         return weights + sum(tensor.nbytes for tensor in state.optimizer_tensors().values())
-
-    def wait(self) -> None:
-        """Returns when the device has done what it was told."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
 
     def clear(self) -> None:
         """Gives gradients and cached memory back."""

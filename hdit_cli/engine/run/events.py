@@ -31,7 +31,10 @@ class Begun:
 
 @dataclass(frozen=True)
 class Stepped:
-    """After each optimizer step; `images_per_second` counts training time alone, not saving or drawing."""
+    """After each optimizer step; `images_per_second` counts training time alone, not saving or drawing.
+
+    On a GPU it is that of the steps before the last moment at which all were done: at a log line those up to it, else an estimate.
+    """
 
     step: int
     images_per_second: float

@@ -133,5 +133,5 @@ def _try(model: Model, sampling: Sampling, *, batch: int) -> None:
             _call(model, sampling, batch * (2 if sampling.cfg != 1 else 1), model.denoiser)
     finally:
         if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
+            runtime.wait_for_device(model.device)
             torch.cuda.empty_cache()

@@ -104,5 +104,6 @@ def _measured(model: Model, sampling: Sampling) -> float:
         for _ in range(2):
             started = time.perf_counter()
             call(x, x.new_ones(calls))
+            runtime.wait_for_device(model.device)
             taken.append(time.perf_counter() - started)
     return min(taken) * steps / images

@@ -30,7 +30,7 @@ from hdit_cli.engine.run.saver import Proceed, Saver
 from hdit_cli.engine.run.stop import StopRequest
 from hdit_cli.engine.sampling.watched import BrokenOff
 from hdit_cli.engine.training.beginning import begin
-from hdit_cli.engine.training.clock import Clock, peak_bytes
+from hdit_cli.engine.training.clock import Clock, is_due, peak_bytes
 from hdit_cli.engine.training.draw import Tell, draw_grids
 from hdit_cli.engine.training.evaluator import Evaluator
 from hdit_cli.engine.training.outlook import Outlook, changed_rate
@@ -313,7 +313,7 @@ class Trainer:
 
     def _loop(self, batches: Iterator[list[Batch]], stop: StopRequest) -> Iterator[Event]:
         section, state = self.recipe.train, self.state
-        clock = Clock(images=section.batch_size)
+        clock = Clock(images=section.batch_size, device=self.device)
         if self.evaluator and self.evaluator.due(state.step):  # broken off when the checkpoint was written
             yield from self.evaluate(self.evaluator, stop)
         reason = stop.agreed()
@@ -324,31 +324,30 @@ class Trainer:
         while state.step < section.steps and not reason:
             with clock:
                 self.stepper.step(next(batches))
+            due = partial(is_due, state.step, last=section.steps)
+            validates = self.recipe.validation.every if self.validator else 0
+            self.owed = [w for w, every in ((VALIDATION, validates), (GRIDS, section.sample_every)) if due(every)]
+            others = any(map(due, (section.log_every, section.save_every, self.recipe.ema.snapshot_every)))
+            if others or self.owed or (self.evaluator and self.evaluator.due(state.step)):
+                clock.settle()
             yield Stepped(state.step, clock.rate)
             yield from (*self.saver.finished(), *map(Warned, self.stepper.notes()))
-            due = partial(_due, state.step, last=section.steps)
             if due(section.log_every):
                 self.guard.check(self.state.step)
                 yield self.log()
                 if self.accelerator.is_main_process:
-                    self.folder.log_timing(clock.line(state.step, self.device))
-            wanted = {VALIDATION: self.validator and self.recipe.validation.every, GRIDS: section.sample_every}
-            self.owed = [what for what, every in wanted.items() if every and due(every)]
+                    self.folder.log_timing(clock.line(state.step))
             yield from self.catch_up(stop)
             if self.evaluator and self.evaluator.due(state.step):
                 yield from self.evaluate(self.evaluator, stop)
             reason = stop.agreed()
-            if self.recipe.ema.snapshot_every and due(self.recipe.ema.snapshot_every):
+            if due(self.recipe.ema.snapshot_every):
                 yield from self.keep_averages()
             if reason or due(section.save_every):
                 yield from self.save()
         yield from self.saver.wait()
         runtime.wait_for_all()  # the others stay until what the main process writes is on the disk
         yield Finished(state.step, stopped_by=reason)
-
-
-def _due(step: int, every: int, *, last: int) -> bool:
-    return step % every == 0 or step == last
 
 
 Watch = Callable[[Event], None]
