@@ -192,7 +192,8 @@ def test_a_device_that_is_not_there(device, monkeypatch):
 
     monkeypatch.setattr("hdit_cli.models.attention.tiled.attend", noted)
     monkeypatch.setattr(dispatch, "choose", dispatch.choose.__wrapped__)  # nothing chosen here is remembered
-    monkeypatch.setattr("hdit_cli.models.attention.flex.refuse", lambda request: "not now")
+    for name in ("fused", "flex"):
+        monkeypatch.setattr(f"hdit_cli.models.attention.{name}.refuse", lambda request: "not now")
     task, step = step_of(hdit([KINDS["neighborhood"]]), images=2, size=(40, 80), precision=BF16)
     there, here = (follow(task, step, device=name).peak for name in (device, "cpu"))
     assert seen == {(device, torch.bfloat16), ("cpu", torch.bfloat16)}
@@ -202,10 +203,10 @@ def test_a_device_that_is_not_there(device, monkeypatch):
     assert there > here  # norms and gates are not by hand
 
 
-@pytest.mark.parametrize("backend", ["natten", "flex"])
+@pytest.mark.parametrize("backend", ["natten", "fused", "flex"])
 def test_fused_attention_keeps_no_scores(backend, monkeypatch):
     monkeypatch.setattr(dispatch, "choose", dispatch.choose.__wrapped__)  # nothing chosen here is remembered
-    for name in ("natten", "flex"):
+    for name in ("natten", "fused", "flex"):
         monkeypatch.setattr(
             f"hdit_cli.models.attention.{name}.refuse", lambda request, name=name: "" if name == backend else "not now"
         )

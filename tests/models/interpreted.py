@@ -1,7 +1,6 @@
 """Runs our Triton kernels by Triton's interpreter, on a CPU; a process of its own, as Triton asks when it is imported.
 
-One argument: a list of cases in JSON, each (n, height, width, heads, d, kernel) and options. Prints the list of their errors:
-the largest difference of the result and of the gradients of q, k and v from the reference in float64.
+One argument: a list of cases in JSON, each the keywords of `errors`. Prints the list of what that returns.
 """
 
 import json
@@ -66,8 +65,48 @@ def tensors(n, height, width, heads, d, *, dtype, layout):
     return tuple(normal(n, height, width, heads, d) for _ in range(4))
 
 
-def errors(shape, kernel, *, dtype="float32", layout="plain", rows=8, wrong=None, wide=False, run=fused.attend):
-    """rows: of a chunk, 0: as on a GPU. Few and large chunks are interpreted sooner."""
+def in_a_graph(q, k, v, *, kernel):
+    """As inside a compiled network: products before and after, views of one tensor, one whole graph for each way."""
+
+    def step(q, k, v):
+        return fused.attend(q * 2, k * 0.5, v, kernel=kernel) + 0.0
+
+    return torch.compile(step, backend="aot_eager", fullgraph=True)(q, k, v)
+
+
+def check_operators(q, k, v, *, kernel):
+    """torch's own checks of an operator: its schema, that nothing is aliased, its fake, its backward under autograd and tracing."""
+    torch.library.opcheck(fused.forward, (q, k, v, kernel))
+    with torch.no_grad():
+        out, lse = fused.forward(q, k, v, kernel)
+        tests = ("test_schema", "test_faketensor")
+        torch.library.opcheck(fused.backward, (out, q, k, v, out, lse, kernel), test_utils=tests)
+    return fused.attend(q, k, v, kernel=kernel)
+
+
+def twice(q, k, v, *, kernel):
+    """The same bits again."""
+    first, second = (fused.attend(q, k, v, kernel=kernel) for _ in range(2))
+    grads = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(out.square().sum(), (q, k, v))]) for out in (first, second)
+    ]
+    assert torch.equal(first, second) and torch.equal(*grads)
+    return fused.attend(q, k, v, kernel=kernel)
+
+
+RUNS = {"plain": fused.attend, "graph": in_a_graph, "operators": check_operators, "twice": twice}
+
+
+def errors(shape, kernel, *, dtype="float32", layout="plain", rows=8, wrong=None, wide=False, run="plain"):
+    """The largest difference of the result and of the gradients of q, k and v from the reference in float64.
+
+    Args:
+        shape: n, height, width, heads, d.
+        rows: of a chunk, 0: as on a GPU. Few and large chunks are interpreted sooner.
+        wrong: a function of the kernels to be replaced by a wrong one.
+        wide: as if an image reached over 2^31 elements.
+        run: one of RUNS.
+    """
     kept = fused.LAUNCHES, fused._is_wide, {name: getattr(fused_kernels, name) for name in WRONG}
     if rows:
         fused.LAUNCHES = dict.fromkeys(fused.LAUNCHES, fused.Launches(*[fused.Launch(rows, 4)] * 3, 0))
@@ -78,7 +117,7 @@ def errors(shape, kernel, *, dtype="float32", layout="plain", rows=8, wrong=None
     *qkv, gradient = tensors(*shape, dtype=getattr(torch, dtype), layout=layout)
     qkv[0] = qkv[0].mul_(shape[-1] ** -0.5)  # in place: it may be a view
     found = []
-    for attend, to in ((run, qkv[0].dtype), (reference.attend, torch.float64)):
+    for attend, to in ((RUNS[run], qkv[0].dtype), (reference.attend, torch.float64)):
         leaves = [t.detach().to(to).requires_grad_() for t in qkv]
         out = attend(*leaves, kernel=kernel)
         found.append((out.detach(), *torch.autograd.grad(out, leaves, gradient.to(to))))
@@ -91,4 +130,4 @@ def errors(shape, kernel, *, dtype="float32", layout="plain", rows=8, wrong=None
 
 if __name__ == "__main__":
     cases = json.loads(sys.argv[1])
-    print(json.dumps([errors(case.pop("shape"), case.pop("kernel"), **case) for case in cases]))
+    print(json.dumps([errors(**case) for case in cases]))
