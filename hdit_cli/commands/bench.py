@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from hdit_cli.commands import completion
+from hdit_cli.commands import sampling as shared
 from hdit_cli.commands.numbers import MOST_STEPS, whole
 from hdit_cli.commands.recipe import complete_recipe, tell_stand_in
 from hdit_cli.commands.say import say, say_json
@@ -42,8 +43,13 @@ def bench(
     ] = 10,
     compile_: Annotated[
         bool | None,
-        typer.Option("--compile/--no-compile", help="Time the compiled network too.", show_default="on CUDA alone"),
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compare the compiled training step with the eager one. The step itself is timed as `train` takes it.",
+            show_default="on CUDA alone",
+        ),
     ] = None,
+    precision: shared.Precision = None,
     sizes: Annotated[
         str, typer.Option(metavar="N,...", help="Image sides of a curve over resolution.", show_default=False)
     ] = "",
@@ -64,12 +70,14 @@ def bench(
 
     tell_stand_in(recipe)
     loaded = load_recipe(recipe, list(set_ or ()))
-    compiled = runtime.device().type == "cuda" if compile_ is None else compile_
+    device = runtime.device()
+    compiled = device.type == "cuda" and not runtime.why_not_compiled(device) if compile_ is None else compile_
     if plot:
         from hdit_cli.engine.bench.plot import check
 
         check()
-    wanted = Wanted(runs, steps, compiled, _whole("--sizes", sizes), _whole("--batches", batches))
+    curves = _whole("--sizes", sizes), _whole("--batches", batches)
+    wanted = Wanted(runs, steps, compiled, *curves, precision=precision and precision.value)
     facts = measure(loaded, data=data, wanted=wanted, watch=lambda text: say(f"{text} ...", err=True))
     if plot:
         from hdit_cli.engine.bench.plot import plot as draw
@@ -105,8 +113,11 @@ def _page(facts: dict[str, Any]) -> list[str]:
         f"{facts['runs']} rounds: median (least to most)",
         "",
         _speed("training step", train) + f", {readable(train['peak_bytes'])} at the fullest",
+        *_how(train),
         _speed(f"sampling, batch {sampling['batch_size']}", sampling),
         f"  {sampling['steps']} steps of {sampling['sampler']}, {_percent(sampling['outside_the_network'])} outside the network",
+        *_how(sampling),
+        *(f"note: {note}" for note in train["notes"]),
     ]
     if "data" in facts:
         lines.append(
@@ -114,7 +125,8 @@ def _page(facts: dict[str, Any]) -> list[str]:
         )
     else:
         lines.append("reading alone          not measured: give --data")
-    lines += ["", "parts of a training step, forward and backward"]
+    eager = ", of the eager one" if train["compiled"] else ""
+    lines += ["", f"parts of a training step, forward and backward{eager}"]
     whole = sum(facts["parts"].values())
     lines += [f"  {part:<40} {s * 1e3:9.2f} ms  {s / whole:6.1%}" for part, s in facts["parts"].items()]
     lines.append(f"  {'all, with the stamps':<40} {whole * 1e3:9.2f} ms")
@@ -143,8 +155,13 @@ def _page(facts: dict[str, Any]) -> list[str]:
 def _speed(name: str, row: dict[str, Any]) -> str:
     return (
         f"{name:<22} {_ms(row['seconds'])}, {row['images_per_second']:,.4g} images/s, {row['tflops']:.4g} TFLOP/s, "
-        f"{row['mfu']:.1%} of a matrix product's {row['product_tflops']:.4g}"
+        f"{row['mfu']:.1%} of a {row['product']} matrix product's {row['product_tflops']:.4g}"
     )
+
+
+def _how(row: dict[str, Any]) -> list[str]:
+    """That it is compiled, and how long that took."""
+    return [f"  compiled in {row['compile_seconds']:.1f} s, which do not count"] if row["compiled"] else []
 
 
 def _backend(name: str, row: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hdit_cli import runtime
+from hdit_cli.precision import OF_DTYPE, computing
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
@@ -55,17 +56,20 @@ def ratio(others: list[float], ours: list[float]) -> Spread:
 
 
 class Product:
-    """A square matrix product in the dtype that the network multiplies in: what the device can do at best.
+    """A square matrix product in the precision that the network multiplies in: what the device can do at best.
 
     Args:
-        dtype: of the matrices.
+        precision: as `precision.resolved` gives it.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, precision: str) -> None:
+        dtypes = {word: dtype for dtype, word in OF_DTYPE.items()}
+        self.device, self.precision, dtype = device, precision, dtypes.get(precision, torch.float32)
         side = 8192 if device.type == "cuda" else 1024
         generator = torch.Generator(device).manual_seed(0)
         self.a, self.b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
         self.flops = 2 * side**3
 
     def __call__(self) -> torch.Tensor:
-        return self.a @ self.b
+        with computing("tf32" if self.precision == "tf32" else "fp32", self.device):  # other dtypes are not switched
+            return self.a @ self.b

@@ -14,12 +14,16 @@ from hdit_cli.engine.bench.parts import time_parts
 from hdit_cli.engine.bench.subject import Subject
 from hdit_cli.engine.memory.out_of_memory import changed
 from hdit_cli.engine.memory.peak import Peak
+from hdit_cli.engine.sampling.collect import sampling_of
+from hdit_cli.engine.sampling.generate import check
+from hdit_cli.engine.sampling.pace import MANY, paced
+from hdit_cli.errors import UsageError
 from hdit_cli.models.attention.dispatch import choose, explain, neighborhood_attention
 from hdit_cli.models.attention.request import Request
 from hdit_cli.recipe import Recipe
-from hdit_cli.tasks.sampling import Sampling
 
 Watch = Callable[[str], None]
+_TOGETHER = 4  # steps told to a GPU before it is waited for, as a run tells them one after the other
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,10 @@ class Wanted:
     Attributes:
         runs: rounds of each comparison.
         steps: of the sampler.
-        compiled: whether the compiled network is timed beside the eager one.
+        compiled: whether the compiled step is timed beside the eager one, whatever the recipe says.
         sizes: image sides of the curve over resolution; empty for none.
         batches: batch sizes of the curve over the batch; empty for none.
+        precision: of sampling; None takes the device's own.
     """
 
     runs: int = 5
@@ -39,6 +44,7 @@ class Wanted:
     compiled: bool = False
     sizes: Sequence[int] = ()
     batches: Sequence[int] = ()
+    precision: str | None = None
 
 
 def bench(recipe: Recipe, *, data: Path | None, wanted: Wanted, watch: Watch = lambda text: None) -> dict[str, Any]:
@@ -52,9 +58,18 @@ def bench(recipe: Recipe, *, data: Path | None, wanted: Wanted, watch: Watch = l
         facts for JSON. Spreads are [median, least, most].
 
     Raises:
-        UsageError: recipe and data do not fit, or a curve asks for sizes that the network cannot be given.
+        UsageError: recipe and data do not fit, a curve asks for sizes that the network cannot be given, or this machine
+            cannot compile or has no such precision, which is asked for.
     """
+    curves = [("sizes", value, _size(value)) for value in wanted.sizes]
+    curves += [("batches", value, _batch(value)) for value in wanted.batches]
+    points = [
+        (name, value, changed(recipe, keys)) for name, value, keys in curves
+    ]  # refused, if at all, before minutes
     subject = Subject(recipe, data=data)
+    if wanted.compiled and (why := runtime.why_not_compiled(subject.device)):
+        raise UsageError(f"cannot compile: {why}", hint="leave --compile out")
+    check(subject.model, sampling_of(subject.model, precision=wanted.precision))
     facts: dict[str, Any] = {
         "recipe": recipe.name,
         "date": date.today().isoformat(),
@@ -67,7 +82,8 @@ def bench(recipe: Recipe, *, data: Path | None, wanted: Wanted, watch: Watch = l
     watch("training step, beside a matrix product")
     facts["train"] = _train(subject, wanted)
     watch("parts of a step")
-    facts["parts"] = time_parts(subject, runs=min(3, wanted.runs))
+    with subject.eager():  # what is compiled has no borders between its parts
+        facts["parts"] = time_parts(subject, runs=min(3, wanted.runs))
     if subject.reader:
         watch("reading the data")
         facts["data"] = _data(subject, wanted)
@@ -78,12 +94,9 @@ def bench(recipe: Recipe, *, data: Path | None, wanted: Wanted, watch: Watch = l
     if wanted.compiled:
         watch("compiling")
         facts["compiled"] = _compiled(subject, wanted)
-    for name, values, keys in (("sizes", wanted.sizes, _size), ("batches", wanted.batches, _batch)):
-        if values:
-            facts[name] = []
-        for value in values:
-            watch(f"{name}: {value}")
-            facts[name].append(_point(changed(recipe, keys(value)), value, wanted))
+    for name, value, at in points:
+        watch(f"{name}: {value}")
+        facts.setdefault(name, []).append(_point(at, value, wanted))
     return facts
 
 
@@ -105,24 +118,46 @@ def _speed(
         "seconds": spread.told(),
         "images_per_second": images / spread.median,
         "tflops": flops / spread.median / 1e12,
+        "product": product.precision,
         "product_tflops": best / 1e12,
         "mfu": flops / spread.median / best,
     }
 
 
 def _train(subject: Subject, wanted: Wanted) -> dict[str, Any]:
-    product = Product(subject.device, subject.product_dtype)
-    found = rounds({"step": subject.step, "product": product}, runs=wanted.runs, device=subject.device, warmup=2)
+    """The step as `train` takes it, compiled where it compiles it; how long that took is told apart."""
+    notes, device = subject.compile(), subject.device
+    first = timed(subject.step, device)
+    notes += subject.stepper.notes()
+    together = _TOGETHER if runtime.runs_behind(device) else 1
+
+    def steps() -> None:
+        for _ in range(together):
+            subject.step()
+
+    product = Product(device, subject.precision)
+    found = rounds({"step": steps, "product": product}, runs=wanted.runs, device=device, warmup=2)
     facts = _speed(
-        found["step"],
+        [seconds / together for seconds in found["step"]],
         images=subject.recipe.train.batch_size,
         flops=subject.train_flops,
         product=product,
         products=found["product"],
     )
-    with Peak(subject.device) as peak:
+    with Peak(device) as peak:
         subject.step()
-    return facts | {"peak_bytes": peak.bytes + (0 if subject.device.type == "cuda" else _held(subject))}
+    return {
+        "compiled": subject.compiled,
+        **_compiling(first, facts["seconds"][0], compiled=subject.compiled),
+        **facts,
+        "peak_bytes": peak.bytes + (0 if device.type == "cuda" else _held(subject)),
+        "notes": notes,
+    }
+
+
+def _compiling(first: float, usual: float, *, compiled: bool) -> dict[str, Any]:
+    """How long the first call took, and what of that was the compiler's; None where there was none."""
+    return {"first_seconds": first, "compile_seconds": max(0.0, first - usual) if compiled else None}
 
 
 def _held(subject: Subject) -> int:
@@ -145,31 +180,29 @@ def _data(subject: Subject, wanted: Wanted) -> dict[str, Any]:
 
 
 def _sampling(subject: Subject, wanted: Wanted) -> dict[str, Any]:
-    """A batch of images by the recipe's sampler, and the share of the time that is not the network's."""
-    section = subject.recipe.sample
-    sampling = Sampling(
-        steps=wanted.steps,
-        sampler=section.sampler,
-        cfg=section.cfg if subject.classes else 1.0,
-        batch_size=section.batch_size,
-    )
-    product = Product(subject.device, subject.model.dtype)
-    inside, images = NetworkTime(subject), [0]
+    """A batch of images as `sample` makes many: by the recipe's sampler, the same batch size, compilation and precision.
+
+    The share of the time that is not the denoiser's is that of further batches, in which each call is waited for.
+    """
+    model, device = subject.model, subject.device
+    model.task.eval()
+    sampling = sampling_of(model, steps=wanted.steps, precision=wanted.precision)
+    sampling = paced(model, sampling, images=MANY, batch_size=None, compile=None)
+    first = timed(lambda: subject.sample(sampling), device)
+    product, inside = Product(device, sampling.precision), NetworkTime(subject)
     shares: list[float] = []
 
-    def run() -> None:
-        inside.seconds = 0.0
-        inside.images = 0
-        whole = timed(lambda: subject.sample(sampling), subject.device)
+    def watched() -> None:
+        with inside:
+            whole = timed(lambda: subject.sample(sampling), device)
         shares.append(1 - inside.seconds / whole)
-        images[0] = inside.images
 
-    with inside:
-        found = rounds({"sample": run, "product": product}, runs=wanted.runs, device=subject.device)
+    calls = {"sample": lambda: subject.sample(sampling), "watched": watched, "product": product}
+    found = rounds(calls, runs=wanted.runs, device=device)
     facts = _speed(
         found["sample"],
         images=sampling.batch_size,
-        flops=2e9 * subject.gmacs * images[0],
+        flops=2e9 * subject.gmacs * inside.images,
         product=product,
         products=found["product"],
     )
@@ -178,32 +211,36 @@ def _sampling(subject: Subject, wanted: Wanted) -> dict[str, Any]:
         "steps": sampling.steps,
         "batch_size": sampling.batch_size,
         "cfg": sampling.cfg,
+        "precision": sampling.precision,
+        "compiled": sampling.compile,
+        **_compiling(first, facts["seconds"][0], compiled=sampling.compile),
         "outside_the_network": Spread.of(shares[1:]).told(),
         **facts,
     }
 
 
 class NetworkTime:
-    """Seconds inside the network, and images that went through it, while the context is open."""
+    """Seconds inside the denoiser, and images that went through it, since the context was opened."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject, self.seconds, self.images = subject, 0.0, 0
 
     def __enter__(self) -> "NetworkTime":
-        network: Any = self.subject.model.network
-        call = network.forward
+        self.seconds, self.images, self.before = 0.0, 0, self.subject.through
+        self.subject.through = self._through
+        return self
 
-        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _through(self, call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def watched(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             result: list[torch.Tensor] = []
             self.seconds += timed(lambda: result.append(call(x, *args, **kwargs)), self.subject.device)
             self.images += len(x)
             return result[0]
 
-        network.forward = forward
-        return self
+        return watched
 
     def __exit__(self, *_: object) -> None:
-        del self.subject.model.network.forward
+        self.subject.through = self.before
 
 
 def _attention(subject: Subject, wanted: Wanted) -> list[dict[str, Any]]:
@@ -247,17 +284,16 @@ def _backends(
 
 
 def _compiled(subject: Subject, wanted: Wanted) -> dict[str, Any]:
-    """The training step with the network compiled, beside the eager one, in turns."""
-    network: Any = subject.model.network
-    network.compile()
-    forward, network._compiled_call_impl = network._compiled_call_impl, None
+    """The training step compiled as `train` compiles it, beside the eager one, in turns."""
+    if not subject.compiled:
+        subject.stepper.compile(sizes=1, fall_back=False)
+    first = timed(subject.step, subject.device)
 
-    def compiled() -> None:
-        with subject.compiled(forward):
+    def eager() -> None:
+        with subject.eager():
             subject.step()
 
-    first = timed(compiled, subject.device)
-    found = rounds({"eager": subject.step, "compiled": compiled}, runs=wanted.runs, device=subject.device)
+    found = rounds({"eager": eager, "compiled": subject.step}, runs=wanted.runs, device=subject.device)
     return {
         "first_step_seconds": first,
         "eager_seconds": Spread.of(found["eager"]).told(),
@@ -269,6 +305,9 @@ def _compiled(subject: Subject, wanted: Wanted) -> dict[str, Any]:
 def _point(recipe: Recipe, value: int, wanted: Wanted) -> dict[str, Any]:
     """One point of a curve: a new model of a changed recipe, on noise."""
     subject = Subject(recipe, data=None)
+    subject.compile()
+    if subject.compiled:
+        torch.compiler.reset()  # only so many graphs are kept of one function, and those of other points are not needed
     found = rounds({"step": subject.step}, runs=wanted.runs, device=subject.device)["step"]
     with Peak(subject.device) as peak:
         subject.step()

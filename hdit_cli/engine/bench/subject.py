@@ -1,6 +1,6 @@
 """A recipe made ready to be timed: the real stepper with batches, the real sampler, and their counted work."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from hdit_cli import runtime
+from hdit_cli import counter, runtime
 from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine.model import DTYPES, Model, build_network, build_task, count
 from hdit_cli.engine.sampling.generate import check, choose_labels, stream
 from hdit_cli.engine.training.setup import check_fit, new_accelerator, new_model
-from hdit_cli.engine.training.step import Stepper
+from hdit_cli.engine.training.step import Stepper, compile_step
+from hdit_cli.precision import has_tf32
 from hdit_cli.recipe import Recipe
 from hdit_cli.tasks.sampling import Sampling
 
@@ -47,6 +48,7 @@ class Subject:
         self.model, self.device = model, self.stepper.device
         self.gmacs = count(recipe, classes=self.classes)["gmacs"]
         self.batches = self._load() if self.reader else self._noise()
+        self.through: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda call: call  # of the sampler's calls
 
     @property
     def train_flops(self) -> float:
@@ -54,10 +56,32 @@ class Subject:
         return 6e9 * self.gmacs * self.recipe.train.batch_size
 
     @property
-    def product_dtype(self) -> torch.dtype:
-        """What the network multiplies in."""
-        bf16 = self.recipe.train.precision == "bf16"
-        return torch.bfloat16 if bf16 else DTYPES[self.recipe.train.precision]
+    def precision(self) -> str:
+        """What the network multiplies in as it is trained, as `precision.resolved` gives it: float32 is TF32 where that is."""
+        word = self.recipe.train.precision
+        return "tf32" if word == "fp32" and has_tf32(self.device) else word
+
+    def compile(self) -> list[str]:
+        """From now on steps are compiled, if `train` would compile them; what is to be known of it."""
+        return compile_step(self.stepper, sizes=len(self.reader.sizes) if self.reader else 1)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps run compiled."""
+        compiled = self.stepper.compiled
+        return bool(compiled) and all(each.run is not each.plain for each in compiled)
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Steps run without a compiler inside, as they would if nobody had compiled them."""
+        task: Any = self.model.task
+        before = task.losses, self.stepper.normals
+        if self.stepper.compiled:
+            task.losses, self.stepper.normals = before[0].plain, counter.normals
+        try:
+            yield
+        finally:
+            task.losses, self.stepper.normals = before
 
     def step(self) -> None:
         """One training step, all of it but reading the data: the same pictures at the next places of a run."""
@@ -70,7 +94,8 @@ class Subject:
         n = sampling.batch_size
         self.model.task.eval()
         labels = choose_labels(self.model, n=n, wanted=None, seed=0)
-        for _ in stream(self.model, indices=range(n), labels=labels, sampling=sampling):
+        how = {"sampling": sampling, "through": self.through}
+        for _ in stream(self.model, indices=range(n), labels=labels, **how):
             pass
         self.model.task.train()
 
@@ -108,17 +133,6 @@ class Subject:
             label = torch.arange(n) % max(1, self.classes)
             found.append(Batch(pixels, label, np.asarray(slots, dtype=np.int64)))
         return found
-
-    @contextmanager
-    def compiled(self, forward: Any) -> Iterator[None]:
-        """The network runs as `forward`, a compiled call of its own, inside."""
-        network: Any = self.model.network
-        before = network._compiled_call_impl
-        network._compiled_call_impl = forward
-        try:
-            yield
-        finally:
-            network._compiled_call_impl = before
 
 
 def _model(recipe: Recipe) -> Model:

@@ -75,7 +75,7 @@ def check_speed(ground: Ground) -> Found:
         seconds = timed(subject.step, ground.device)
     steps = min(max(int(_SECONDS / seconds), _LEAST), _MOST)
     told, waited = _rates(subject, ground.device, steps=steps)
-    product = Product(ground.device, subject.product_dtype)
+    product = Product(ground.device, subject.precision)
     product()
     flops = product.flops / min(timed(product, ground.device) for _ in range(5))
     images = subject.recipe.train.batch_size
