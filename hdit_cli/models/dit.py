@@ -210,6 +210,10 @@ class DiT(nn.Module):
                 found[f"blocks.{name}.weight"] = (module.out_features // parts,) * parts
         return found
 
+    def layers(self) -> Iterator[nn.Module]:
+        """Its blocks."""
+        yield from self.blocks
+
     def timed_parts(self) -> Iterator[tuple[nn.Module, str]]:
         """Attention, feed-forward, norms and modulations."""
         kinds = {Attention: "attention", CrossAttention: "attention to conditions", Mlp: "feed-forward"}

@@ -364,6 +364,10 @@ class HDiT(nn.Module):
                 found[f"{name}.weight"] = (module.weight.shape[0] // parts,) * parts
         return found
 
+    def layers(self) -> Iterator[nn.Module]:
+        """The layers of all levels."""
+        yield from (module for module in self.modules() if isinstance(module, Layer))
+
     def timed_parts(self) -> Iterator[tuple[nn.Module, str]]:
         """Attention by level, feed-forward and norms, wherever they are."""
         levels = self.levels()

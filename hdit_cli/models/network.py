@@ -79,6 +79,13 @@ class Network(Protocol):
         """Why it cannot be given images of this size, one sentence; "" where it can."""
         ...
 
+    def layers(self) -> Iterator[nn.Module]:
+        """Its repeated layers, which hold most of its weights; each is called whole, and its weights are used nowhere else.
+
+        Where weights are divided among processes, one of them at a time is put together.
+        """
+        ...
+
     def timed_parts(self) -> Iterator[tuple[nn.Module, str]]:
         """Modules of which `hdit bench` tells the time, each with the name of its part."""
         ...

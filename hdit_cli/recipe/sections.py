@@ -68,6 +68,7 @@ class Train(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     deterministic: bool = False
     compile: Annotated[bool | Literal["auto"], PlainValidator(_switch)] = "auto"  # on CUDA, unless deterministic
+    shard: bool = False  # divide weights, averages and moments among the processes, for a model that fits no single GPU
     save_every: Interval = 5_000
     sample_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 5_000  # 0 = never
     log_every: Interval = 50
@@ -82,6 +83,9 @@ class Train(Section):
             near = min(_divisors(self.batch_size), key=lambda d: abs(d - self.accumulate))
             text = f"must divide batch_size {self.batch_size}, is {self.accumulate}; the nearest is {near}"
             stop_at([(("accumulate",), text)])
+        if self.shard and self.compile is True:
+            text = 'must be false or "auto" with shard = true: a step that puts weights together piece by piece is not compiled'
+            stop_at([(("compile",), text)])
         return self
 
     @property

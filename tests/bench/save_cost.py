@@ -28,7 +28,7 @@ def trained():
     recipe = load_recipe("flowers256", [])
     model = Model(build_task(build_network(recipe, classes=0), recipe), recipe.to_dict(), weights="raw")
     window, averages = Window.empty(device=torch.device("cpu")), PowerAverages(model.network, stds=[])
-    state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), window, averages)
+    state = TrainState(model, EMA(model.network), build_optimizer(model.network, recipe), window, averages)
     for p in state.parameters:
         moments = {"exp_avg": torch.randn_like(p), "exp_avg_sq": torch.rand_like(p)}
         state.optimizer.state[p] = {"step": torch.tensor(1.0), **moments}

@@ -76,7 +76,7 @@ class Bench:
     def held(self) -> int:
         """Bytes of weights, averages and moments."""
         state = self.stepper.state
-        networks = [state.model.network, state.ema.network, *(ema.network for ema in state.averages.by_std.values())]
+        networks = [state.held, state.ema.network, *(ema.network for ema in state.averages.by_std.values())]
         weights = sum(tensor.nbytes for network in networks for tensor in network.parameters())
         return weights + sum(tensor.nbytes for tensor in state.optimizer_tensors().values())
 

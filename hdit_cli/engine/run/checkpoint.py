@@ -98,12 +98,12 @@ def read_announced(path: Path) -> tuple[dict[str, header.Entry], dict[str, str]]
     Raises:
         CheckpointError: not a safetensors file, or damaged.
     """
-    with _opened(path) as handle:
+    with opened(path) as handle:
         return header.read_table(handle)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
     """The file, open; what is wrong with it inside the block becomes a CheckpointError."""
     try:
         with files.open_regular(path) as handle:
@@ -126,7 +126,7 @@ def read_tensors(
     Raises:
         CheckpointError: not a safetensors file, damaged, or with a weight that is no floating-point number.
     """
-    with _opened(path) as handle:  # header and tensors of one file, whatever takes its name meanwhile
+    with opened(path) as handle:  # header and tensors of one file, whatever takes its name meanwhile
         tensors, metadata = header.read_table(handle)
         header.check_floats(tensors, where=str(path))
         if check is not None:
@@ -332,17 +332,21 @@ def newest_verified(run: Path, *, warn: Any) -> Path | None:
     return None
 
 
-def load_snapshot(folder: Path) -> Snapshot:
+def load_snapshot(
+    folder: Path, *, read: Callable[[Path], dict[str, Tensor]] = lambda path: read_tensors(path)[0]
+) -> Snapshot:
     """Reads a verified checkpoint folder.
+
+    Args:
+        read: the tensors of a file, or what is wanted of them.
 
     Raises:
         CheckpointError: it holds something else than a run needs to go on.
     """
-    raw, _ = read_tensors(folder / "model.safetensors")
-    ema, _ = read_tensors(folder / "ema.safetensors")
-    optimizer, _ = read_tensors(folder / "optimizer.safetensors")
+    raw, ema = read(folder / "model.safetensors"), read(folder / "ema.safetensors")
+    optimizer = read(folder / "optimizer.safetensors")
     state = _read_state(folder / "state.json")
-    tensors = {path.name: read_tensors(path)[0] for path in sorted(folder.glob("ema-*.safetensors"))}
+    tensors = {path.name: read(path) for path in sorted(folder.glob("ema-*.safetensors"))}
     return Snapshot(raw, ema, optimizer, state, Averages(tensors, updates=state.get("ema_updates", 0)))
 
 

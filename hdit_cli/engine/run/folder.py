@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.keep",
     "train.stop_after",
+    "train.shard",  # where weights lie, not what they are
     "ema.snapshot_every",
     "optimizer.lr:",  # told and logged: a common thing to turn down by hand
     "train.nonfinite",  # and its cap: decide about steps that have not been

@@ -1,7 +1,9 @@
 """What several processes exchange in a step: each has the gradient of its share of the batch, and all take the mean of these."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -17,7 +19,9 @@ def exchanging(losses_of: nn.Module, *, device: torch.device) -> DistributedData
     is exchanged, so there is no second copy of them.
     """
     own = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(losses_of, device_ids=own, broadcast_buffers=False, gradient_as_bucket_view=True)
+    named = inspect.signature(DistributedDataParallel).parameters
+    still: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers": False}
+    return DistributedDataParallel(losses_of, device_ids=own, gradient_as_bucket_view=True, **still)
 
 
 def take_means(losses_of: nn.Module, *, look: Look | None) -> None:
@@ -53,3 +57,60 @@ def _look_and_average(look: Look | None, bucket: distributed.GradBucket) -> torc
     if look is not None:
         look(bucket.parameters(), bucket.gradients())
     return mean_over_processes(bucket.buffer())
+
+
+def add_up(tensor: Tensor) -> None:
+    """Turns a tensor into the sum over processes, in place."""
+    distributed.all_reduce(tensor)
+
+
+def joined(part: Tensor) -> Tensor:
+    """The parts of all processes, one below the other: (rows, ...) => (processes * rows, ...)."""
+    found = part.new_empty((len(part) * distributed.get_world_size(), *part.shape[1:]))
+    _named("all_gather_single", before="all_gather_into_tensor")(found, part)
+    return found
+
+
+def _named(name: str, *, before: str) -> Callable[..., Any]:
+    """A function of torch.distributed, which older versions of torch call otherwise."""
+    return getattr(distributed, name, None) or getattr(distributed, before)
+
+
+# Where each process keeps a share of the gradients alone
+
+
+def take_means_of_shards(losses_of: nn.Module, *, look: Look | None) -> None:
+    """Has the gradients of divided blocks averaged as above, each process getting its rows of them."""
+    from torch.distributed.fsdp import FSDPModule
+
+    divided = [module for module in losses_of.modules() if isinstance(module, FSDPModule)]
+    known: set[int] = set()
+    for module in reversed(divided):  # the inner ones first: what is left is the outer one's own
+        own = [parameter for parameter in module.parameters() if parameter.requires_grad and id(parameter) not in known]
+        known.update(map(id, own))
+        module.set_gradient_divide_factor(1.0)  # `_MeansOfRows` divides
+        module.set_force_sum_reduction_for_comms(True)
+        module.set_custom_reduce_scatter(_MeansOfRows(own[:1], look))
+
+
+class _MeansOfRows:
+    """What FSDP calls with the gradients of a block, all rows of this process's own: the mean of its rows over processes.
+
+    Args:
+        named: a parameter of the block, which stands for all of them to who looks.
+    """
+
+    def __init__(self, named: Sequence[Tensor], look: Look | None) -> None:
+        self.named, self.look = named, look
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False) -> Any:
+        if self.look is not None:
+            self.look(self.named, [input_tensor])
+        scatter = _named("reduce_scatter_single", before="reduce_scatter_tensor")
+        if distributed.get_backend(group) == "nccl":
+            return scatter(output_tensor, input_tensor, op=distributed.ReduceOp.AVG, group=group, async_op=async_op)
+        input_tensor.mul_(1 / distributed.get_world_size(group))
+        return scatter(output_tensor, input_tensor, group=group, async_op=async_op)

@@ -26,6 +26,7 @@ from hdit_cli.engine.run.events import (
     Working,
 )
 from hdit_cli.engine.run.folder import GRIDS, VALIDATION, RunFolder
+from hdit_cli.engine.run.rows import read_rows
 from hdit_cli.engine.run.saver import Proceed, Saver
 from hdit_cli.engine.run.stop import StopRequest
 from hdit_cli.engine.sampling.watched import BrokenOff
@@ -86,7 +87,9 @@ class Trainer:
         self.beginning = begin(model, folder.path, init)
         self.stepper = Stepper(recipe, model=model, accelerator=self.accelerator)
         self.state, self.guard = self.stepper.state, self.stepper.guard
-        self.outlook = Outlook(recipe, self.reader, model=self.state.model, world=self.world)
+        self.outlook = Outlook(
+            recipe, self.reader, model=self.state.model, world=self.world, timed=self.state.shards is None
+        )
         self.compiling = compile_step(self.stepper, sizes=len(self.reader.sizes))
         self.saver = Saver()
         self.resumed = False  # from a checkpoint
@@ -107,7 +110,7 @@ class Trainer:
         """Ends the window: one line of metrics.jsonl, the mean over processes and steps."""
         state = self.state
         window = state.window
-        parts = runtime.gather(self.own())
+        parts = runtime.gather(self.stepper.own())
         losses = [part["loss"] for part in parts]
         skipped = int(window.skipped)
         counted = window.steps - skipped
@@ -129,22 +132,19 @@ class Trainer:
         state.window, self.rate_before = Window.empty(device=self.device), None
         return Logged(state.step, loss, norm, values, peak_bytes(self.device))
 
-    def own(self) -> dict[str, Any]:
-        """The numbers of the logs that each process has its own of."""
-        window = self.state.window
-        return {
-            "loss": float(window.loss),
-            "by_sigma": window.by_sigma.tolist(),
-            "small_norm": float(self.stepper.noise_scale.small),
-        }
-
     def validate(self, validator: Validator, stop: StopRequest) -> Validated:
         """One line of validation.jsonl for each weights and split."""
-        state, models = self.state, {"raw": self.state.model, "ema": self.state.ema_model()}
+        state = self.state
         images = state.step * self.recipe.train.batch_size
-        found = validator.lines(
-            models, stop=stop, tell=lambda done, total: self.tell(Working("validating", done, total, "image"))
-        )
+
+        def tell(done: int, total: int) -> None:
+            self.tell(Working("validating", done, total, "image"))
+
+        found: list[dict[str, Any]] = []
+        with state.models() as models:
+            # together, so that each picture is read once; of divided weights one at a time
+            for names in [("raw", "ema")] if state.shards is None else [("raw",), ("ema",)]:
+                found += validator.lines({name: models[name] for name in names}, stop=stop, tell=tell)
         lines = [{"step": state.step, "images": images, **line} for line in found]
         if self.accelerator.is_main_process:
             for line in lines:
@@ -154,16 +154,12 @@ class Trainer:
     def evaluate(self, evaluator: Evaluator, stop: StopRequest) -> list[Event]:
         """Lines of metrics.jsonl with scores; none where it was broken off by `stop`."""
         self.guard.check(self.state.step)
-        self.mark()
-        evaluated = evaluator.evaluate(self.state.models(), step=self.state.step, stop=stop, tell=self.tell)
+        self.state.mark(self.recipe.train.batch_size)
+        with self.state.models() as models:
+            evaluated = evaluator.evaluate(models, step=self.state.step, stop=stop, tell=self.tell)
         for line in evaluated.lines if evaluated else ():
             self.folder.log_metrics(line)
         return [evaluated] if evaluated else []
-
-    def mark(self) -> None:
-        """Tells the model how far it is trained."""
-        self.state.model.step = self.state.step
-        self.state.model.images_seen = self.state.step * self.recipe.train.batch_size
 
     def save(self) -> list[Event]:
         """Copies the state to the host and has it written in a thread, by the main process.
@@ -172,22 +168,24 @@ class Trainer:
             what was saved before, if it was still under way.
         """
         self.guard.check(self.state.step)
-        state, window = self.state, self.state.window
-        parts = runtime.gather(self.own())
-        if not self.accelerator.is_main_process:
+        state, parts = self.state, runtime.gather(self.stepper.own())
+        main = self.accelerator.is_main_process
+        if not main and state.shards is None:
             return []
         ended = self.saver.wait()
-        self.mark()
+        self.state.mark(self.recipe.train.batch_size)
+        snapshot = state.snapshot(self._facts(parts) if main else {})
+        if main:
+            self.saver.start(partial(self._write, snapshot))
+        return ended
+
+    def _facts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """For `state.json`."""
+        state = self.state
         facts: dict[str, Any] = {
             "step": state.step,
             "images_seen": state.model.images_seen,
-            "window": {
-                "loss": [part["loss"] for part in parts],
-                "by_sigma": [part["by_sigma"] for part in parts],
-                "grad_norm": float(window.grad_norm),
-                "skipped": int(window.skipped),
-                "steps": window.steps,
-            },
+            "window": state.window.told(parts),
             "nonfinite_in_row": int(self.guard.in_row),
             "noise_scale": self.stepper.noise_scale.told([part["small_norm"] for part in parts]),
             "log_bytes": self.folder.log_sizes(),
@@ -200,8 +198,7 @@ class Trainer:
             facts["lr_before"] = self.rate_before
         if self.evaluator:
             facts["evaluation"] = self.evaluator.told()
-        self.saver.start(partial(self._write, state.snapshot(facts)))
-        return ended
+        return facts
 
     def keep_averages(self) -> list[Event]:
         """Copies the power-function averages to the host and has a snapshot written in a thread, by the main process.
@@ -210,12 +207,14 @@ class Trainer:
             as `save`.
         """
         self.guard.check(self.state.step)
-        state = self.state
-        if not self.accelerator.is_main_process:
+        state, main = self.state, self.accelerator.is_main_process
+        if not main and state.shards is None:
             return []
         ended = self.saver.wait()
-        self.mark()
-        self.saver.start(partial(self._write_averages, state.copied_averages(), state.step))
+        self.state.mark(self.recipe.train.batch_size)
+        averages = state.copied_averages()
+        if main:
+            self.saver.start(partial(self._write_averages, averages, state.step))
         return ended
 
     def _write_averages(self, averages: checkpoint.Averages, step: int, proceed: Proceed) -> Kept:
@@ -235,9 +234,10 @@ class Trainer:
         if n < self.recipe.sample.n:
             whole = f"all {self.recipe.sample.n} would take about {self.outlook.grid_seconds() / 60:,.0f} minutes here"
             yield Noted(f"the first grids have {n} pictures: {whole}; later grids have them all")
-        models = {"raw": self.state.model, "ema": self.state.ema_model()}
         how: dict[str, Any] = {"step": self.state.step, "stop": stop, "tell": self.tell}
-        yield from draw_grids(models, self.recipe, folder=self.folder.samples, n=n, **how)
+        with self.state.models() as models:
+            for name in ("raw", "ema"):
+                yield from draw_grids({name: models[name]}, self.recipe, folder=self.folder.samples, n=n, **how)
 
     def catch_up(self, stop: StopRequest) -> Iterator[Event]:
         """What this step still owes. What `stop` breaks off stays owed, and is done when the run goes on."""
@@ -261,7 +261,10 @@ class Trainer:
         name = runtime.gather(found[0])[0]
         yield from (Warned(text) for text in warnings)
         if name:
-            snapshot = checkpoint.load_snapshot(Path(name))
+            shards = self.state.shards
+            snapshot = checkpoint.load_snapshot(
+                Path(name), **({"read": partial(read_rows, rows=shards.rows)} if shards else {})
+            )
             check_same_data(snapshot, self.reader, run=self.folder.path)
             self.resumed, owed = True, snapshot.state.get("owed", [])
             self.owed = runtime.gather(self.folder.still_owed(owed, step=snapshot.state["step"]))[0]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hdit_cli.engine.training.exchange import take_means
+from hdit_cli.engine.training.shard import Shards
 
 DECAY = 0.995  # per step: an average over about 200 steps
 
@@ -30,15 +31,32 @@ class NoiseScale:
         accumulate: backward passes of one step.
         world: processes.
         like: a 0-d tensor that gives device and dtype of the averages.
+        shards: where the network is divided.
     """
 
-    def __init__(self, loss_of: nn.Module, *, batch: int, accumulate: int, world: int, like: Tensor) -> None:
+    def __init__(
+        self,
+        loss_of: nn.Module,
+        *,
+        batch: int,
+        accumulate: int,
+        world: int,
+        like: Tensor,
+        shards: Shards | None = None,
+    ) -> None:
         self.batch, self.accumulate, self.shares = batch, accumulate, accumulate * world
         self.small, self.big = torch.zeros_like(like), torch.zeros_like(like)
         self._order = [id(parameter) for parameter in loss_of.parameters()]
         self._norms: dict[int, Tensor] = {}  # of the small batch's gradient, by parameter
-        # accumulated, the first of several passes is looked at, before any exchange
-        take_means(loss_of, look=self.see if accumulate == 1 else None)
+        self.first_pass = True  # of a step
+        if shards is not None:  # which exchange gradients after every pass
+            shards.look(self._see_of_first)
+        else:  # accumulated, the first of several passes is looked at, before any exchange
+            take_means(loss_of, look=self.see if accumulate == 1 else None)
+
+    def _see_of_first(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        if self.first_pass:
+            self.see(parameters, gradients)
 
     def see(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Notes the norms of some of this process's own gradients, of the mean over its images."""

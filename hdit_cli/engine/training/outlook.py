@@ -30,9 +30,11 @@ class Outlook:
     Args:
         model: the run's, on its device.
         world: number of processes.
+        timed: whether the model can be called as it is, to see how long that takes.
     """
 
-    def __init__(self, recipe: Recipe, reader: ShardReader, *, model: Model, world: int) -> None:
+    def __init__(self, recipe: Recipe, reader: ShardReader, *, model: Model, world: int, timed: bool = True) -> None:
+        self.timed = timed
         self.recipe, self.reader, self.model, self.world = recipe, reader, model, world
 
     def started(self, *, step: int, local: int, held_out: int) -> Started:
@@ -61,7 +63,8 @@ class Outlook:
     @cached_property
     def forward(self) -> float | None:
         """Seconds that one image takes through the network here, the same on every process; None on a GPU, which is not slow."""
-        return None if self.model.device.type != "cpu" else max(runtime.gather(_timed(self.model, precision="fp32")))
+        slow = self.timed and self.model.device.type == "cpu"
+        return None if not slow else max(runtime.gather(_timed(self.model, precision="fp32")))
 
     @cached_property
     def training_forward(self) -> float | None:

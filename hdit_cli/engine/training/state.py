@@ -1,12 +1,13 @@
 """All that a run holds between two steps, and its way into a checkpoint and back, bit for bit."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hdit_cli.diffusion.bins import BINS, midpoints
 from hdit_cli.engine.model import Model, param_groups
@@ -15,6 +16,7 @@ from hdit_cli.engine.run.checkpoint import Averages, Snapshot, metadata_of
 from hdit_cli.engine.run.weights import file_name, name_of
 from hdit_cli.engine.training.arithmetic import FIRST
 from hdit_cli.engine.training.ema import EMA, PowerAverages
+from hdit_cli.engine.training.shard import Shards
 from hdit_cli.errors import CheckpointError
 from hdit_cli.recipe import Recipe
 
@@ -44,6 +46,16 @@ class Window:
         self.skipped += refused
         self.steps += 1
 
+    def told(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """For `state.json`; the numbers of `parts`, one for each process, are each process's own."""
+        return {
+            "loss": [part["loss"] for part in parts],
+            "by_sigma": [part["by_sigma"] for part in parts],
+            "grad_norm": float(self.grad_norm),
+            "skipped": int(self.skipped),
+            "steps": self.steps,
+        }
+
     @staticmethod
     def loss_by_sigma(parts: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
         """[middle of the bin, mean loss], ascending, of bins that are not empty; from `by_sigma` of every process."""
@@ -63,31 +75,51 @@ class TrainState:
     averages: PowerAverages
     step: int = 0
     arithmetic: int = FIRST  # by which formulas it computes
+    shards: Shards | None = None  # where weights are divided among the processes
     base_lrs: list[float] = field(default_factory=list)
 
     @property
+    def held(self) -> Any:
+        """The network with what this process keeps of its weights: all of them, or its rows."""
+        return self.shards.held if self.shards else self.model.network
+
+    @property
     def parameters(self) -> list[Tensor]:
-        return list(self.model.network.parameters())
+        return list(self.held.parameters())
 
-    def ema_model(self) -> Model:
-        """The averaged weights as a model."""
-        return self._model_of(self.ema, weights="ema")
+    def mark(self, batch_size: int) -> None:
+        """Tells the model how far it is trained."""
+        self.model.step, self.model.images_seen = self.step, self.step * batch_size
 
-    def models(self) -> dict[str, Model]:
-        """Every weights of the run as a model, by name."""
-        averages = {
-            name_of(std): self._model_of(ema, weights=name_of(std)) for std, ema in self.averages.by_std.items()
-        }
-        return {"raw": self.model, "ema": self.ema_model(), **averages}
+    @contextmanager
+    def models(self) -> Iterator[Mapping[str, Model]]:
+        """Every weights of the run as a model, by name, while the block lasts.
 
-    def _model_of(self, ema: EMA, *, weights: str) -> Model:
-        return dataclasses.replace(self.model, task=self.model.task.with_network(ema.network).eval(), weights=weights)
+        Divided weights are put together when they are asked for, which all processes must do at once; what was asked for before
+        is gone then.
+        """
+        held = {name_of(std): ema.network for std, ema in self.averages.by_std.items()}
+        held |= {"raw": self.held, "ema": self.ema.network}
+        if self.shards is None:
+            averages = {name: self._model_of(network, weights=name) for name, network in held.items() if name != "raw"}
+            yield {**averages, "raw": self.model}
+            return
+        with self.shards.room() as room:
+            yield _PutTogether(held, room, self.shards, self._model_of)
+
+    def _model_of(self, network: nn.Module, *, weights: str) -> Model:
+        return dataclasses.replace(self.model, task=self.model.task.with_network(network).eval(), weights=weights)
+
+    def _on_host(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole copies on the host; where weights are divided, on the main process alone."""
+        return self.shards.on_host(tensors) if self.shards else _copied(tensors)
 
     def copied_averages(self) -> Averages:
-        """The power-function averages on the host, as inference files hold them; training may go on."""
-        models = {std: self._model_of(ema, weights=name_of(std)) for std, ema in self.averages.by_std.items()}
+        """The power-function averages on the host, as inference files hold them; training may go on. Asked on every process."""
+        networks = {std: ema.network for std, ema in self.averages.by_std.items()}
+        models = {std: self._model_of(network, weights=name_of(std)) for std, network in networks.items()}
         return Averages(
-            tensors={file_name(std): _copied(model.network.state_dict()) for std, model in models.items()},
+            tensors={file_name(std): self._on_host(each.state_dict()) for std, each in networks.items()},
             headers={file_name(std): metadata_of(model) for std, model in models.items()},
             stds={file_name(std): std for std in models},
             updates=int(self.averages.updates),
@@ -95,7 +127,7 @@ class TrainState:
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """The optimizer's state as "<state>/<parameter>"."""
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.network.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.held.named_parameters()}
         return {
             f"{kind}/{names[parameter]}": value
             for parameter, state in self.optimizer.state.items()
@@ -103,29 +135,32 @@ class TrainState:
         }
 
     def snapshot(self, facts: dict[str, Any]) -> Snapshot:
-        """A copy on the host of all that a checkpoint holds; training may go on while it is written."""
-        ema = self.ema_model()
+        """A copy on the host of all that a checkpoint holds; training may go on while it is written.
+
+        Asked on every process; where weights are divided, the main one alone gets them, one tensor after the other.
+        """
+        ema = self._model_of(self.ema.network, weights="ema")
         if self.arithmetic != FIRST:
             facts = {**facts, "arithmetic": self.arithmetic}
         return Snapshot(
-            _copied(self.model.network.state_dict()),
-            _copied(ema.network.state_dict()),
-            _copied(self.optimizer_tensors()),
+            self._on_host(self.held.state_dict()),
+            self._on_host(ema.network.state_dict()),
+            self._on_host(self.optimizer_tensors()),
             facts,
             self.copied_averages(),
             headers={"raw": metadata_of(self.model), "ema": metadata_of(ema)},
         )
 
     def restore(self, snapshot: Snapshot, *, rank: int, world: int) -> None:
-        """Takes over a checkpoint; all or nothing."""
-        device, dtype = self.model.device, self.model.dtype
-        check_tensors(self.model.network.state_dict(), snapshot.raw, where="model.safetensors")
+        """Takes over a checkpoint, of which this process's rows alone were read where weights are divided; all or nothing."""
+        device = self.window.loss.device
+        check_tensors(self.held.state_dict(), snapshot.raw, where="model.safetensors")
         check_tensors(self.ema.network.state_dict(), snapshot.ema, where="ema.safetensors")
         networks = {file_name(std): ema.network for std, ema in self.averages.by_std.items()}
         for name, network in networks.items():
             check_tensors(network.state_dict(), snapshot.averages.tensors.get(name, {}), where=name)
         self._restore_optimizer(snapshot.optimizer)
-        self.model.network.load_state_dict(snapshot.raw)
+        self.held.load_state_dict(snapshot.raw)
         self.ema.network.load_state_dict(snapshot.ema)
         for name, network in networks.items():
             network.load_state_dict(snapshot.averages.tensors[name])
@@ -145,10 +180,9 @@ class TrainState:
             self.window.by_sigma += torch.tensor(table, dtype=self.window.by_sigma.dtype, device=device)
         self.window.steps = window["steps"]
         self.model.step = self.step
-        self.model.task.to(device=device, dtype=dtype)
 
     def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        parameters = dict(self.model.network.named_parameters())
+        parameters: dict[str, Tensor] = dict(self.held.named_parameters())
         states: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
@@ -171,11 +205,30 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
-def build_optimizer(model: Model, recipe: Recipe) -> torch.optim.Optimizer:
-    """Fused AdamW over the four parameter groups."""
+class _PutTogether(Mapping[str, Model]):
+    """Models of divided weights, each in the room that all share."""
+
+    def __init__(
+        self, held: Mapping[str, nn.Module], room: nn.Module, shards: Shards, model_of: Callable[..., Model]
+    ) -> None:
+        self.held, self.room, self.shards, self.model_of = held, room, shards, model_of
+
+    def __getitem__(self, name: str) -> Model:
+        self.shards.fill(self.room, self.held[name])
+        return self.model_of(self.room, weights=name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.held)
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+
+def build_optimizer(network: Any, recipe: Recipe) -> torch.optim.Optimizer:
+    """Fused AdamW over the four parameter groups of a network."""
     section = recipe.optimizer
     groups: list[dict[str, Any]] = param_groups(
-        model.network, lr=section.lr, weight_decay=section.weight_decay, mapping_lr_scale=section.mapping_lr_scale
+        network, lr=section.lr, weight_decay=section.weight_decay, mapping_lr_scale=section.mapping_lr_scale
     )
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, betas=(section.betas[0], section.betas[1]), eps=section.eps, fused=True)

@@ -17,7 +17,7 @@ from hdit_cli import counter, runtime
 from hdit_cli.data.augment import augment
 from hdit_cli.data.loader import Batch, flip, to_x0
 from hdit_cli.diffusion.bins import sums_by_sigma
-from hdit_cli.engine.model import DTYPES, Model
+from hdit_cli.engine.model import DTYPES, Model, build_network
 from hdit_cli.engine.sampling.compiled import Compiled, told, wants_compiled
 from hdit_cli.engine.training import arithmetic
 from hdit_cli.engine.training.ema import EMA, PowerAverages, ema_decay
@@ -25,6 +25,7 @@ from hdit_cli.engine.training.exchange import alone, exchanging
 from hdit_cli.engine.training.guard import FiniteGuard
 from hdit_cli.engine.training.learning_rate import learning_rate
 from hdit_cli.engine.training.noise_scale import NoiseScale
+from hdit_cli.engine.training.shard import Shards
 from hdit_cli.engine.training.state import TrainState, Window, build_optimizer
 from hdit_cli.models.conditions import augment as augmentation
 from hdit_cli.recipe import Recipe
@@ -46,15 +47,14 @@ class Stepper:
         self.device = accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.dtype = DTYPES[recipe.train.precision]
-        model.task.to(self.device)
         window = Window.empty(device=self.device)
-        averages = PowerAverages(model.network, stds=recipe.ema.stds)
-        self.state = TrainState(model, EMA(model.network), build_optimizer(model, recipe), window, averages)
+        self.losses_of, self.shards = self._shared(model)
+        held = self.shards.held if self.shards else model.network
+        averages = PowerAverages(held, stds=recipe.ema.stds)
+        self.state = TrainState(model, EMA(held), build_optimizer(held, recipe), window, averages, shards=self.shards)
         self.state.arithmetic = arithmetic.of_new_run(self.device, weights=self.dtype)
         self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
         self.lr_factor = learning_rate(recipe)
-        prepared = accelerator.prepare_model(LossesOf(model.task).train(), evaluation_mode=True)  # autocast alone
-        self.losses_of = exchanging(prepared, device=self.device) if self.world > 1 else prepared
         self.compiled: list[Compiled] = []
         self.normals: Callable[[Tensor, int], Tensor] = counter.normals  # may be replaced by the same compiled
         self.noise_scale = NoiseScale(
@@ -63,11 +63,28 @@ class Stepper:
             accumulate=recipe.train.accumulate,
             world=self.world,
             like=window.loss,
+            shards=self.shards,
         )
         cap = recipe.train.nonfinite_cap if recipe.train.nonfinite == "skip" else 1
         self.guard = FiniteGuard(cap=cap, device=self.device)
-        if self.world > 2:
+        if self.world > 2 and self.shards is None:
             self._settle()
+
+    def _shared(self, model: Model) -> tuple[nn.Module, Shards | None]:
+        """What is called forward, on the device, with autocast; with several processes also with what they exchange."""
+        divided = self.recipe.train.shard and self.world > 1
+        if not divided:
+            model.task.to(self.device)
+        losses_of = LossesOf(model.task).train()
+        losses_of = self.accelerator.prepare_model(losses_of, device_placement=not divided, evaluation_mode=True)
+        if not divided:
+            return exchanging(losses_of, device=self.device) if self.world > 1 else losses_of, None
+
+        def outline() -> nn.Module:
+            with torch.device("meta"):
+                return build_network(self.recipe, classes=model.network.classes).to(self.dtype)
+
+        return losses_of, Shards(losses_of, network=model.network, outline=outline, device=self.device)
 
     def _settle(self) -> None:
         """A backward pass whose gradients are thrown away.
@@ -103,6 +120,15 @@ class Stepper:
         for each in self.compiled:
             each.note = ""
         return found
+
+    def own(self) -> dict[str, Any]:
+        """The numbers of the logs that each process has its own of."""
+        window = self.state.window
+        return {
+            "loss": float(window.loss),
+            "by_sigma": window.by_sigma.tolist(),
+            "small_norm": float(self.noise_scale.small),
+        }
 
     def blank(self, images: int) -> Drawn:
         """A micro-batch of zeros of the recipe's size, on the device."""
@@ -142,6 +168,7 @@ class Stepper:
         total, by_sigma = torch.zeros_like(state.window.loss), torch.zeros_like(state.window.by_sigma)
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
+            self.noise_scale.first_pass = i == 0
             with told(SWITCH), nullcontext() if last else alone(self.losses_of):
                 each = self.losses_of(self.draw(batch, first=first))
                 loss = each.loss.mean() / len(batches)
@@ -149,10 +176,13 @@ class Stepper:
                 loss.backward(1 + 0 * loss.detach())
             total += loss.detach()
             by_sigma += sums_by_sigma(each.sigma, each.loss.detach(), dtype=by_sigma.dtype)
-            if i == 0 and not last:
+            if i == 0 and not last and self.shards is None:
                 self.noise_scale.see_first(state.parameters)
+        if self.shards:
+            self.shards.take_gradients()
         gradients = [parameter.grad for parameter in state.parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
+        norm = self.shards.norm(norm) if self.shards else norm
         refused = self.guard.judge(norm)
         self.update(refused, norm=norm)
         state.window.add(total, norm, by_sigma=by_sigma, refused=refused)
@@ -212,6 +242,10 @@ def compile_step(stepper: Stepper, *, sizes: int) -> list[str]:
     """
     section = stepper.recipe.train
     wanted, note = wants_compiled(section.compile, device=stepper.device, deterministic=section.deterministic)
+    if wanted and stepper.shards:
+        return ["the training step is not compiled: train.shard puts weights together piece by piece, in eager mode"]
+    if section.shard and not stepper.shards:
+        note = f"train.shard divides the weights among processes, and this is the only one; {note}".rstrip("; ")
     if wanted:
         stepper.compile(sizes=sizes, fall_back=section.compile == "auto")
     return [note] if note else []
