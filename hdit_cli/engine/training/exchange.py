@@ -1,13 +1,41 @@
 """What several processes exchange in a step: each has the gradient of its share of the batch, and all take the mean of these."""
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+FAKE = "fake"  # torch's name of a group whose other processes are not there
+
+
+def place() -> tuple[int, int]:
+    """(rank, world) of this process among those that exchange; (0, 1) of a lone one."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+@contextmanager
+def as_first_of(processes: int) -> Iterator[None]:
+    """This process as the first of several of which the others are not there, to see what its part takes.
+
+    What they would exchange takes no time, and what would come from them is whatever lies in memory.
+    """
+    if processes == 1:
+        yield
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group(FAKE, store=FakeStore(), rank=0, world_size=processes)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
 
 Look = Callable[[Sequence[Tensor], Sequence[Tensor]], None]  # parameters, and this process's own gradients of them
 
@@ -90,7 +118,8 @@ def take_means_of_shards(losses_of: nn.Module, *, look: Look | None) -> None:
         known.update(map(id, own))
         module.set_gradient_divide_factor(1.0)  # `_MeansOfRows` divides
         module.set_force_sum_reduction_for_comms(True)
-        module.set_custom_reduce_scatter(_MeansOfRows(own[:1], look))
+        mean: Any = _MeansOfRows(own[:1], look)  # called as torch calls its own, which have no public name
+        module.set_custom_reduce_scatter(mean)
 
 
 class _MeansOfRows:

@@ -77,7 +77,9 @@ class Shards:
         for name, parameter in self.held.named_parameters():
             found, self.divided[name].grad = self.divided[name].grad, None
             rows = self.divided[name].detach().to_local()
-            assert rows.data_ptr() == parameter.data_ptr(), f"the rows of {name} that are trained are not those that are called"
+            assert rows.data_ptr() == parameter.data_ptr(), (
+                f"the rows of {name} that are trained are not those that are called"
+            )
             parameter.grad = None if found is None else found.to_local()
 
     def norm(self, of_rows: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ def with_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module
     for name, tensor in tensors.items():
         place, _, last = name.rpartition(".")
         module = network.get_submodule(place)
-        kinds = module._parameters if isinstance(tensor, nn.Parameter) else module._buffers
+        kinds: dict[str, Any] = module._parameters if isinstance(tensor, nn.Parameter) else module._buffers
         assert last in kinds, f"{name} is no tensor of the network"
         kinds[last] = tensor
     return network

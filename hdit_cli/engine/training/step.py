@@ -21,7 +21,7 @@ from hdit_cli.engine.model import DTYPES, Model, build_network
 from hdit_cli.engine.sampling.compiled import Compiled, told, wants_compiled
 from hdit_cli.engine.training import arithmetic
 from hdit_cli.engine.training.ema import EMA, PowerAverages, ema_decay
-from hdit_cli.engine.training.exchange import alone, exchanging
+from hdit_cli.engine.training.exchange import alone, exchanging, place
 from hdit_cli.engine.training.guard import FiniteGuard
 from hdit_cli.engine.training.learning_rate import learning_rate
 from hdit_cli.engine.training.noise_scale import NoiseScale
@@ -45,7 +45,7 @@ class Stepper:
     def __init__(self, recipe: Recipe, *, model: Model, accelerator: Accelerator) -> None:
         self.recipe, self.accelerator = recipe, accelerator
         self.device = accelerator.device
-        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.rank, self.world = place()
         self.dtype = DTYPES[recipe.train.precision]
         window = Window.empty(device=self.device)
         self.losses_of, self.shards = self._shared(model)
