@@ -112,7 +112,9 @@ def main() -> None:
         fetch(given.out / "wheels", python=given.python)
     whole = sum(path.stat().st_size for path in given.out.rglob("*") if path.is_file())
     checkout = size_of_checkout()
-    print(f"{given.out}: {whole / 1e6:.1f} MB, of which pictures {data / 1e6:.1f} MB; the checkout {checkout / 1e6:.1f} MB")
+    print(
+        f"{given.out}: {whole / 1e6:.1f} MB, of which pictures {data / 1e6:.1f} MB; the checkout {checkout / 1e6:.1f} MB"
+    )
     if whole + checkout > MOST:
         raise SystemExit(f"together over {MOST / 2**20:.0f} MiB: fewer --megabytes")
 

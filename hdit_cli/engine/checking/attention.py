@@ -12,7 +12,7 @@ from hdit_cli.engine.checking.ground import Found, Ground
 from hdit_cli.models.attention.dispatch import neighborhood_attention
 from hdit_cli.models.attention.request import Request
 
-WIDTHS = (16, 32, 64, 128)  # of a head
+WIDTHS = (16, 32, 40, 64, 128)  # of a head
 MAPS = (
     (19, 22, 7),
     (16, 16, 7),

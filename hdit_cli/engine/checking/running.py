@@ -33,7 +33,7 @@ def check_resume(ground: Ground) -> Found:
         ground.train("broken", watch=breaks)
     begun = checkpoint.list_steps(ground.folder / "broken")
     resumed = ground.train("broken")
-    different = differences(unbroken, resumed)
+    different = differences(unbroken, resumed, step=STEPS)
     numbers = {"steps": STEPS, "went_on_from": begun, "different": different}
     if begun != [SAVED]:
         wrong = f"a run that ended after step {SAVED + 1} left checkpoints of steps {begun}, and not of step {SAVED}"
@@ -44,9 +44,9 @@ def check_resume(ground: Ground) -> Found:
     return Found(f"{STEPS} steps, broken off after {SAVED + 1}, end with the bits of an unbroken run", numbers)
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """What is not the same in two runs: tensors of the last checkpoint, and the log."""
-    name = Path("checkpoints") / checkpoint.step_name(STEPS)
+def differences(one: Path, other: Path, *, step: int) -> list[str]:
+    """What is not the same in two runs: tensors of a step's checkpoint, and the log."""
+    name = Path("checkpoints") / checkpoint.step_name(step)
     snapshots = [checkpoint.load_snapshot(run / name) for run in (one, other)]
     found = []
     for kind in ("raw", "ema", "optimizer"):
