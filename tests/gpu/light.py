@@ -1,4 +1,4 @@
-"""What the parts of `first_light.sh` stand on: a device, data, a file of results that grows, and small stand-ins for a rehearsal."""
+"""What the parts of `first_light.sh` stand on: a device, data, a file of results that grows, stand-ins for a rehearsal."""
 
 import json
 import os
@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from hdit_cli.catalog import get
-from hdit_cli.engine.bench.clock import timed, wait
+from hdit_cli.engine.bench.clock import timed
 from hdit_cli.engine.memory import estimate as estimates
 from hdit_cli.engine.memory.out_of_memory import changed
 from hdit_cli.errors import OutOfMemory, is_out_of_memory
 from hdit_cli.models.attention import dispatch
 from hdit_cli.models.attention.request import Request
 from hdit_cli.recipe import Recipe, load_recipe
+from hdit_cli.runtime import wait_for_device
 
 SMALL = "smoke/tiny"  # what a rehearsal trains in the place of a large recipe
 
@@ -92,11 +93,11 @@ class Light:
         """Bytes at the fullest moment of a call beyond what was there before it; None off CUDA."""
         if not self.on_cuda:
             return None
-        wait(self.device)
+        wait_for_device(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         call()
-        wait(self.device)
+        wait_for_device(self.device)
         return torch.cuda.max_memory_allocated(self.device) - before
 
 

@@ -19,9 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = ("torch", "numpy", "hf-xet")  # there already, and large; the last one is for downloads alone
 MOST = 64 << 20  # bytes, with the checkout
-PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17)) + (
-    "manylinux2014_x86_64", "manylinux1_x86_64",
-)  # fmt: skip
+PLATFORMS = (
+    *(f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17)),
+    "manylinux2014_x86_64",
+    "manylinux1_x86_64",
+)
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 

@@ -5,13 +5,15 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
 from light import Light, only, refusal
-from torch.profiler import ProfilerActivity, profile as recorded
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as recorded
 
-from hdit_cli.engine.bench.clock import Product, timed, wait
+from hdit_cli.engine.bench.clock import Product, timed
 from hdit_cli.engine.bench.subject import Subject
 from hdit_cli.engine.checking.ground import fresh_accelerate
 from hdit_cli.engine.checking.measuring import held
@@ -23,6 +25,7 @@ from hdit_cli.engine.training.clock import Clock
 from hdit_cli.engine.training.step import compile_step
 from hdit_cli.models.attention.dispatch import neighborhood_attention
 from hdit_cli.recipe import Recipe
+from hdit_cli.runtime import wait_for_device
 from hdit_cli.tasks.sampling import Sampling
 
 LOCAL = ("natten", "fused", "flex", "tiled")  # backends of neighborhood attention that may run on CUDA
@@ -115,7 +118,7 @@ def count_waits(light: Light, subject: Subject, *, steps: int) -> dict[str, Any]
         for _ in range(steps):
             subject.step()
         return {"skipped": "torch warns of them on CUDA alone"}
-    wait(light.device)
+    wait_for_device(light.device)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -130,9 +133,9 @@ def count_waits(light: Light, subject: Subject, *, steps: int) -> dict[str, Any]
 
 def clocks(light: Light, subject: Subject, *, steps: int) -> dict[str, Any]:
     """The same steps by the device's events, by the clock of a run, and from the device idle to idle."""
-    clock = Clock(images=subject.recipe.train.batch_size)
+    clock = Clock(images=subject.recipe.train.batch_size, device=light.device)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)] if light.on_cuda else []
-    wait(light.device)
+    wait_for_device(light.device)
     start = time.perf_counter()
     for number in range(steps):
         if events:
@@ -141,11 +144,12 @@ def clocks(light: Light, subject: Subject, *, steps: int) -> dict[str, Any]:
             subject.step()
     if events:
         events[-1].record()
-    wait(light.device)
+    clock.settle()
+    wait_for_device(light.device)
     whole = (time.perf_counter() - start) / steps
     found: dict[str, Any] = {"waited": speed(subject, whole), "of_the_run": {"images_per_second": clock.rate}}
     if events:
-        between = sorted(a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False))
+        between = sorted(a.elapsed_time(b) for a, b in pairwise(events))
         found["events"] = {"median_ms": between[len(between) // 2], "least_ms": between[0], "most_ms": between[-1]}
     return found
 
@@ -183,38 +187,35 @@ def eager(light: Light) -> None:
 
 def attention(light: Light) -> None:
     """The two local levels of flowers256 at batch 32 in bf16, by backend: forward, and forward with backward."""
-    shapes = (
-        {"64x64": (32, 64, 64, 2, 64), "32x32": (32, 32, 32, 4, 64)}
-        if not light.rehearse
-        else {"16x16": (1, 16, 16, 1, 32)}
-    )
-    for level, shape in shapes.items():
+    shapes = {"64x64": (32, 64, 64, 2, 64), "32x32": (32, 32, 32, 4, 64)}
+    for level, shape in {"16x16": (1, 16, 16, 1, 32)}.items() if light.rehearse else shapes.items():
         q, k, v, gradient = (torch.randn(shape, device=light.device, dtype=torch.bfloat16) for _ in range(4))
         q, k = (torch.nn.functional.normalize(t, dim=-1) * 10**0.5 for t in (q, k))
         leaves = [t.detach().requires_grad_() for t in (q, k, v)]
         for name in LOCAL:
-            reason = refusal(name, light.device, dtype=q.dtype, width=shape[-1], kernel=7)
-            if reason:
+            if reason := refusal(name, light.device, dtype=q.dtype, width=shape[-1], kernel=7):
                 light.note(**{f"{level} {name}": {"skipped": reason}})
                 continue
-
-            def forward(name: str = name) -> None:
-                with torch.no_grad():
-                    neighborhood_attention(*leaves, kernel=7, backend=name)
-
-            def both(name: str = name) -> None:
-                out = neighborhood_attention(*leaves, kernel=7, backend=name)
-                torch.autograd.grad(out, leaves, gradient)
-
             with light.finding(f"{level} {name}") as facts:
-                runs = light.count(30, 2)
-                facts |= {
-                    "forward": light.times(forward, runs=runs, warmup=3),
-                    "both": light.times(both, runs=runs, warmup=3),
-                }
-                facts["bytes"] = light.peak_of(both)
+                facts |= _attention_times(light, name, leaves, gradient)
     ran = {name: facts for name, facts in light.facts.items() if isinstance(facts, dict) and "both" in facts}
     light.note(verdict=", ".join(f"{name} {facts['both']['median_ms']:.3g} ms" for name, facts in ran.items()))
+
+
+def _attention_times(light: Light, name: str, leaves: list[torch.Tensor], gradient: torch.Tensor) -> dict[str, Any]:
+    """Milliseconds and bytes of a backend."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            neighborhood_attention(*leaves, kernel=7, backend=name)
+
+    def both() -> None:
+        out = neighborhood_attention(*leaves, kernel=7, backend=name)
+        torch.autograd.grad(out, leaves, gradient)
+
+    runs = light.count(30, 2)
+    times = {"forward": light.times(forward, runs=runs, warmup=3), "both": light.times(both, runs=runs, warmup=3)}
+    return times | {"bytes": light.peak_of(both)}
 
 
 def profile(light: Light) -> None:
@@ -224,11 +225,11 @@ def profile(light: Light) -> None:
         subject.step()
     steps = light.count(5, 1)
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if light.on_cuda else [])]
-    wait(light.device)
+    wait_for_device(light.device)
     with recorded(activities=kinds) as found:
         for _ in range(steps):
             subject.step()
-        wait(light.device)
+        wait_for_device(light.device)
     key = "self_device_time_total" if light.on_cuda else "self_cpu_time_total"
     rows = sorted(found.key_averages(), key=lambda row: -getattr(row, key))
     rows = [row for row in rows if not light.on_cuda or str(row.device_type).endswith("CUDA")]

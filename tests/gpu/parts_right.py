@@ -60,7 +60,7 @@ def tests(light: Light) -> None:
 
 
 def backends(light: Light) -> None:
-    """Every backend beside the reference: all widths by all maps in every precision; FlexAttention, which compiles each, by a few."""
+    """Every backend beside the reference: all widths, maps and precisions; a few of FlexAttention, which compiles each."""
     wrong = []
     for name in catalog.names("attention"):
         rows, refused = [], {}

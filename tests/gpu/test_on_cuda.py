@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from hdit_cli import catalog
-from hdit_cli.engine.bench.clock import wait
 from hdit_cli.engine.checking import attention, compiling, measuring, running, steps
 from hdit_cli.engine.checking.ground import Ground, small_recipes
 from hdit_cli.engine.training.clock import Clock
 from hdit_cli.models.attention.request import Request
+from hdit_cli.runtime import wait_for_device
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 BACKENDS = [name for name in catalog.names("attention") if name not in ("reference", "strips", "flex")]
@@ -64,11 +64,11 @@ def test_flex_never_takes_its_dense_branch(device):
             torch.randn(1, height, width, 2, 64, device=device, dtype=torch.bfloat16) * 0.5 for _ in range(4)
         )
         attention.forward_and_backward([q, k, v, gradient], kernel=7, backend="flex")
-        wait(device)
+        wait_for_device(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         attention.forward_and_backward([q, k, v, gradient], kernel=7, backend="flex")
-        wait(device)
+        wait_for_device(device)
         tokens = height * width
         most = max(
             2 * tokens**2, 64 * q.nbytes
@@ -95,7 +95,7 @@ def test_a_step_asks_the_device_for_nothing(device):
     batch = type(batch)(batch.pixels.pin_memory(), batch.label.pin_memory(), batch.index)
     for _ in range(3):
         step.stepper.step([batch])
-    wait(device)
+    wait_for_device(device)
     torch.cuda.set_sync_debug_mode("error")
     try:
         step.stepper.step([batch])
@@ -116,12 +116,12 @@ def test_a_clock_tells_of_work_that_is_only_launched(device):
     a = torch.randn(8192, 8192, device=device)
     for _ in range(2):
         a @ a
-    wait(device)
-    start, clock = time.perf_counter(), Clock(images=1)
+    wait_for_device(device)
+    start, clock = time.perf_counter(), Clock(images=1, device=device)
     for _ in range(20):
         with clock:
             a @ a
-    wait(device)
+    clock.settle()
     assert clock.rate == pytest.approx(20 / (time.perf_counter() - start), rel=0.3)
 
 
