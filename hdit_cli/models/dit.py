@@ -31,7 +31,6 @@ from hdit_cli.models.dit_blocks import (
     position_table,
     weights_of,
 )
-from hdit_cli.models.layers import exactly
 from hdit_cli.models.network import Neighbourhood, Role
 
 Block = Literal["adaln-zero", "adaln", "in-context", "cross-attention"]
@@ -126,12 +125,11 @@ class DiT(nn.Module):
 
     def conditions(self, t: Tensor, label: Tensor | None) -> Tensor:
         """The condition vectors (N, K, width): timestep and, where the network has classes, class."""
-        with exactly(t):
-            vectors = [self.t_embedder(t)]
-            if self.classes or label is not None:
-                label = label_or_none(label, classes=self.classes, like=t)
-                vectors.append(self.y_embedder(label))
-            return torch.stack(vectors, dim=1)
+        vectors = [self.t_embedder(t)]
+        if self.classes or label is not None:
+            label = label_or_none(label, classes=self.classes, like=t)
+            vectors.append(self.y_embedder(label))
+        return torch.stack(vectors, dim=1)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The network's output for noisy images at their timesteps.

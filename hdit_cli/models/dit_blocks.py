@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hdit_cli.models.conditions.classes import embedded
+from hdit_cli.models.layers import exactly
 
 _EPS = 1e-6  # of every layer norm
 _TIME_FEATURES = 256
@@ -77,7 +78,8 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(_TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:  # (N,) => (N, width)
-        return self.mlp(time_features(t).to(next(self.mlp.parameters()).dtype))
+        with exactly(t):
+            return self.mlp(time_features(t).to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -89,7 +91,8 @@ class LabelEmbedder(nn.Module):
 
     def forward(self, label: Tensor) -> Tensor:
         """A row of the table for int64 (N,), or for weights (N, classes + 1) the sum of rows by weight."""
-        return embedded(self.embedding_table.weight, label)
+        with exactly(label):
+            return embedded(self.embedding_table.weight, label)
 
 
 class Attention(nn.Module):

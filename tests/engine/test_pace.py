@@ -63,7 +63,7 @@ def test_the_recipe_decides_while_memory_is_there_and_fewer_come_where_it_is_not
 def test_processes_agree_on_the_smallest(model, monkeypatch):
     monkeypatch.setattr(runtime, "gather", lambda value: [value, False if isinstance(value, bool) else 3])
     found = paced(model, Sampling(batch_size=16), images=8, batch_size=None, compile=None)
-    assert (found.batch_size, found.compile) == (3, False)
+    assert (found.batch_size, found.compile, found.precision) == (3, False, "fp32")
 
 
 def test_what_is_asked_for_is_done(model, monkeypatch):

@@ -38,8 +38,8 @@ def paced(model: Model, sampling: Sampling, *, images: int, batch_size: int | No
         UsageError: the model cannot be sampled so, or cannot be compiled although that is asked for.
     """
     check(model, sampling)
-    found = precision.resolved(sampling.precision, dtype=model.dtype, device=model.device)
-    sampling = replace(sampling, precision=found)
+    found = runtime.gather(precision.resolved(sampling.precision, dtype=model.dtype, device=model.device))
+    sampling = replace(sampling, precision=found[0] if len(set(found)) == 1 else "fp32")  # cards of several kinds
     share = -(-images // runtime.ranks().world)
     if batch_size is None:
         batch_size = min(runtime.gather(found_batch(model, sampling, images=share)))
