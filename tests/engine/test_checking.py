@@ -308,7 +308,7 @@ NUMBERS = {
     ("change", "words"),
     [
         ({}, ""),
-        ({"mfu": 1.3}, "the clock cannot be right"),
+        ({"mfu": 1.6}, "the clock cannot be right"),
         ({"mfu": float("nan")}, "the clock cannot be right"),
         ({"images_per_second_of_the_run": 200.0}, "a run would tell 200 images/s"),
     ],
