@@ -115,7 +115,11 @@ def errors(shape, kernel, *, dtype="float32", layout="plain", rows=8, wrong=None
     if wrong:
         setattr(fused_kernels, wrong, WRONG[wrong])
     *qkv, gradient = tensors(*shape, dtype=getattr(torch, dtype), layout=layout)
-    qkv[0] = qkv[0].mul_(shape[-1] ** -0.5)  # in place: it may be a view
+    for x in (
+        qkv[0],
+        gradient,
+    ):  # scores and their gradients are then of size 1, at any width; in place: they may be views
+        x.mul_(shape[-1] ** -0.5)
     found = []
     for attend, to in ((RUNS[run], qkv[0].dtype), (reference.attend, torch.float64)):
         leaves = [t.detach().to(to).requires_grad_() for t in qkv]

@@ -16,7 +16,7 @@ from hdit_cli.models.attention.request import Request
 
 with_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
-BOUND = {"float32": 2e-5, "float16": 1e-2, "bfloat16": 6e-2}
+BOUND = {"float32": 5e-6, "float16": 4e-3, "bfloat16": 3e-2}  # of values of size 1
 
 
 def interpreted(cases):
@@ -64,8 +64,8 @@ def test_interpreted_kernels_equal_the_definition(quick, number):
 @with_triton
 def test_a_wrong_edge_would_be_seen(quick):
     out, dq, dk, dv = quick[-2]
-    assert max(out, dq) < BOUND["float32"] and min(dk, dv) > 0.1
-    assert min(quick[-1][:2]) > 0.1
+    assert max(out, dq) < BOUND["float32"] and min(dk, dv) > 0.02
+    assert min(quick[-1][:2]) > 0.02
 
 
 SLOW = {  # by what they vary
