@@ -16,6 +16,7 @@ _PARTS = {
     "average": "",
     "moments": "two of AdamW for each weight",
     "gradients": "at the fullest moment",
+    "gathered": "weights that are whole for a while: two layers, and what is in none",
     "activations": "what the backward pass needs, and its work",
 }
 
@@ -95,7 +96,7 @@ def _plan_lines(facts: dict[str, Any]) -> list[str]:
     return lines + [
         f"{'':<16}{readable(memory[name]):>10}  {name}{f', {what}' if what else ''}"
         for name, what in _PARTS.items()
-        if memory[name]
+        if memory.get(name)
     ]
 
 
@@ -107,9 +108,12 @@ def _trial_lines(facts: dict[str, Any]) -> list[str]:
     if trial["peak_bytes"]:
         off = estimated / trial["peak_bytes"] - 1
         measured = f"{readable(trial['peak_bytes'])} for tensors; the estimate is {abs(off):.0%} {'above' if off > 0 else 'below'}"
+    elif facts["shard"]:
+        measured = "not measured: divided weights are not followed on a CPU"
     else:
         measured = "not measured: the first step took too long for a second one"
     return [
+        *(f"note: {text}" for text in trial["notes"]),
         _row("measured", measured),
         _row(
             "time",
@@ -159,6 +163,7 @@ def _found_facts(found: "Found") -> dict[str, Any]:
     return {
         "tries": [{**asdict(each), "fits": each.fits} for each in found.tries],
         "fastest": found.fastest.images,
+        "notes": found.notes,
         "set": {"train.batch_size": found.batch_size, "train.accumulate": found.accumulate},
     }
 
@@ -170,6 +175,7 @@ def _found_page(found: "Found", processes: int) -> list[str]:
     micro = found.batch_size // processes // found.accumulate
     shared = f" over {processes} processes" if processes > 1 else ""
     return [
+        *(f"note: {text}" for text in found.notes),
         f"{'batch':>6}  {'images/s':>10}  {'memory':>10}",
         *map(_try_line, found.tries),
         f"fastest in one piece: {found.fastest.images} images{limit}; nothing was changed or written",

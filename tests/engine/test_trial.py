@@ -2,10 +2,13 @@
 
 import pytest
 from tiny_run import tiny_recipe
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from hdit_cli.engine.cost import trial
 from hdit_cli.engine.cost.trial import find_batch, try_steps
 from hdit_cli.engine.memory.estimate import estimate
+from hdit_cli.engine.model import build_network
 from hdit_cli.engine.training.step import Stepper
 from hdit_cli.errors import OutOfMemory
 
@@ -101,3 +104,54 @@ def test_find_batch_ends_where_more_is_no_faster(tiny_data, monkeypatch):
     monkeypatch.setattr(trial, "_GROWTH", 1e9)
     found = find_batch(tiny_recipe(), data=tiny_data, watch=ignore)
     assert [each.images for each in found.tries] == [1, 2, 4]
+
+
+def test_a_try_is_a_step_of_the_run(tiny_data, monkeypatch):
+    """Of the first of two processes: what it exchanges is there, compiled where the run compiles, accumulated, divided."""
+    seen = []
+    real = trial._attempt
+
+    def look(bench, recipe, **how):
+        tried = real(bench, recipe, **how)
+        seen.append((bench.stepper, recipe.train.batch_size, recipe.train.accumulate))
+        return tried
+
+    monkeypatch.setattr(trial, "_attempt", look)
+    monkeypatch.setattr(trial, "_GROWTH", 1e9)  # three sizes
+    compiled = []
+    monkeypatch.setattr(trial, "compile_step", lambda stepper, sizes: compiled.append(stepper) or ["a note"])
+    found = find_batch(tiny_recipe(train__batch_size=8), data=tiny_data, processes=2, watch=ignore)
+    assert compiled == [seen[0][0]]
+    assert isinstance(compiled[0].losses_of, DistributedDataParallel)
+    assert [(batch, pieces) for _, batch, pieces in seen] == [(4, 2), (8, 2), (8, 1)]
+    assert [each.images for each in found.tries] == [1, 2, 4]
+    assert found.notes == ["a note"]
+    assert not distributed.is_initialized()
+    seen.clear()
+    find_batch(tiny_recipe(train__shard=True), data=tiny_data, processes=2, watch=ignore)
+    assert all(stepper.shards.world == 2 for stepper, *_ in seen)
+    assert not distributed.is_initialized()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_memory_of_one_of_two_processes(accumulate, tiny_data):
+    """Gradients lie in what is exchanged: measured, and as estimated."""
+    recipe = tiny_recipe(train__accumulate=accumulate, train__batch_size=32)
+    found = try_steps(recipe, data=tiny_data, processes=2)["peak_bytes"]
+    expected = estimate(recipe, images=16 // accumulate, processes=2, device="cpu", classes=2)
+    assert found == pytest.approx(expected["total"], rel=0.1)
+
+
+def test_shares_of_divided_weights_are_estimated(tiny_data):
+    recipe = tiny_recipe(train__shard=True, ema__stds=[0.05])
+    how = {"images": 2, "device": "cpu", "classes": 2}
+    whole, alone = estimate(tiny_recipe(ema__stds=[0.05]), **how), estimate(recipe, **how)
+    assert alone == whole
+    share = estimate(recipe, processes=4, **how)
+    for name in ("weights", "average", "moments"):
+        assert share[name] == pytest.approx(whole[name] / 4, abs=1)
+    layer = sum(each.nbytes for each in build_network(recipe, classes=2).mid_level[0].parameters())
+    assert 2 * layer < share["gathered"] < whole["weights"] + layer
+    assert share["total"] == sum(size for name, size in share.items() if name != "total")
+    trial = try_steps(recipe, data=tiny_data, processes=2)
+    assert trial["peak_bytes"] is None and trial["seconds_per_step"] > 0

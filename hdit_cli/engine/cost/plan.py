@@ -40,6 +40,7 @@ def plan(recipe: Recipe, *, data: Path, processes: int = 1) -> dict[str, Any]:
         "batch": section.batch_size,
         "processes": processes,
         "accumulate": section.accumulate,
+        "shard": section.shard and processes > 1,
         "micro_batch": len(slots[0]),
         "steps": section.steps,
         "steps_per_epoch": len(reader) / section.batch_size,

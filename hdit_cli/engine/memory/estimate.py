@@ -23,6 +23,8 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
         weights, average, moments, gradients, activations and total. Gradients and activations are those of the fullest moment:
         as one grows the other shrinks. With several processes gradients lie in memory that is exchanged and never given back.
         Where the update is fuller than any moment before it, activations are the differences that the average is moved by.
+        With `train.shard` the first three are this process's share, gradients are its share and those of two layers on their way,
+        and `gathered` is what is whole meanwhile: two layers, and what is in no layer.
     """
     section = recipe.train.model_copy(
         update={"batch_size": 1, "accumulate": 1}
@@ -30,9 +32,8 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
     alike: Any = recipe.model_copy(update={"train": section})
     step = _step(alike, device=device, classes=class_count(recipe, classes=[""] * classes))
     gradients, activations = step.histories(images).fullest(accumulating=recipe.train.accumulate > 1 or processes > 1)
-    if (
-        gradients + activations < step.trained + step.weights
-    ):  # the update: all gradients, one difference for each weight
+    if gradients + activations < step.trained + step.weights:
+        # the update: all gradients, one difference for each weight
         gradients, activations = step.trained, step.weights
     parts = {
         "weights": step.weights,
@@ -41,6 +42,11 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
         "gradients": gradients,
         "activations": activations,
     }
+    if recipe.train.shard and processes > 1:
+        parts = {name: -(-size // processes) for name, size in parts.items()}
+        parts["gathered"] = 2 * step.largest + step.outside
+        parts["gradients"] = -(-step.trained // processes) + 2 * max(step.largest, step.outside)
+        parts["activations"] = max(step.histories(images).without_gradients().peak, -(-step.weights // processes))
     return {**parts, "total": sum(parts.values())}
 
 
@@ -54,6 +60,7 @@ class _Step:
 
     Attributes:
         weights, trained: bytes of all parameters, and of those that take gradients.
+        largest, outside: bytes of the parameters of the largest layer, and of those in no layer.
         histories: by the number of images.
     """
 
@@ -63,8 +70,10 @@ class _Step:
         with torch.device("meta"):
             network = build_network(recipe, classes=classes).to(self.dtype)
         self.task = build_task(network, recipe).train()
+        layers = [sum(parameter.nbytes for parameter in layer.parameters()) for layer in network.layers()]
         self.weights = sum(parameter.nbytes for parameter in network.parameters())
         self.trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
+        self.largest, self.outside = max(layers, default=0), self.weights - sum(layers)
         self.histories = ByImages(self._history)
 
     def _history(self, images: int) -> History:

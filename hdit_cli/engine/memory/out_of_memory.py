@@ -56,6 +56,8 @@ def in_training(recipe: Recipe) -> OutOfMemory:
     now = needs(recipe)
     lighter = [*recipe.model.lighter()]
     switches = [_accumulate(recipe, share=share, needs=needs), *filter(same_model, lighter)]
+    if world > 1 and not section.shard and section.compile is not True:
+        switches.append({"train.shard": True})
     if section.precision != "bf16":
         switches.append({"train.precision": "bf16"})
     if smaller := max(1, share // section.accumulate // 4) * world * section.accumulate:

@@ -67,6 +67,11 @@ class History:
                 found = (gradients, live + passing)
         return found
 
+    def without_gradients(self) -> "History":
+        """The same where gradients of parameters take no memory."""
+        sizes = tuple(0 if number in self.gradients else size for number, size in enumerate(self.sizes))
+        return replace(self, sizes=sizes)
+
     @property
     def peak(self) -> int:
         """Bytes at the moment that holds most."""

@@ -52,6 +52,12 @@ def exchanging(losses_of: nn.Module, *, device: torch.device) -> DistributedData
     return DistributedDataParallel(losses_of, device_ids=own, gradient_as_bucket_view=True, **still)
 
 
+def exchanged_bytes(losses_of: nn.Module) -> int:
+    """Memory that gradients lie in between steps too."""
+    shared = isinstance(losses_of, DistributedDataParallel)
+    return sum(each.nbytes for each in losses_of.parameters() if each.requires_grad) if shared else 0
+
+
 def take_means(losses_of: nn.Module, *, look: Look | None) -> None:
     """Has the mean taken as `mean_over_processes` does; does nothing for a module that exchanges nothing.
 
@@ -78,7 +84,12 @@ def mean_over_processes(buffer: Tensor) -> torch.futures.Future[Tensor]:
         buffer.mul_(1 / distributed.get_world_size())
         work = distributed.all_reduce(buffer, async_op=True)
     assert work is not None, "every process of the default group takes part"
-    return work.get_future().then(lambda done: done.value()[0])
+
+    def told(done: torch.futures.Future[Any]) -> Tensor:
+        done.value()  # raises what went wrong
+        return buffer
+
+    return work.get_future().then(told)
 
 
 def _look_and_average(look: Look | None, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
