@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from hdit_cli.diffusion.timesteps import respace
     from hdit_cli.engine.load import load
     from hdit_cli.engine.model import Model
+    from hdit_cli.engine.run.codec_file import load_codec
     from hdit_cli.engine.sampling.generate import generate
     from hdit_cli.engine.training.ema import ema_decay
 
 _LAZY = {
     "load": "hdit_cli.engine.load",
+    "load_codec": "hdit_cli.engine.run.codec_file",
     "Model": "hdit_cli.engine.model",
     "schedule": "hdit_cli.diffusion.schedules",
     "sampler": "hdit_cli.diffusion.samplers",
@@ -29,7 +31,18 @@ _LAZY = {
     "generate": "hdit_cli.engine.sampling.generate",
 }
 
-__all__ = ["Model", "__version__", "ema_decay", "generate", "load", "noise_density", "respace", "sampler", "schedule"]
+__all__ = [
+    "Model",
+    "__version__",
+    "ema_decay",
+    "generate",
+    "load",
+    "load_codec",
+    "noise_density",
+    "respace",
+    "sampler",
+    "schedule",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ def convert(
         typer.Argument(
             metavar="SRC",
             help="A checkpoint of k-diffusion's HDiT or of DiT (.safetensors, .pt, .pth, or a diffusers folder), "
-            "or pytorch-fid's weights.",
+            "an AutoencoderKL (a diffusers folder, or a file of latent diffusion), or pytorch-fid's weights.",
         ),
     ],
     config: Annotated[
@@ -34,6 +34,7 @@ def convert(
 
     from hdit_cli.engine.sharing.convert import convert as run_conversion
     from hdit_cli.engine.sharing.convert import convert_feature_net
+    from hdit_cli.engine.sharing.convert_codec import convert_codec
     from hdit_cli.engine.sharing.foreign import name_of
     from hdit_cli.errors import UsageError
 
@@ -48,9 +49,19 @@ def convert(
             else f"{path}: pytorch-fid's Inception, for --features pytorch-fid:{path} or adm:{path}"
         )
         return
-    model = run_conversion(
-        source, out=path, config=_read_config(config), tell=lambda text: say(f"note: {text}", err=True)
-    )
+    given = _read_config(config)
+
+    def tell(text: str) -> None:
+        say(f"note: {text}", err=True)
+
+    codec = convert_codec(source, out=path, config=given, tell=tell)
+    if codec is not None:
+        factor = 2 ** (len(codec.widths) - 1)
+        told = {"path": str(path), "codec": codec.type, "factor": factor, "channels": codec.channels}
+        words = f"{path}: a codec, {codec.channels} channels at 1/{factor} of the size, for `[codec] path` and --codec"
+        say(json.dumps(told) if json_ else words)
+        return
+    model = run_conversion(source, out=path, config=given, tell=tell)
     facts = {
         "path": str(path),
         "params": sum(p.numel() for p in model.network.parameters()),

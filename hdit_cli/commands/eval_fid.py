@@ -98,6 +98,7 @@ def eval_fid(
     batch_size: shared.BatchSize = None,
     compile_: shared.Compile = None,
     precision: shared.Precision = None,
+    codec: shared.Codec = None,
     processes: shared.Processes = 1,
     oversubscribe: shared.Oversubscribe = False,
     device: shared.Device = None,
@@ -177,7 +178,7 @@ def eval_fid(
     code = relaunch(processes, oversubscribe=oversubscribe)
     if code is not None:
         raise typer.Exit(code)
-    request = replace(request, device=runtime.device(device))
+    request = replace(request, device=runtime.device(device), codec=codec)
     runtime.join_processes(request.device)
     runtime.keep_freed_memory()
     if axes:

@@ -53,10 +53,12 @@ def export(
 
     from hdit_cli import catalog, files
     from hdit_cli.engine.load import load
+    from hdit_cli.engine.run.codec_file import keep_beside
     from hdit_cli.engine.run.folder import run_of
     from hdit_cli.engine.sharing.card import own_grid
     from hdit_cli.engine.sharing.card_file import write_card
     from hdit_cli.errors import UsageError
+    from hdit_cli.models.codecs.latents import Latents
 
     shared.check_weights(weights)
     checkpoint = shared.located(checkpoint)
@@ -70,6 +72,7 @@ def export(
     shared.tell_origin(weights=model.weights, origin=model.origin)
     picture = None if no_grid else own_grid(model, run_of(checkpoint)) or _drawn(model)
     done = catalog.get("export", to.value)(model, path, dtype=dtype.value)
+    kept = keep_beside(model.latents, path.parent) if isinstance(model.latents, Latents) else None
     card, grid_path = write_card(model, done, checkpoint=checkpoint, licence=license_, picture=picture)
     facts = {
         "path": str(done.path),
@@ -81,6 +84,7 @@ def export(
         "sha256": done.sha256,
         "error": done.error,
         "card": str(card),
+        **({"codec": str(kept)} if kept else {}),
         "grid": str(grid_path) if grid_path else None,
     }
     if json_:
@@ -90,6 +94,8 @@ def export(
             f"{path}: {done.bytes / 1e6:.1f} MB, {dtype.value}, {model.weights} weights, read back with error {done.error:.1e}"
         )
         say(f"sha256 {done.sha256}")
+        if kept:
+            say(f"codec {kept}")
         say(f"model card {card}")
 
 

@@ -143,8 +143,11 @@ def _run_facts(path: Path) -> dict[str, Any]:
 def _checkpoint_facts(path: Path) -> dict[str, Any]:
     from hdit_cli.engine.run.assemble import check_announced, check_is_ours
     from hdit_cli.engine.run.checkpoint import read_announced
+    from hdit_cli.engine.run.codec_file import is_codec
 
     tensors, metadata = read_announced(path)
+    if is_codec(metadata):
+        return _codec_facts(path)
     check_is_ours(tensors, metadata, where=str(path))
     facts = check_announced(tensors, metadata, where=str(path))
     data = dict(facts.data)
@@ -158,9 +161,30 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
         "weights": facts.weights,
         "class_names": facts.classes,
         "data": data,
+        **({"codec": facts.codec} if facts.codec else {}),
         "version": facts.version,
         "bytes": path.stat().st_size,
         **({"score": facts.score} if facts.score is not None else {}),
+    }
+
+
+def _codec_facts(path: Path) -> dict[str, Any]:
+    from hdit_cli import files
+    from hdit_cli.engine.run.codec_file import blank, codec_section
+
+    section = codec_section(path)
+    network = blank(section)
+    factor = network.factor
+    encode, decode = network.macs(32 * factor, 32 * factor)
+    return {
+        "kind": "codec",
+        "codec": section.type,
+        "params": sum(parameter.numel() for parameter in network.parameters()),
+        "factor": factor,
+        **section.model_dump(mode="json", exclude={"type"}),
+        f"gmacs_at_{32 * factor}": {"encode": round(encode / 1e9, 9), "decode": round(decode / 1e9, 9)},
+        "sha256": files.sha256(path),
+        "bytes": path.stat().st_size,
     }
 
 

@@ -51,6 +51,7 @@ def sample(
     batch_size: shared.BatchSize = None,
     compile_: shared.Compile = None,
     precision: shared.Precision = None,
+    codec: shared.Codec = None,
     init_image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A picture that every image starts from.", show_default=False)
     ] = None,
@@ -80,8 +81,8 @@ def sample(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="A samples.json: makes the same images again, on the same kind of device. CKPT and --init-image say where a "
-            "file is now.",
+            help="A samples.json: makes the same images again, on the same kind of device. CKPT, --init-image and --codec say "
+            "where a file is now.",
             show_default=False,
         ),
     ] = None,
@@ -117,6 +118,7 @@ def sample(
     ends = {"seeds": _seeds(interpolate_seeds), "classes": _classes(interpolate_classes)}
     label = shared.classes(class_)
     named = {"n": n, "label": label, "weights": weights, "init_image": init_image and str(init_image), **ends}
+    named["codec"] = codec and str(codec)
     _check_together({**wanted, **named}, redo=from_ is not None)
     folder = _folder(checkpoint, from_, out=out, force=force)
     code = relaunch(processes, oversubscribe=oversubscribe)
@@ -243,7 +245,13 @@ def _check_together(given: dict[str, Any], *, redo: bool) -> None:
 
     options = {"label": "--class", "n": "-n", "seeds": "--interpolate-seeds", "classes": "--interpolate-classes"}
     if redo:
-        plain = {"weights": "ema", "init_image": given["init_image"], "seeds": (), "classes": ()}
+        plain = {
+            "weights": "ema",
+            "init_image": given["init_image"],
+            "codec": given["codec"],
+            "seeds": (),
+            "classes": (),
+        }
         extra = [name for name, value in given.items() if value != plain.get(name)]
         if extra:
             words = ", ".join(options.get(name, f"--{name.replace('_', '-')}") for name in extra)
@@ -272,6 +280,7 @@ def _recorded(checkpoint: str | None, from_: Path | None, named: dict[str, Any])
     if named["init_image"] and not order.init_image:
         raise UsageError(f"the samples of {from_} were started from no picture", hint="leave --init-image out")
     moved = {"checkpoint": checkpoint or order.checkpoint, "init_image": named["init_image"] or order.init_image}
+    moved["codec"] = named["codec"] or order.codec
     return replace(recorded, order=replace(order, **moved))
 
 

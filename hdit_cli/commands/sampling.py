@@ -113,6 +113,14 @@ Size = Annotated[
     str | None,
     typer.Option(metavar="HxW", help="Height and width in pixels, or one number for both.", show_default="as trained"),
 ]
+Codec = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The codec of a model of latents.",
+        show_default="the one beside the checkpoint, by its SHA-256",
+    ),
+]
 Weights = Annotated[
     str,
     typer.Option(

@@ -12,9 +12,11 @@ from hdit_cli.engine.run import posthoc, snapshots
 from hdit_cli.engine.run import weights as names
 from hdit_cli.engine.run.assemble import assemble, check_announced, check_is_ours
 from hdit_cli.engine.run.checkpoint import MANIFEST, list_steps, read_announced, read_header, read_tensors, step_name
+from hdit_cli.engine.run.codec_file import found_for, load_codec
 from hdit_cli.engine.run.header import Table, read_facts
 from hdit_cli.engine.run.trained import missing
 from hdit_cli.errors import CheckpointError, UsageError
+from hdit_cli.models.codecs.latents import Absent, Latents
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def load(
     device: str | torch.device | None = None,
     weights: str | float = "ema",
     dtype: torch.dtype | None = None,
+    codec: str | Path | None = None,
 ) -> Model:
     """Loads a model from an inference file or a run folder.
 
@@ -134,12 +137,40 @@ def load(
         weights: "ema", "raw", or the relative standard deviation of a power-function average: tracked by the run, or
             reconstructed from its snapshots. A file of such an average counts as "ema" too.
         dtype: of the parameters; None keeps the file's.
+        codec: file of the codec of a model of latents; None looks for it beside the checkpoint, by its SHA-256.
 
     Raises:
         CheckpointError: no file, not a checkpoint, damaged, or of another kind.
-        UsageError: the file holds the other weights.
+        UsageError: the file holds the other weights, or the codec is not the model's.
     """
-    return open_source(find(Path(path), weights=weights), weights=weights, device=device, dtype=dtype)
+    path = Path(path)
+    model = open_source(find(path, weights=weights), weights=weights, device=device, dtype=dtype)
+    with_codec(model, named=None if codec is None else Path(codec), beside=path if path.is_dir() else path.parent)
+    return model
+
+
+def with_codec(model: Model, *, named: Path | None, beside: Path) -> None:
+    """Gives a model of latents its codec: the file that the user names, else the one beside the checkpoint.
+
+    A checkpoint that names no codec, as those that were converted, takes any whose latents have its channels.
+
+    Raises:
+        UsageError: the file is another codec than the model's, or the model is one of pixels.
+        CheckpointError: it cannot be read.
+    """
+    if isinstance(model.latents, Absent):
+        model.latents = found_for(model.latents, named=named, beside=beside)
+    elif named is not None and model.latents is None:
+        if model.channels == 3:
+            raise UsageError("this model works on pixels and needs no codec", hint="leave --codec out")
+        model.latents = load_codec(named)
+        if model.latents.channels != model.channels:
+            raise UsageError(
+                f"{named} makes latents of {model.latents.channels} channels, and the network takes {model.channels}",
+                hint="give the codec that it was trained with",
+            )
+    if isinstance(model.latents, Latents):
+        model.latents.to(model.device)
 
 
 def open_source(

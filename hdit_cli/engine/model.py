@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hdit_cli import catalog
+from hdit_cli.models.codecs.latents import Absent, Latents
 from hdit_cli.models.codecs.pixels import Pixels
 from hdit_cli.models.network import Network
 from hdit_cli.recipe import Recipe
@@ -31,6 +32,7 @@ class Model:
         data: path, fingerprint and, where known, pictures per class of the data it was trained on.
         origin: where the weights were read, or what they were reconstructed from; "" for a model in training.
         left_out: the feature net that the file named by a path, which `recipe` leaves out; "" where it named none so.
+        latents: the codec of a network of latents, or what is known of one that is not at hand; None for pixels.
     """
 
     task: Any
@@ -42,6 +44,7 @@ class Model:
     data: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
     left_out: str = ""
+    latents: Latents | Absent | None = None
 
     @property
     def network(self) -> Any:
@@ -54,18 +57,29 @@ class Model:
         return self.task.denoiser
 
     @property
-    def codec(self) -> Pixels:
+    def codec(self) -> Pixels | Latents | Absent:
         """What stands between pictures and the network."""
-        return Pixels(self.channels)
+        return self.latents or Pixels(self.channels)
 
     @property
     def image_size(self) -> tuple[int, int]:
+        """(H, W) of a picture of the trained size."""
         height, width = self.recipe["model"]["size"]
-        return height, width
+        return height * self.codec.factor, width * self.codec.factor
+
+    def shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """(C, h, w) of what the network sees of a picture of `size` (H, W), or of the trained one."""
+        height, width = size or self.image_size
+        return self.channels, height // self.codec.factor, width // self.codec.factor
 
     @property
     def channels(self) -> int:
         return self.recipe["model"]["channels"]
+
+    @property
+    def picture_channels(self) -> int:
+        """Of what it makes: 1 or 3 where it makes pictures."""
+        return self.channels if self.latents is None else 3
 
     @property
     def device(self) -> torch.device:

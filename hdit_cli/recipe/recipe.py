@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from hdit_cli import catalog
 from hdit_cli.recipe import diffusion, messages
+from hdit_cli.recipe.codec import Codec
 from hdit_cli.recipe.diffusion import Diffusion
 from hdit_cli.recipe.lines import KeyPath
 from hdit_cli.recipe.network import NetworkSection
@@ -58,6 +59,7 @@ class Recipe(Section):
     name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_file_name)] = "recipe"
     data: Data = Data()
     model: AnyNetwork
+    codec: Codec = Codec()
     task: AnyTask = Denoise()
     diffusion: Diffusion = Diffusion()
     train: Train = Train()
@@ -104,8 +106,15 @@ class Recipe(Section):
     def without_files(self) -> "Recipe":
         """The same recipe with nothing in it that would be opened and might run: what to make of one that was received.
 
-        A feature net stays by its name in the catalog; the file or folder of it goes, and is remembered in `left_out`.
+        A feature net stays by its name in the catalog; the file or folder of it goes, and is remembered in `left_out`. The path of
+        a codec goes too: a checkpoint says by a SHA-256 which one it needs.
         """
+        return self._with_codec("")._without_net()
+
+    def _with_codec(self, path: str) -> "Recipe":
+        return self.model_copy(update={"codec": self.codec.model_copy(update={"path": path})})
+
+    def _without_net(self) -> "Recipe":
         named = self.eval.features
         kind, _, place = named.partition(":")
         by_name = kind in catalog.names("features") and kind != "exported"
@@ -140,7 +149,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     source.values.setdefault("name", plain_name(path.stem) or "recipe")
     source = overridden(source, overrides)
     recipe = _validated(source)
-    return recipe.without_files() if is_of_a_run(source.place(("eval", "features"))) else recipe
+    if is_of_a_run(source.place(("codec", "path"))):  # a run of latents keeps a copy of its codec beside its recipe
+        kept = sorted(path.parent.glob("kl-vae-????????.safetensors"))
+        recipe = recipe._with_codec(str(kept[0]) if len(kept) == 1 and recipe.codec.path else "")
+    return recipe._without_net() if is_of_a_run(source.place(("eval", "features"))) else recipe
 
 
 def _validated(source: Source) -> Recipe:

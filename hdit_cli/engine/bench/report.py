@@ -248,7 +248,7 @@ def _attention(subject: Subject, wanted: Wanted) -> list[dict[str, Any]]:
     found = []
     device, images = subject.device, len(subject.batches[0].index)
     dtype = torch.bfloat16 if subject.recipe.train.precision == "bf16" else subject.model.dtype
-    for place, shape, kernel in subject.model.network.neighbourhoods(*subject.model.image_size):
+    for place, shape, kernel in subject.model.network.neighbourhoods(*subject.model.shape()[1:]):
         request = Request(device.type, dtype, shape[-1], kernel)
         rows = _backends((images, *shape), request, runs=wanted.runs, device=device)
         found.append({"level": place, "shape": [images, *shape], "kernel": kernel, "backends": rows})

@@ -14,8 +14,9 @@ from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine.model import DTYPES, Model, build_network, build_task, count
+from hdit_cli.engine.run.codec_file import load_codec
 from hdit_cli.engine.sampling.generate import check, choose_labels, stream
-from hdit_cli.engine.training.setup import check_fit, new_accelerator, new_model
+from hdit_cli.engine.training.setup import check_fit, new_accelerator, new_model, picture_size
 from hdit_cli.engine.training.step import Stepper, compile_step
 from hdit_cli.precision import has_tf32
 from hdit_cli.recipe import Recipe
@@ -124,7 +125,7 @@ class Subject:
             return next(iter(loader))
 
     def _noise(self) -> list[Batch]:
-        section, (height, width) = self.recipe.train, self.recipe.model.size
+        section, (height, width) = self.recipe.train, picture_size(self.recipe)
         generator = torch.Generator().manual_seed(0)
         found = []
         for slots in split(section.batch_size, world=1, rank=0, accumulate=section.accumulate):
@@ -142,4 +143,5 @@ def _model(recipe: Recipe) -> Model:
     network = build_network(recipe, classes=CLASSES if wanted == "data" else int(wanted))
     network.to(DTYPES[recipe.train.precision])
     names = [str(i) for i in range(network.classes)]
-    return Model(build_task(network, recipe), recipe.to_dict(), names, weights="raw")
+    latents = load_codec(recipe.codec.path) if recipe.codec.path else None
+    return Model(build_task(network, recipe), recipe.to_dict(), names, weights="raw", latents=latents)

@@ -8,7 +8,7 @@ from hdit_cli.data.order import split
 from hdit_cli.engine.memory.estimate import estimate
 from hdit_cli.engine.model import count
 from hdit_cli.engine.training.learning_rate import learning_rate
-from hdit_cli.engine.training.setup import at_largest, open_data
+from hdit_cli.engine.training.setup import at_largest, open_data, picture_size
 from hdit_cli.engine.training.trackers import check_trackers
 from hdit_cli.engine.training.validate import open_held_out
 from hdit_cli.recipe import Recipe
@@ -34,7 +34,7 @@ def plan(recipe: Recipe, *, data: Path, processes: int = 1) -> dict[str, Any]:
     return {
         **count(recipe, classes=len(reader.classes)),
         "images": len(reader),
-        "sizes": [[*size] for size in reader.sizes] if reader.buckets else [[*recipe.model.size]],
+        "sizes": [[*size] for size in reader.sizes] if reader.buckets else [[*picture_size(recipe)]],
         "held_out": len(held_out) if held_out is not None else 0,
         "classes": len(reader.classes) if recipe.model.classes else 0,
         "batch": section.batch_size,

@@ -10,10 +10,15 @@ from hdit_cli.engine.model import Model, build_network, build_task, class_count
 from hdit_cli.engine.run import header
 from hdit_cli.engine.run.file_kind import not_ours
 from hdit_cli.errors import CheckpointError
+from hdit_cli.models.codecs.latents import Absent
 
 
 def check_is_ours(tensors: header.Table, metadata: Mapping[str, str], *, where: str) -> None:
     """Raises CheckpointError where a safetensors file is not an inference file of this project."""
+    if metadata.get("hdit.format") == header.CODEC_FORMAT:
+        raise CheckpointError(
+            f"{where} is a codec, not a model", hint="--codec FILE gives it to a model, `[codec] path` to a recipe"
+        )
     if metadata.get("hdit.format") != header.FORMAT:
         raise not_ours(where, names=tensors, has_config="config" in metadata)
 
@@ -48,7 +53,8 @@ def assemble(tensors: dict[str, Tensor], metadata: dict[str, str], *, where: str
     network.load_state_dict(tensors, assign=True)
     task = build_task(network, recipe).eval().requires_grad_(False)
     known = {"weights": facts.weights, "step": facts.step, "images_seen": facts.images_seen, "data": facts.data}
-    return Model(task, recipe.to_dict(), facts.classes, **known, left_out=recipe.left_out)
+    latents = Absent(**facts.codec) if facts.codec else None
+    return Model(task, recipe.to_dict(), facts.classes, **known, left_out=recipe.left_out, latents=latents)
 
 
 def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], *, where: str) -> None:

@@ -26,6 +26,7 @@ from hdit_cli.engine.run import header
 from hdit_cli.engine.run.file_kind import not_safetensors
 from hdit_cli.engine.run.header import FORMAT
 from hdit_cli.errors import CheckpointError, NonFiniteError, StorageError
+from hdit_cli.models.codecs.latents import Absent, Latents
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-(\d{8})")
@@ -47,6 +48,7 @@ def metadata_of(model: Model) -> dict[str, str]:
     """The header of an inference file: all that sample, eval-fid, export and info need besides the tensors."""
     height, width = model.image_size
     network = catalog.get("model", model.recipe["model"]["type"])
+    needs = {} if model.latents is None else {"hdit.needs_codec": json.dumps(needs_of(model.latents))}
     return {
         "format": "pt",
         "hdit.format": FORMAT,
@@ -62,7 +64,13 @@ def metadata_of(model: Model) -> dict[str, str]:
         "modelspec.implementation": "hdit",
         "modelspec.title": f"{network.__name__} {height}x{width}, step {model.step}",
         "modelspec.resolution": f"{width}x{height}",
+        **needs,
     }
+
+
+def needs_of(codec: Latents | Absent) -> dict[str, Any]:
+    """What a checkpoint says of its codec: the kind and the SHA-256, by which it is found, and what shapes hang on."""
+    return {"type": codec.kind, "sha256": codec.fingerprint(), "factor": codec.factor, "channels": codec.channels}
 
 
 def serialise(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:

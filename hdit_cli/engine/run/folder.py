@@ -16,6 +16,7 @@ from hdit_cli.recipe.source import parse, read_text
 MAY_CHANGE = (
     "name",
     "data.path",  # the fingerprint must stay
+    "codec.path",  # likewise
     "data.workers",
     "train.steps",  # unless the learning rate follows a curve that ends there
     "train.accumulate",  # like the number of processes: the same losses but for rounding and dropout

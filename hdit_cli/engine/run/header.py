@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from hdit_cli import catalog
 from hdit_cli.diffusion.bins import BINS
 from hdit_cli.engine.run import weights as names
 from hdit_cli.engine.run.file_kind import prefix_of
@@ -21,10 +22,12 @@ from hdit_cli.errors import CheckpointError, UsageError
 from hdit_cli.recipe import Recipe
 
 FORMAT = "hdit-checkpoint/1"
+CODEC_FORMAT = "hdit-codec/1"
 LARGEST = 1 << 25  # bytes of a header: half a million names of classes
 _MOST_TABLES = 1 << 20  # objects and lists of a JSON text
 _DEEPEST = 32  # of them inside each other; a recipe has 5
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can hold it, no file or terminal can
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _COUNT = re.compile(r"[0-9]{1,18}", re.ASCII)
 _LARGEST_COUNT = 10**18
 
@@ -176,6 +179,7 @@ class Facts:
         data: path, fingerprint, class_counts and init, each where it is known.
         weights: "ema", "raw", or "std 0.050".
         score: of `best.safetensors`; None elsewhere.
+        codec: what is known of the codec that it needs, see `checkpoint.needs_of`; None for a network of pixels.
     """
 
     recipe: Recipe
@@ -186,6 +190,7 @@ class Facts:
     weights: str
     version: str
     score: dict[str, Any] | None
+    codec: dict[str, Any] | None = None
 
 
 def read_facts(metadata: Mapping[str, str], *, where: str) -> Facts:
@@ -206,6 +211,9 @@ def read_facts(metadata: Mapping[str, str], *, where: str) -> Facts:
             weights=_weights(_text(metadata, "hdit.weights")),
             version=metadata.get("hdit.version", "unknown"),
             score=_score(_json(metadata, "hdit.score")) if "hdit.score" in metadata else None,
+            codec=_codec(_json(metadata, "hdit.needs_codec"), recipe=recipe)
+            if "hdit.needs_codec" in metadata
+            else None,
         )
     except Garbled as error:
         raise CheckpointError(f"the header of {where} cannot be read: {error}", hint=_NEWER) from error
@@ -320,6 +328,18 @@ def _score(value: Any) -> dict[str, Any]:
         _is_number(value.get("value")) and abs(value["value"]) < math.inf and is_count(value.get("step")),
         "hdit.score has no value, or no step",
     )
+    return value
+
+
+def _codec(value: Any, *, recipe: Recipe) -> dict[str, Any]:
+    expect(
+        isinstance(value, dict) and value.keys() == {"type", "sha256", "factor", "channels"}, "its codec is no table"
+    )
+    sha256 = value["sha256"]
+    expect(value["type"] in catalog.names("codec"), "its codec is of a kind that this version does not know")
+    expect(isinstance(sha256, str) and _SHA256.fullmatch(sha256), "its codec has no SHA-256")
+    expect(is_count(value["factor"]) and 1 <= value["factor"] <= 1024, "its codec has no factor")
+    expect(value["channels"] == recipe.model.channels, "its codec has other channels than its network")
     return value
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hdit_cli import files, runtime
-from hdit_cli.engine.load import InFile, find, open_source
+from hdit_cli.engine.load import InFile, find, open_source, with_codec
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.sampling.blend import Blend, way
 from hdit_cli.engine.sampling.classes import Wanted, class_index, class_indices, class_name, label_name
@@ -34,6 +34,8 @@ class Order:
         label: class name or number, several of them, "all", or None for the proportions of the data.
         init_image: a picture that every image starts from.
         seeds, classes: ends of an interpolation; see `blend.way`.
+        codec: file of the codec; None looks for it beside the checkpoint.
+        codec_sha256: of the codec as recorded; "" where nothing is.
     """
 
     checkpoint: str
@@ -44,6 +46,8 @@ class Order:
     init_image: str | None = None
     seeds: tuple[int, ...] = ()
     classes: tuple[str, ...] = ()
+    codec: str | None = None
+    codec_sha256: str = ""
 
     @property
     def interpolates(self) -> bool:
@@ -97,6 +101,7 @@ def load_for(order: Order, *, sha256: str = "", device: torch.device | None = No
     source = find(Path(order.checkpoint), weights=order.weights)
     if not sha256:
         model = open_source(source, weights=order.weights, device=device)
+        _give_codec(model, order)
         return model, source.sha256()
     if isinstance(source, InFile):
         source.look()  # before it is hashed: what is no checkpoint may be of any size
@@ -106,7 +111,20 @@ def load_for(order: Order, *, sha256: str = "", device: torch.device | None = No
             f"{source} is not the checkpoint these samples were made with",
             hint="the run has gone on, or it was moved: `hdit sample CKPT --from samples.json` says where the file is now",
         )
-    return open_source(source, weights=order.weights, device=device), found
+    model = open_source(source, weights=order.weights, device=device)
+    _give_codec(model, order)
+    return model, found
+
+
+def _give_codec(model: Model, order: Order) -> None:
+    place = Path(order.checkpoint)
+    named = None if order.codec is None else Path(order.codec)
+    with_codec(model, named=named, beside=place if place.is_dir() else place.parent)
+    if order.codec_sha256 and model.codec.fingerprint() != order.codec_sha256:
+        raise CheckpointError(
+            "the codec is not the one that these samples were made with",
+            hint=f"--codec FILE names it; its SHA-256 begins with {order.codec_sha256[:8]}",
+        )
 
 
 @dataclass(frozen=True)
@@ -164,7 +182,7 @@ def prepare(model: Model, order: Order, *, init_sha256: str = "") -> Content:
     x0, found = None, ""
     if order.init_image is not None:
         size = order.sampling.size or model.image_size
-        picture = read_picture_for(Path(order.init_image), size=size, channels=model.channels)
+        picture = read_picture_for(Path(order.init_image), size=size, channels=model.picture_channels)
         x0, found = picture.x0, picture.sha256
         if init_sha256 and found != init_sha256:
             raise DataError(
@@ -279,6 +297,7 @@ def _record(model: Model, order: Order, content: Content, *, sha256: str) -> dic
         "label": label_name(model, order.label),
         "init_image": start if order.init_image is not None else None,
         "interpolate": ends if order.interpolates else None,
+        **({"codec": {"path": order.codec, "sha256": model.codec.fingerprint()}} if model.latents is not None else {}),
         "sampling": asdict(order.sampling),
         "overview": STRIP if order.interpolates else GRID,
         "images": content.facts(model),

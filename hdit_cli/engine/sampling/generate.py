@@ -62,8 +62,8 @@ def check(model: Model, sampling: Sampling) -> None:
     if why := model.codec.pictures():
         raise UsageError(f"this model makes no pictures: {why}", hint="model.task.sample in Python gives the latents")
     model.task.check(sampling)
-    if sampling.size is not None and (reason := model.network.fits(*sampling.size)):
-        raise UsageError(f"--size: {reason}")
+    if sampling.size is not None:
+        _check_size(model, sampling.size)
     if sampling.cfg != 1 and not model.network.classes:
         raise UsageError("--cfg needs a model with classes", hint="leave --cfg out")
     if not 0 < sampling.strength <= 1:
@@ -80,6 +80,19 @@ def needed_of(model: Model) -> str:
     return " and ".join(condition.what for condition in model.network.wants().values() if condition.required)
 
 
+def _check_size(model: Model, size: tuple[int, int]) -> None:
+    factor = model.codec.factor
+    if beside := [side for side in size if side % factor]:
+        near = max(factor, round(beside[0] / factor) * factor)
+        raise UsageError(
+            f"--size: {beside[0]} is no multiple of {factor}, the codec's factor", hint=f"the nearest is {near}"
+        )
+    if reason := model.network.fits(*model.shape(size)[1:]):
+        raise UsageError(
+            f"--size: {reason}" + (f" (in latents: pixels are {factor} times as many)" if factor > 1 else "")
+        )
+
+
 def denoise_batch(
     model: Model,
     indices: Sequence[int],
@@ -93,15 +106,14 @@ def denoise_batch(
 ) -> Tensor:  # => (n, C, H, W) in [-1, 1] and a little beyond
     """Makes the images of these numbers; from a picture x0 (1, C, H, W) where there is one."""
     codec = model.codec
-    height, width = sampling.size or model.image_size
-    shape = (codec.channels, height // codec.factor, width // codec.factor)
+    shape = model.shape(sampling.size)
     like = torch.empty(0, device=model.device)
     return codec.decode(
         model.task.sample(
             sampling,
             noise=lambda stream: draw(stream, indices, shape, like=like),
             conditions={} if label is None else {"label": label.to(model.device)},
-            x0=None if x0 is None else codec.encode(x0),
+            x0=None if x0 is None else codec.encode(x0.to(model.device)),
             on_step=on_step,
             wrap=wrap,
         )
@@ -223,7 +235,7 @@ def generate(
     size = sampling.size or model.image_size
     x0 = None
     if init_image is not None:
-        x0 = read_picture_for(Path(init_image), size=size, channels=model.channels).x0
+        x0 = read_picture_for(Path(init_image), size=size, channels=model.picture_channels).x0
     elif sampling.strength != 1:
         raise UsageError("strength needs a picture to start from", hint="give init_image")
     batches = stream(model, indices=range(n), labels=labels, sampling=sampling, x0=x0)

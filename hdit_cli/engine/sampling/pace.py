@@ -104,7 +104,7 @@ def halved(attempt: Callable[[int], None], batch: int) -> int:
 
 def needed(model: Model, sampling: Sampling) -> Callable[[int], int]:
     """Bytes that a step of the sampler takes beyond the weights, guidance included, by the number of pictures at once."""
-    device, pictures = model.device.type, model.channels * math.prod(sampling.size or model.image_size) * 4
+    device, pictures = model.device.type, math.prod(model.shape(sampling.size)) * 4
     each = 2 if sampling.cfg != 1 else 1
 
     def run(images: int, denoiser: nn.Module) -> None:
@@ -120,7 +120,7 @@ _KEPT = 8  # float32 pictures of a sampler: x, the next x, three denoised ones, 
 
 def _call(model: Model, sampling: Sampling, images: int, denoiser: nn.Module) -> None:
     """One call of the denoiser as the fullest step makes it."""
-    shape = (images, model.channels, *(sampling.size or model.image_size))
+    shape = (images, *model.shape(sampling.size))
     with torch.no_grad():
         x = torch.zeros(shape, device=model.device, dtype=model.dtype)
         denoiser(x, x.new_ones(images))

@@ -33,7 +33,7 @@ def read_order(path: Path) -> Recorded:
     """
     try:
         record = read_record(path)
-        start, ends = _table(record, "init_image"), _table(record, "interpolate")
+        start, ends, codec = (_table(record, name) for name in ("init_image", "interpolate", "codec"))
         order = Order(
             _typed(record, "checkpoint", str),
             _recorded_sampling(_typed(record, "sampling", dict)),
@@ -43,6 +43,8 @@ def read_order(path: Path) -> Recorded:
             init_image=_typed(start, "path", str) if start else None,
             seeds=tuple(_each(ends.get("seeds", []), int)),
             classes=tuple(_each(ends.get("classes", []), str)),
+            codec=_typed(codec, "path", str) if codec.get("path") is not None else None,
+            codec_sha256=_typed(codec, "sha256", str, default=""),
         )
         device = _typed(_table(record, "environment"), "device", str, default="")
         if order.n is not None and order.n < 1:

@@ -99,7 +99,7 @@ def _measured(model: Model, sampling: Sampling) -> float:
     chosen = precision.resolved(sampling.precision, dtype=model.dtype, device=model.device)
     call = precision.within(chosen, model.device, model.denoiser)
     with torch.inference_mode():
-        shape = (calls, model.channels, *(sampling.size or model.image_size))
+        shape = (calls, *model.shape(sampling.size))
         x = torch.zeros(shape, device=model.device, dtype=model.dtype)
         for _ in range(2):
             started = time.perf_counter()

@@ -120,6 +120,7 @@ def run(job: Job, session: Session, *, on_progress: OnProgress) -> Evaluation | 
             job.fed,
             on_progress=on_progress,
             held_out=job.held_out,
+            through_codec=job.through_codec,
             breaks=breaks,
             kept=session.references,
         )
@@ -200,8 +201,14 @@ def _keep(evaluation: Evaluation, source: Path) -> list[str]:
 
 
 def _notes_on_bias(scores: list[Score]) -> list[str]:
-    """What is owed to the number of pictures alone."""
+    """What is owed to the number of pictures alone, or to the codec."""
     notes = []
+    of_codec = {score.metric: score.details["of_the_codec"] for score in scores if "of_the_codec" in score.details}
+    plain = [f"{name.upper()} {value:.3g}" for name, value in of_codec.items() if isinstance(value, float)]
+    if plain:
+        notes.append(
+            f"the reference through the codec scores {', '.join(plain)}: what no model of its latents is below"
+        )
     for score in (each for each in scores if "of_a_perfect_model" in each.details):
         of = "" if score.features is None else f" of {score.features['file']}"
         notes.append(

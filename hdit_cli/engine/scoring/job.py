@@ -17,7 +17,7 @@ from hdit_cli.engine.sampling.settings import notes as notes_on_guidance
 from hdit_cli.engine.scoring.able import able
 from hdit_cli.engine.scoring.affordable import Count, affordable
 from hdit_cli.engine.scoring.one_pass import Fed, needs_net
-from hdit_cli.engine.scoring.picture_sets import Generated, StatisticsFile, Stored, open_stored
+from hdit_cli.engine.scoring.picture_sets import Generated, Reconstructed, StatisticsFile, Stored, open_stored
 from hdit_cli.engine.scoring.references import told_of
 from hdit_cli.engine.scoring.request import (
     Request,
@@ -39,6 +39,7 @@ from hdit_cli.metrics.frechet import FID, SFID
 from hdit_cli.metrics.memorisation import Memorisation
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.per_class import PerClassFID
+from hdit_cli.models.codecs.latents import Latents
 from hdit_cli.tasks.sampling import Sampling
 
 
@@ -59,6 +60,15 @@ class Job:
     def nets(self) -> list[FeatureNet]:
         """The feature nets; none where no metric needs one."""
         return [each.net for each in self.fed if each.net is not None]
+
+    @cached_property
+    def through_codec(self) -> Reconstructed | None:
+        """The reference as the codec of a model of latents reconstructs it: no model of its latents can score better."""
+        if self.model is None or not isinstance(self.model.latents, Latents) or not isinstance(self.reference, Stored):
+            return None
+        times, sizes = self.model.latents.factor, self.reference.every_size
+        fits = all(side % times == 0 for size in sizes for side in size)
+        return Reconstructed(self.reference, self.model.latents) if fits else None
 
     @cached_property
     def weights(self) -> str:
@@ -84,6 +94,7 @@ class Job:
         asked = {name: self.request.sampling.get(name) for name in PACE}  # what was found depends on the free memory
         pictures = {
             "weights": self.weights,
+            **({"codec": model.latents.fingerprint()} if model.latents is not None else {}),
             "recipe": [model.recipe["model"], model.recipe["diffusion"]],
             "sampling": {**_keyed(self.pictures.sampling), **asked},
             "labels": None if labels is None else files.sha256_of(labels.tobytes()),
@@ -249,6 +260,8 @@ def facts_of(job: Job) -> dict[str, Any]:
         facts["sampling"] = {**asdict(pictures.sampling), "label": label_name(model, request.label)}
         facts["model"] = {"step": model.step, "images_seen": model.images_seen, "weights": model.weights}
         facts["model"] |= {"origin": model.origin, "sha256": job.weights}
+        if model.latents is not None:
+            facts["model"]["codec"] = model.latents.fingerprint()
     else:
         facts["fingerprint"] = pictures.fingerprint
     return {**facts, "processes": runtime.ranks().world, "environment": environment(request.device)}

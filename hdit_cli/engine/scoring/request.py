@@ -57,6 +57,7 @@ class Request:
         patch: (h, w) in pixels, for patch-grid; None is the patch of the model.
         grid: PNG of the memorisation check; None is `memorisation.png` in the run, if there is one.
         device: where model and feature nets compute; None chooses.
+        codec: file of the codec of a model of latents; None looks for it beside the checkpoint.
     """
 
     source: Path
@@ -72,6 +73,7 @@ class Request:
     patch: tuple[int, int] | None = None
     grid: Path | None = None
     device: torch.device | None = None
+    codec: Path | None = None
 
 
 @dataclass
@@ -133,13 +135,14 @@ def model_of(request: Request, session: Session) -> Model | None:
     key = (source, request.weights)
     if key not in session.models:
         session.models.clear()  # one at a time: they may be large
-        session.models[key] = load(source, weights=request.weights, device=request.device)
+        session.models[key] = load(source, weights=request.weights, device=request.device, codec=request.codec)
     return session.models[key]
 
 
 def _refuse_sampling(request: Request) -> None:
     """Pictures that are there already are not sampled: options that say how would do nothing."""
-    wanted = {"class": request.label, "save": request.save, "weights": request.weights, **request.sampling}
+    wanted = {"class": request.label, "save": request.save, "weights": request.weights, "codec": request.codec}
+    wanted |= request.sampling
     unset = {"weights": "ema", "seed": 0}
     given = [f"--{name.replace('_', '-')}" for name, value in wanted.items() if value not in (None, unset.get(name))]
     if given:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hdit_cli.engine.scoring.one_pass import Breaks, Fed, OnProgress, collect
-from hdit_cli.engine.scoring.picture_sets import PictureSet, StatisticsFile, Stored
+from hdit_cli.engine.scoring.picture_sets import PictureSet, Reconstructed, StatisticsFile, Stored
 from hdit_cli.engine.scoring.references import collect_reference
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.metrics import inception
@@ -187,6 +187,7 @@ class States:
     pictures: dict[str, Metric]
     reference: dict[str, Metric]
     held_out: dict[str, Metric] = field(default_factory=dict)
+    through_codec: dict[str, Metric] = field(default_factory=dict)
 
 
 def collect_all(
@@ -196,6 +197,7 @@ def collect_all(
     *,
     on_progress: OnProgress,
     held_out: Stored | None = None,
+    through_codec: Reconstructed | None = None,
     breaks: Breaks | None = None,
     kept: dict[Path, Metric] | None = None,
 ) -> list[States]:
@@ -203,6 +205,7 @@ def collect_all(
 
     Args:
         held_out: pictures that the model has not seen, for the memorisation check; None where there are none.
+        through_codec: the reference as the model's codec reconstructs it; None for a model of pixels.
         breaks: how the passes may be broken off.
         kept: states of references in memory; see `collect_reference`.
 
@@ -217,7 +220,11 @@ def collect_all(
     remembering = [replace(each, metrics=[kind for kind in each.metrics if kind is Memorisation]) for each in fed]
     if held_out is not None and any(each.metrics for each in remembering):
         beside = collect_reference(held_out, remembering, part="held_out", kept=kept, **how)
-    return [States(*parts) for parts in zip(collect(pictures, fed, **how), known, beside, strict=True)]
+    floor: list[dict[str, Metric]] = [{} for _ in fed]
+    if through_codec is not None:
+        to_floor = [replace(each, metrics=[kind for kind in each.metrics if kind is not Memorisation]) for each in fed]
+        floor = collect_reference(through_codec, to_floor, part="through_codec", kept=kept, **how)
+    return [States(*parts) for parts in zip(collect(pictures, fed, **how), known, beside, floor, strict=True)]
 
 
 def verdicts(states: Sequence[States], fed: Sequence[Fed]) -> list[Score]:
@@ -238,6 +245,9 @@ def _verdicts(states: States, fed: Fed, *, alone: bool) -> list[Score]:
         result = ours.score(theirs, **beside)
         count = None if kind.alone else theirs.count or None
         values = result.pop("values", None) or {kind.name: result.pop("value")}
+        if (floor := states.through_codec.get(kind.name)) is not None and not kind.alone:
+            found = floor.score(theirs)
+            result["of_the_codec"] = found.get("values") or found["value"]
         net = None if alone or fed.net is None or not kind.needs else facts(fed.net)
         scores += [Score(name, value, ours.count, count, result, kind.better, net) for name, value in values.items()]
     return scores

@@ -90,12 +90,11 @@ class Callable(nn.Module):
 
 def example_inputs(model: Model, *, n: int) -> tuple[Tensor, ...]:
     """Arguments of the denoiser for n images of the trained size."""
-    height, width = model.image_size
     like = torch.empty(0, device=model.device, dtype=model.dtype)
     sigma = torch.tensor(
         [CHECK_SIGMAS[i % len(CHECK_SIGMAS)] for i in range(n)], device=model.device, dtype=model.dtype
     )
-    x = runtime.normal(0, "export", range(n), (model.channels, height, width), like=like) * sigma[:, None, None, None]
+    x = runtime.normal(0, "export", range(n), model.shape(), like=like) * sigma[:, None, None, None]
     label = torch.arange(n, device=model.device) % max(model.network.classes, 1)
     return (x, sigma, label) if model.network.classes else (x, sigma)
 

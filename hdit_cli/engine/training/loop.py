@@ -12,6 +12,7 @@ from hdit_cli.data.loader import Batch
 from hdit_cli.data.order import split
 from hdit_cli.engine.memory.out_of_memory import check_room, in_training, told
 from hdit_cli.engine.run import checkpoint, snapshots
+from hdit_cli.engine.run.codec_file import keep_beside
 from hdit_cli.engine.run.events import (
     Begun,
     Event,
@@ -38,6 +39,7 @@ from hdit_cli.engine.training.outlook import Outlook, changed_rate
 from hdit_cli.engine.training.setup import (
     at_largest,
     centred,
+    check_same_codec,
     check_same_data,
     new_accelerator,
     new_model,
@@ -48,6 +50,7 @@ from hdit_cli.engine.training.state import Window
 from hdit_cli.engine.training.step import Stepper, compile_step
 from hdit_cli.engine.training.trackers import Trackers, check_trackers
 from hdit_cli.engine.training.validate import Validator, open_validator
+from hdit_cli.models.codecs.latents import Latents
 from hdit_cli.recipe import Recipe
 
 
@@ -266,6 +269,7 @@ class Trainer:
                 Path(name), **({"read": partial(read_rows, rows=shards.rows)} if shards else {})
             )
             check_same_data(snapshot, self.reader, run=self.folder.path)
+            check_same_codec(Path(name), self.state.model, run=self.folder.path)
             self.resumed, owed = True, snapshot.state.get("owed", [])
             self.owed = runtime.gather(self.folder.still_owed(owed, step=snapshot.state["step"]))[0]
             self.state.restore(snapshot, rank=self.rank, world=self.world)
@@ -383,6 +387,8 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch, init: Path 
     with files.lock(folder / ".lock", what=f"run {folder}") if here.is_main else nullcontext():
         if here.is_main:
             run.start(recipe)
+            if isinstance(latents := trainer.state.model.latents, Latents):
+                keep_beside(latents, folder)
             if trainer.beginning and trainer.beginning.lines:
                 trainer.beginning.write(folder)
         runtime.wait_for_all()

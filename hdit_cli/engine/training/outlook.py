@@ -135,7 +135,7 @@ def _timed(model: Model, *, precision: str) -> float:
     training, taken = model.task.training, []
     model.task.eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        x = torch.zeros((1, model.channels, *model.image_size), device=model.device, dtype=model.dtype)
+        x = torch.zeros((1, *model.shape()), device=model.device, dtype=model.dtype)
         for _ in range(3):
             started = time.perf_counter()
             model.denoiser(x, x.new_ones(1))

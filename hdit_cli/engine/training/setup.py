@@ -1,5 +1,6 @@
 """What a run is made of: a recipe held against its data, a new model, the accelerator."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +16,8 @@ from hdit_cli.data.loader import Loader
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import MANIFEST, Bucket, load_manifest
 from hdit_cli.engine.model import DTYPES, Model, build_network, build_task, class_count
-from hdit_cli.engine.run.checkpoint import Snapshot
+from hdit_cli.engine.run.checkpoint import Snapshot, read_header
+from hdit_cli.engine.run.codec_file import codec_section, load_codec
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.models.codecs.pixels import Pixels
 from hdit_cli.recipe import Recipe
@@ -23,13 +25,15 @@ from hdit_cli.recipe import Recipe
 
 def check_fit(recipe: Recipe, reader: ShardReader) -> None:
     """Raises UsageError where the recipe and the data cannot go together."""
-    if why := Pixels(recipe.model.channels).pictures():
+    if recipe.codec.path:
+        _check_codec(recipe)
+    elif why := Pixels(recipe.model.channels).pictures():
         raise UsageError(
             f"{reader.folder} holds pictures, and this network cannot learn from them: {why}",
-            hint="a recipe for pixels has model.channels = 3; `hdit info RECIPE` counts this one",
+            hint="--set codec.path=FILE names it (`hdit convert` makes one); a recipe for pixels has model.channels = 3",
         )
     check_sizes(recipe, reader)
-    if recipe.model.channels != 3:
+    if recipe.model.channels != 3 and not recipe.codec.path:
         raise UsageError(f"model.channels is {recipe.model.channels}, pictures have 3", hint="--set model.channels=3")
     for what, hint in recipe.model.beyond_data():
         raise UsageError(what, hint=hint)
@@ -45,7 +49,7 @@ def check_fit(recipe: Recipe, reader: ShardReader) -> None:
 
 def check_sizes(recipe: Recipe, reader: ShardReader) -> None:
     """Raises UsageError where the network cannot be given the pictures of a data set."""
-    wanted, found = recipe.model.size, reader.image_size
+    wanted, found = picture_size(recipe), reader.image_size
     if recipe.data.crop != "none":
         reader.check_cut(wanted)
         return
@@ -53,20 +57,49 @@ def check_sizes(recipe: Recipe, reader: ShardReader) -> None:
         larger = not reader.buckets and all(there >= here for here, there in zip(wanted, found, strict=True))
         cut = "; --set data.crop=random (or center) cuts larger pictures while it trains" if larger else ""
         again = f"--size {size_word(wanted)}{' --buckets' if reader.buckets else ''}"
+        of = tuple(-(-side // factor(recipe)) for side in found)
         raise UsageError(
             f"the recipe trains {wanted[0]}x{wanted[1]} images, the data set holds {found[0]}x{found[1]}",
-            hint=f"`hdit prepare SRC {again}`, or --set model.size=[{found[0]},{found[1]}]{cut}",
+            hint=f"`hdit prepare SRC {again}`, or --set model.size=[{of[0]},{of[1]}]{cut}",
         )
     for bucket in sorted(reader.buckets, key=lambda each: min(each.size)):  # the narrowest asks for the smallest kernel
         _check_bucket(recipe, reader, bucket)
 
 
 def _check_bucket(recipe: Recipe, reader: ShardReader, bucket: Bucket) -> None:
-    problem = recipe.model.misfit_of((bucket.size[0], bucket.size[1]), among=reader.sizes)
+    times = factor(recipe)
+    if beside := [side for side in bucket.size if side % times]:
+        raise UsageError(
+            f"{reader.folder} has {bucket.count} pictures of {bucket.size[0]}x{bucket.size[1]}, and {beside[0]} is no multiple of "
+            f"{times}, the codec's factor",
+            hint=f"`hdit prepare SRC --buckets --bucket-step {times * recipe.model.unit[0]}`",
+        )
+    sizes = [(height // times, width // times) for height, width in reader.sizes]
+    problem = recipe.model.misfit_of((bucket.size[0] // times, bucket.size[1] // times), among=sizes)
     if problem is not None:
         what, hint = problem
         told = f"{reader.folder} has {bucket.count} pictures of {bucket.size[0]}x{bucket.size[1]}, and "
         raise UsageError(told + what, hint=hint)
+
+
+def _check_codec(recipe: Recipe) -> None:
+    section = codec_section(Path(recipe.codec.path))
+    if section.channels != recipe.model.channels:
+        raise UsageError(
+            f"model.channels is {recipe.model.channels}, and the codec {recipe.codec.path} makes latents of {section.channels}",
+            hint=f"--set model.channels={section.channels}, or another codec",
+        )
+
+
+def factor(recipe: Recipe) -> int:
+    """How much smaller what the network sees is than a picture: 1 without a codec."""
+    return 2 ** (len(codec_section(Path(recipe.codec.path)).widths) - 1) if recipe.codec.path else 1
+
+
+def picture_size(recipe: Recipe) -> tuple[int, int]:
+    """(H, W) of the pictures that a recipe trains on."""
+    height, width = recipe.model.size
+    return height * factor(recipe), width * factor(recipe)
 
 
 def open_data(recipe: Recipe, data: Path) -> ShardReader:
@@ -85,7 +118,7 @@ def open_data(recipe: Recipe, data: Path) -> ShardReader:
 
 def missing_data(recipe: Recipe, data: Path | None) -> DataError:
     """No data set there, or none named; the hint names sets of the right size that there are, or how to make one."""
-    size = recipe.model.size
+    size = picture_size(recipe)
     if data is None:
         what, out = "no data set: the recipe names none", ""
     else:
@@ -124,6 +157,18 @@ def check_same_data(snapshot: Snapshot, reader: ShardReader, *, run: Path) -> No
         )
 
 
+def check_same_codec(checkpoint: Path, model: Model, *, run: Path) -> None:
+    """Raises UsageError where the codec is not the one that the run of a checkpoint folder was started with."""
+    told = read_header(checkpoint / "model.safetensors").get("hdit.needs_codec")
+    before = json.loads(told)["sha256"] if told else ""
+    now = model.latents.fingerprint() if model.latents is not None else ""
+    if before != now:
+        raise UsageError(
+            f"the codec is not the one {run} was started with",
+            hint="give that one: a copy lies in the run; or start over with --fresh (the old run is kept)",
+        )
+
+
 def open_loader(
     recipe: Recipe, reader: ShardReader, *, step: int, slots: Sequence[np.ndarray], device: torch.device
 ) -> Loader:
@@ -144,7 +189,7 @@ def open_loader(
 
 def random_cut(recipe: Recipe) -> tuple[int, int] | None:
     """(H, W) that training cuts pictures to at random places, None where it does not."""
-    return recipe.model.size if recipe.data.crop == "random" else None
+    return picture_size(recipe) if recipe.data.crop == "random" else None
 
 
 def centred(recipe: Recipe, reader: ShardReader) -> ShardReader:
@@ -153,7 +198,7 @@ def centred(recipe: Recipe, reader: ShardReader) -> ShardReader:
     Raises:
         UsageError: they cannot be cut to the recipe's size.
     """
-    return reader if recipe.data.crop == "none" else reader.centred(recipe.model.size)
+    return reader if recipe.data.crop == "none" else reader.centred(picture_size(recipe))
 
 
 def at_largest(recipe: Recipe, reader: ShardReader) -> Recipe:
@@ -161,6 +206,7 @@ def at_largest(recipe: Recipe, reader: ShardReader) -> Recipe:
     if not reader.buckets:
         return recipe
     largest = max(reader.sizes, key=lambda size: size[0] * size[1])
+    largest = (largest[0] // factor(recipe), largest[1] // factor(recipe))
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"size": largest})})
 
 
@@ -173,7 +219,8 @@ def new_model(recipe: Recipe, reader: ShardReader, *, path: str) -> Model:
     data: dict[str, Any] = {"path": path, "fingerprint": reader.fingerprint}
     if classes:
         data["class_counts"] = np.bincount(reader.labels[reader.labels >= 0], minlength=len(classes)).tolist()
-    return Model(build_task(network, recipe), recipe.to_dict(), classes, weights="raw", data=data)
+    latents = load_codec(recipe.codec.path) if recipe.codec.path else None
+    return Model(build_task(network, recipe), recipe.to_dict(), classes, weights="raw", data=data, latents=latents)
 
 
 def new_accelerator(recipe: Recipe) -> Accelerator:

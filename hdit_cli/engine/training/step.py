@@ -27,6 +27,7 @@ from hdit_cli.engine.training.learning_rate import learning_rate
 from hdit_cli.engine.training.noise_scale import NoiseScale
 from hdit_cli.engine.training.shard import Shards
 from hdit_cli.engine.training.state import TrainState, Window, build_optimizer
+from hdit_cli.models.codecs.latents import Latents
 from hdit_cli.models.conditions import augment as augmentation
 from hdit_cli.recipe import Recipe
 from hdit_cli.tasks.task import Drawn, Losses, Normal, Place
@@ -47,6 +48,8 @@ class Stepper:
         self.device = accelerator.device
         self.rank, self.world = place()
         self.dtype = DTYPES[recipe.train.precision]
+        if isinstance(model.latents, Latents):
+            model.latents.to(self.device)
         window = Window.empty(device=self.device)
         self.losses_of, self.shards = self._shared(model)
         held = self.shards.held if self.shards else model.network
@@ -151,7 +154,17 @@ class Stepper:
             pixels, told["augment"] = augment(pixels, index=index, seed=seed, probability=self.recipe.data.augment)
         place = Place(seed, index, first=first, batch=self.recipe.train.batch_size, normal=self.normal)
         model = self.state.model
-        return model.task.draw(model.codec.encode(pixels), batch.label, place, told=told)
+        return model.task.draw(
+            model.codec.encode(pixels, self.latent_noise(place, pixels)), batch.label, place, told=told
+        )
+
+    def latent_noise(self, place: Place, pixels: Tensor) -> Tensor | None:
+        """What draws the latents of pixels (N, 3, H, W) from the codec's Gaussian, by (seed, image); None for their mean."""
+        codec = self.state.model.latents
+        if codec is None or not self.recipe.codec.sample:
+            return None
+        shape = (codec.channels, *(side // codec.factor for side in pixels.shape[2:]))
+        return place.normal(place.seed, "codec", place.index, shape, like=pixels)
 
     @property
     def normal(self) -> Normal:

@@ -153,6 +153,30 @@ def scaling_of(config: Mapping[str, Any] | None) -> tuple[float, float]:
     return float(0.0 if shift is None else shift), float(1.0 if scale is None else scale)
 
 
+def normalisation_of(config: Mapping[str, Any] | None, *, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(shift, scale), one number or one for each channel, of a configuration; `latents_mean` and `latents_std` where it has them.
+
+    With those a latent is (z - mean) scaling_factor / std.
+
+    Raises:
+        Misfit: they are no numbers, or not as many as channels.
+    """
+    config = config or {}
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    try:
+        shift, scale = scaling_of(config)
+        if mean is None and std is None:
+            return (shift,), (scale,)
+        means = tuple(float(value) for value in (mean if mean is not None else [shift]))
+        stds = tuple(float(value) for value in (std if std is not None else [1.0]))
+        scales = tuple(scale / value for value in stds)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise Misfit("its configuration says of its latents what is no number") from error
+    if len(means) not in (1, channels) or len(scales) not in (1, channels):
+        raise Misfit(f"its configuration has {len(means)} means and {len(scales)} deviations for {channels} channels")
+    return means, scales
+
+
 def to_ldm(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names of latent diffusion, attention as 1 x 1 convolutions; the inverse of `tensors`."""
     levels = 1 + max(int(name.split(".")[2]) for name in ours if name.startswith("encoder.down_blocks."))

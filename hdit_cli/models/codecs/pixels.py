@@ -10,11 +10,12 @@ from torch import Tensor
 class Pixels:
     """Pixels as they are, (N, channels, H, W) in [-1, 1]."""
 
+    kind: ClassVar[str] = "pixels"
     factor: ClassVar[int] = 1
     channels: int = 3
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """The pixels."""
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The pixels; nothing is drawn."""
         return pixels
 
     def decode(self, x0: Tensor) -> Tensor:

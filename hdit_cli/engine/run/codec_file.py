@@ -1,0 +1,164 @@
+"""Files of codecs: written, read, and found for a checkpoint that needs one.
+
+A checkpoint says of its codec the kind and the SHA-256, never where it lies. It is looked for where the user says, else beside
+the checkpoint under a name made of both, and is hashed before it is read.
+"""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from hdit_cli import __version__, catalog, files
+from hdit_cli.engine.run import header
+from hdit_cli.engine.run.assemble import check_tensors
+from hdit_cli.engine.run.checkpoint import read_announced, read_tensors, serialise
+from hdit_cli.errors import CheckpointError, UsageError
+from hdit_cli.models.codecs.latents import Absent, Latents, file_name
+from hdit_cli.recipe.kl_vae import KLVAE
+
+_HINT = (
+    "`hdit convert SRC` makes one of an AutoencoderKL: a folder of the diffusers library, or a file of latent diffusion"
+)
+
+
+def write(path: Path, tensors: dict[str, Tensor], section: KLVAE) -> None:
+    """Writes a codec's file."""
+    metadata = {
+        "format": "pt",
+        "hdit.format": header.CODEC_FORMAT,
+        "hdit.codec": json.dumps(section.model_dump(mode="json")),
+        "hdit.version": __version__,
+    }
+    files.make_folder(path.parent)
+    files.write_bytes(path, serialise(tensors, metadata))
+
+
+def is_codec(metadata: dict[str, str]) -> bool:
+    """Whether the metadata of a safetensors file are those of a codec."""
+    return metadata.get("hdit.format") == header.CODEC_FORMAT
+
+
+def section_of(metadata: dict[str, str], *, where: str) -> KLVAE:
+    """What the header of a codec's file says of it.
+
+    Raises:
+        CheckpointError: it is no codec, or its header cannot be read.
+    """
+    if not is_codec(metadata):
+        raise CheckpointError(f"{where} is no codec", hint=_HINT)
+    try:
+        value = header.parse_json(metadata.get("hdit.codec", ""), what="hdit.codec")
+        return KLVAE.model_validate(value)
+    except header.Garbled as error:
+        raise CheckpointError(f"the header of {where} cannot be read: {error}", hint="get it again") from error
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors()[0]["loc"]) or "hdit.codec"
+        raise CheckpointError(
+            f"the header of {where} describes no codec: {place[:100]} is not what it must be", hint="get it again"
+        ) from error
+
+
+def blank(section: KLVAE) -> Any:
+    """The network that a section describes, without memory for its weights."""
+    with torch.device("meta"):
+        return catalog.get("codec", section.type)(**section.arguments())
+
+
+def _check(table: header.Table, section: KLVAE, *, where: str) -> None:
+    if section.least_tensors() > len(table):
+        raise CheckpointError(
+            f"{where} holds {len(table):,} tensors, and its header asks for a codec of {section.least_tensors():,} or more",
+            hint="it does not fit its own header",
+        )
+    header.check_table({name: tensor.shape for name, tensor in blank(section).state_dict().items()}, table, where=where)
+
+
+def codec_section(path: Path) -> KLVAE:
+    """What a codec's file says of it, by its header alone.
+
+    Raises:
+        CheckpointError: no file, or no codec.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no codec {path}", hint=_HINT)
+    status = path.stat()
+    return _section_at(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=16)
+def _section_at(path: Path, changed: int, size: int) -> KLVAE:
+    table, metadata = read_announced(path)
+    section = section_of(metadata, where=str(path))
+    _check(table, section, where=str(path))
+    return section
+
+
+def load_codec(path: str | Path, *, device: str | torch.device | None = None) -> Latents:
+    """Loads a codec that `hdit convert` made.
+
+    Args:
+        device: where to; None is the CPU.
+
+    Returns:
+        its `encode(pixels)`, `decode(latents)`, `statistics`.
+
+    Raises:
+        CheckpointError: no file, no codec, damaged, or with NaN in it.
+    """
+    path = Path(path)
+    sha256 = files.sha256(path) if path.is_file() else ""
+    tensors, metadata = read_tensors(
+        path, check=lambda table, told: _check(table, section_of(told, where=str(path)), where=str(path))
+    )
+    section = section_of(metadata, where=str(path))
+    network = blank(section)
+    check_tensors(network.state_dict(), tensors, where=str(path))
+    network.load_state_dict(tensors, assign=True)
+    found = Latents(network, shift=section.shift, scale=section.scale, sha256=sha256)
+    found.file = str(path)
+    return found.to(torch.device(device)) if device is not None else found
+
+
+# What a checkpoint needs
+
+
+def found_for(wanted: Absent, *, named: Path | None, beside: Path) -> Latents | Absent:
+    """The codec that a checkpoint needs: the file that the user names, else the one beside the checkpoint.
+
+    Args:
+        beside: the folder of the checkpoint; of a step's folder in a run, also the run's.
+
+    Raises:
+        UsageError: the named file is another codec.
+        CheckpointError: it cannot be read, or the file beside has other bytes than its name says.
+    """
+    if named is not None:
+        if not named.is_file():
+            raise CheckpointError(f"no codec {named}", hint=_HINT)
+        if (sha256 := files.sha256(named)) != wanted.sha256:
+            raise UsageError(
+                f"{named} is another codec than the one this model was trained with: its SHA-256 begins with {sha256[:8]}, "
+                f"not {wanted.sha256[:8]}",
+                hint=f"give that one, or put it beside the checkpoint as {wanted.name}",
+            )
+        return load_codec(named)
+    for folder in (beside, beside.parent, beside.parent.parent):
+        place = folder / wanted.name
+        if place.is_file():
+            if files.sha256(place) != wanted.sha256:
+                raise CheckpointError(f"{place} has other bytes than its name says", hint="get it again")
+            return load_codec(place)
+    return wanted
+
+
+def keep_beside(codec: Latents, folder: Path) -> Path:
+    """Copies a codec's file into a folder under the name by which a checkpoint finds it; nothing where it is there."""
+    place = folder / file_name(codec.kind, codec.fingerprint())
+    if not place.is_file() or files.sha256(place) != codec.fingerprint():
+        files.write_bytes(place, Path(codec.file).read_bytes())
+    return place

@@ -1,0 +1,10 @@
+"""[codec]: what stands between pictures and the network."""
+
+from hdit_cli.recipe.section import PathText, Section
+
+
+class Codec(Section):
+    """Nothing: the network sees pixels. With `path` it sees the latents of that codec, and `model.size` is theirs."""
+
+    path: PathText = ""  # a file that `hdit convert` made of an autoencoder
+    sample: bool = True  # training draws each latent anew from the codec's Gaussian; false takes its mean
