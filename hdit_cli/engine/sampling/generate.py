@@ -60,7 +60,10 @@ def check(model: Model, sampling: Sampling) -> None:
     catalog.check("sampler", sampling.sampler)
     catalog.check("schedule", sampling.schedule)
     if why := model.codec.pictures():
-        raise UsageError(f"this model makes no pictures: {why}", hint="model.task.sample in Python gives the latents")
+        raise UsageError(
+            f"this model makes no pictures: {why}",
+            hint="--codec FILE gives it; model.task.sample in Python gives the latents",
+        )
     model.task.check(sampling)
     if sampling.size is not None:
         _check_size(model, sampling.size)

@@ -192,7 +192,7 @@ def pictures_of(request: Request, model: Model) -> Generated:
     n = request.n or section["n"]
     sampling = paced(model, sampling_of(model, **wanted), images=n, **asked)
     if why := model.codec.pictures():
-        raise UsageError(f"this model makes no pictures to score: {why}", hint="a model of 1 or 3 channels has them")
+        raise UsageError(f"this model makes no pictures to score: {why}", hint="--codec FILE gives it its codec")
     labels = choose_labels(model, n=n, wanted=request.label, seed=sampling.seed)
     keep = None if request.save is None else _writer(request.save)
     return Generated(model, n, labels, sampling, keep=keep)
