@@ -18,6 +18,7 @@ _PARTS = {
     "gradients": "at the fullest moment",
     "gathered": "weights that are whole for a while: two layers, and what is in none",
     "activations": "what the backward pass needs, and its work",
+    "codec": "its weights, and what encoding takes beyond that moment",
 }
 
 

@@ -1,12 +1,14 @@
 """The bytes that a training step takes, followed before it is run: what a plan prints, and what a message about too little says."""
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from hdit_cli.engine.memory.trace import ByImages, History, follow, lower_precision
 from hdit_cli.engine.model import DTYPES, build_network, build_task, class_count
+from hdit_cli.engine.run.codec_file import blank, codec_section
 from hdit_cli.models.conditions import augment
 from hdit_cli.recipe import Recipe
 
@@ -20,7 +22,8 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
         classes: of the data, where the recipe leaves them to it.
 
     Returns:
-        weights, average, moments, gradients, activations and total. Gradients and activations are those of the fullest moment:
+        weights, average, moments, gradients, activations and total; of a network of latents codec too, its weights and what its
+        encoding takes beyond the fullest moment of the step. Gradients and activations are those of the fullest moment:
         as one grows the other shrinks. With several processes gradients lie in memory that is exchanged and never given back.
         Where the update is fuller than any moment before it, activations are the differences that the average is moved by.
         With `train.shard` the first three are this process's share, gradients are its share and those of two layers on their way,
@@ -47,7 +50,23 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
         parts["gathered"] = 2 * step.largest + step.outside
         parts["gradients"] = -(-step.trained // processes) + 2 * max(step.largest, step.outside)
         parts["activations"] = max(step.histories(images).without_gradients().peak, -(-step.weights // processes))
+    if recipe.codec.path:
+        held, encoding = _codec(recipe.codec.path, recipe.model.size, images=images, device=device)
+        parts["codec"] = held + max(0, encoding - parts["gradients"] - parts["activations"])
     return {**parts, "total": sum(parts.values())}
+
+
+@lru_cache(maxsize=8)
+def _codec(path: str, size: tuple[int, int], *, images: int, device: str) -> tuple[int, int]:
+    """Bytes of a codec's weights, and of what encoding pictures takes at its fullest moment."""
+    network = blank(codec_section(Path(path)))
+    pixels = [side * network.factor for side in size]
+
+    @torch.no_grad()
+    def encode(outline: Any) -> None:
+        outline.moments(torch.zeros(images, 3, *pixels, device=device))
+
+    return sum(p.nbytes for p in network.parameters()), follow(network, encode, device=device).peak
 
 
 def weights(recipe: Recipe, *, device: str, classes: int = 0) -> int:
