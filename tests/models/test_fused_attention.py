@@ -12,6 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hdit_cli.models.attention import card, fused
+from hdit_cli.models.attention.dispatch import choose
 from hdit_cli.models.attention.request import Request
 
 with_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
@@ -26,6 +27,8 @@ def interpreted(cases):
     ran = subprocess.run(
         [sys.executable, script, json.dumps(cases)], capture_output=True, text=True, env=environment, check=False
     )
+    if "only 0-dimensional arrays can be converted" in ran.stderr:
+        pytest.skip("the interpreter of this Triton does not work with this numpy")  # 3.6 with 2.4
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
 
@@ -132,6 +135,12 @@ def a_card(monkeypatch):
 def test_every_width_fits_the_smallest_card(a_card, dtype, head_dim):
     a_card()
     assert fused.refuse(Request("cuda", dtype, head_dim, 7)) == ""
+
+
+def test_it_is_preferred_to_flex(a_card, monkeypatch):
+    a_card()
+    monkeypatch.setattr("hdit_cli.models.attention.natten.refuse", lambda request: "not here")
+    assert choose.__wrapped__(Request("cuda", torch.bfloat16, 64, 7)) == "fused"
 
 
 def test_refusals_are_sentences(a_card, monkeypatch):
