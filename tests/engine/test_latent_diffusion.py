@@ -130,6 +130,9 @@ def test_a_file_of_latent_diffusion_gives_the_same_codec(place, tmp_path, capsys
 
 
 def test_what_a_codec_is(place, capsys):
+    assert hdit_cli.__version__ not in str(
+        checkpoint.read_header(place / "vae.safetensors")
+    )  # another version, the same file
     told = json.loads(typed(capsys, "info", place / "vae.safetensors", "--json").out)
     assert (told["kind"], told["codec"], told["factor"], told["channels"]) == ("codec", "kl-vae", 2, 4)
     assert told["params"] == sum(p.numel() for p in random_codec(0).parameters())

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from hdit_cli import __version__, catalog, files
+from hdit_cli import catalog, files
 from hdit_cli.engine.run import header
 from hdit_cli.engine.run.assemble import check_tensors
 from hdit_cli.engine.run.checkpoint import read_announced, read_tensors, serialise
@@ -27,12 +27,11 @@ _HINT = (
 
 
 def write(path: Path, tensors: dict[str, Tensor], section: KLVAE) -> None:
-    """Writes a codec's file."""
+    """Writes a codec's file: the same bytes, and so the same SHA-256, by every version that knows the format."""
     metadata = {
         "format": "pt",
         "hdit.format": header.CODEC_FORMAT,
         "hdit.codec": json.dumps(section.model_dump(mode="json")),
-        "hdit.version": __version__,
     }
     files.make_folder(path.parent)
     files.write_bytes(path, serialise(tensors, metadata))
