@@ -61,6 +61,11 @@ def _named(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"the device {device.type}"
 
 
+def of_codec(precision: str) -> str:
+    """What a codec runs in beside a network in `precision`: never in bfloat16, whose 8 bits would show in pixels of 8 bits."""
+    return "tf32" if precision in ("tf32", "bf16") else "fp32"
+
+
 @contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
     """Inside, what is launched on a device has a precision, and what other threads launch has theirs before or after it.

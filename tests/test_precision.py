@@ -17,6 +17,7 @@ from hdit_cli.engine.sampling.pace import as_recorded, paced
 from hdit_cli.engine.scoring.job import _keyed
 from hdit_cli.errors import UsageError
 from hdit_cli.metrics.feature_net import rows
+from hdit_cli.models.codecs.pixels import Pixels
 from hdit_cli.precision import computing, resolved
 from hdit_cli.tasks.sampling import Sampling
 
@@ -106,6 +107,31 @@ def test_the_network_runs_as_asked_and_nothing_stays_switched(model, ampere, wor
     for _ in stream(model, indices=range(3), labels=torch.zeros(3).long(), sampling=replace(SAMPLING, precision=word)):
         assert switches() == USUAL
     assert set(found) == {inside} and len(found) == 4  # two batches of two steps
+
+
+class Codec(Pixels):
+    """Pixels, and what was switched when they were decoded and encoded."""
+
+    def __init__(self):
+        super().__init__(3)
+        self.seen = []
+
+    def encode(self, x):
+        self.seen.append(switches())
+        return super().encode(x)
+
+    def decode(self, x0):
+        self.seen.append(switches())
+        return super().decode(x0)
+
+
+@pytest.mark.parametrize(("word", "inside"), [("auto", TF32), ("fp32", IEEE), ("bf16", TF32)])
+def test_a_codec_is_as_exact_as_asked_and_never_in_bfloat16(model, ampere, word, inside):
+    model.latents = codec = Codec()
+    sampling = replace(SAMPLING, precision=word, strength=0.5)
+    for _ in stream(model, indices=[0], labels=torch.zeros(1).long(), sampling=sampling, x0=torch.zeros(1, 3, 16, 16)):
+        pass
+    assert codec.seen == [inside, inside]
 
 
 def test_on_a_cpu_nothing_is_switched_on(model):

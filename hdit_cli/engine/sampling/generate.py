@@ -108,15 +108,18 @@ def denoise_batch(
     wrap: Callable[[nn.Module], Callable[..., Tensor]],
 ) -> Tensor:  # => (n, C, H, W) in [-1, 1] and a little beyond
     """Makes the images of these numbers; from a picture x0 (1, C, H, W) where there is one."""
-    codec = model.codec
-    shape = model.shape(sampling.size)
+    codec, shape = model.codec, model.shape(sampling.size)
     like = torch.empty(0, device=model.device)
-    return codec.decode(
+    chosen = precision.resolved(sampling.precision, dtype=model.dtype, device=model.device)
+    encode, decode = (
+        precision.within(precision.of_codec(chosen), model.device, call) for call in (codec.encode, codec.decode)
+    )
+    return decode(
         model.task.sample(
             sampling,
             noise=lambda stream: draw(stream, indices, shape, like=like),
             conditions={} if label is None else {"label": label.to(model.device)},
-            x0=None if x0 is None else codec.encode(x0.to(model.device)),
+            x0=None if x0 is None else encode(x0.to(model.device)),
             on_step=on_step,
             wrap=wrap,
         )

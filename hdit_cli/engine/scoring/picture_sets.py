@@ -28,6 +28,7 @@ from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.moments import Gaussian
 from hdit_cli.metrics.statistics_file import SPATIAL, read_statistics
 from hdit_cli.models.codecs.latents import Latents
+from hdit_cli.precision import computing
 from hdit_cli.tasks.sampling import Sampling
 
 Batch = tuple[list[int], list[np.ndarray]]  # numbers, and uint8 (H, W, 3) for each; sizes may differ in a folder
@@ -199,7 +200,7 @@ class Reconstructed(Stored):
     def _through(self, picture: np.ndarray) -> np.ndarray:
         device = self._codec.shift.device
         x = to_x0(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(device))
-        with torch.no_grad():
+        with torch.no_grad(), computing("fp32", device):
             return to_uint8(self._codec.decode(self._codec.encode(x)))[0].numpy()
 
 
