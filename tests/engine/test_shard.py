@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from contextlib import suppress
 from itertools import pairwise
 
@@ -11,11 +15,14 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import tiny_recipe
 from together import together
+from torch import distributed
 
 from hdit_cli import runtime
 from hdit_cli.data.loader import Loader
 from hdit_cli.engine.run import checkpoint, events
 from hdit_cli.engine.run.folder import RunFolder
+from hdit_cli.engine.training import exchange, step
+from hdit_cli.engine.training.exchange import as_first_of
 from hdit_cli.engine.training.loop import Trainer, train
 from hdit_cli.errors import UsageError
 
@@ -205,7 +212,7 @@ def test_a_refused_step_changes_nothing_on_any_process(tiny_data, tmp_path):
     """One picture of one process is not finite: every process passes over the step, and goes on."""
     recipe = exact(train__nonfinite="skip")
 
-    def step():
+    def steps():
         runtime.join_processes()
         trainer = Trainer(RunFolder(tmp_path / "run"), recipe, data=tiny_data)
         original, before, stepper = trainer.stepper.draw, [], trainer.stepper
@@ -229,7 +236,7 @@ def test_a_refused_step_changes_nothing_on_any_process(tiny_data, tmp_path):
         tensors = [tensor for network in (state.held, state.ema.network, *averages) for tensor in network.parameters()]
         return [tensor.detach().clone() for tensor in tensors]
 
-    assert together(step) == [([False, True, True], 1, 0)] * 2
+    assert together(steps) == [([False, True, True], 1, 0)] * 2
 
 
 def test_each_process_keeps_its_share_alone(tiny_data, tmp_path):
@@ -251,6 +258,74 @@ def test_each_process_keeps_its_share_alone(tiny_data, tmp_path):
     assert one + other == whole
     assert called == other
     assert one == pytest.approx(whole / 2, rel=0.05)
+
+
+@pytest.mark.slow
+def test_another_network(tiny_data, tmp_path):
+    """Its table of positions is a parameter that does not learn."""
+    model = {"type": "dit", "size": [16, 16], "patch": 2, "depth": 2, "width": 32, "heads": 2, "classes": "data"}
+    found = {}
+    for shard in (False, True):
+        recipe = exact(model=model, task={"type": "ddpm"}, train__shard=shard, train__steps=6, train__save_every=6)
+        found[shard] = ran(tmp_path / str(shard), recipe, tiny_data)[0]
+    assert found[True] == pytest.approx(found[False], rel=1e-9)
+    whole, divided = (load_file(tmp_path / str(shard) / "ckpt.safetensors") for shard in (False, True))
+    assert list(whole) == list(divided)
+    assert torch.equal(whole["pos_embed"], divided["pos_embed"])
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_with_the_same_bytes(tiny_data, tmp_path):
+    """`hdit train --processes 2`, killed without notice after its first checkpoint."""
+    file = tmp_path / "tiny.toml"
+    file.write_text(exact(train__steps=60).to_toml())
+    words = ["train", str(file), "--data", str(tiny_data), "--processes", "2", "--oversubscribe", "--run"]
+
+    def command(folder):
+        full = [sys.executable, "-m", "hdit_cli", *words, str(tmp_path / folder)]
+        return subprocess.Popen(full, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    whole, cut = command("whole"), command("cut")
+    deadline = time.monotonic() + 120
+    while not checkpoint.list_steps(tmp_path / "cut") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    cut.kill()  # the launcher: its processes end with it
+    cut.communicate()
+    text = whole.communicate(timeout=240)[1]
+    assert whole.returncode == 0, text
+    assert not (tmp_path / "cut" / "checkpoints" / checkpoint.step_name(60)).exists()
+    again = command("cut")
+    text = again.communicate(timeout=240)[1]
+    assert again.returncode == 0, text
+    assert "goes on from step" in text
+    assert "Warning" not in text
+    assert digests(tmp_path / "cut", 60) == digests(tmp_path / "whole", 60)
+
+
+def test_a_step_of_divided_weights_is_not_compiled_and_says_so(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(step, "wants_compiled", lambda *args, **kwargs: (True, ""))
+    with as_first_of(2):
+        trainer = Trainer(RunFolder(tmp_path / "run"), exact(), data=tiny_data)
+    assert trainer.stepper.compiled == []
+    assert [text for text in trainer.compiling if "not compiled: train.shard" in text]
+
+
+@pytest.mark.parametrize(("backend", "op", "factor"), [("nccl", distributed.ReduceOp.AVG, 1.0), ("gloo", None, 0.5)])
+def test_nccl_divides_while_it_adds(backend, op, factor, monkeypatch):
+    seen = {}
+
+    def scatter(output, input, op=None, group=None, async_op=False):
+        seen.update(op=op, values=input.clone())
+
+    monkeypatch.setattr(distributed, "get_backend", lambda group: backend)
+    monkeypatch.setattr(distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(exchange, "_named", lambda name, before: scatter)
+    values, looked = torch.arange(4.0), []
+    mean = exchange._MeansOfRows([], lambda parameters, gradients: looked.append(gradients[0].clone()))
+    mean(torch.empty(2), values.clone(), group=None, op=None)
+    assert seen["op"] == op
+    assert torch.equal(seen["values"], values * factor)
+    assert torch.equal(looked[0], values)
 
 
 def test_what_cannot_be_is_refused():
