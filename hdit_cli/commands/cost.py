@@ -105,7 +105,7 @@ def _trial_lines(facts: dict[str, Any]) -> list[str]:
     from hdit_cli.runtime import readable
 
     trial, estimated = facts["trial"], facts["memory"]["total"]
-    alone = ", in one process alone" if facts["processes"] > 1 else ""
+    alone = " of one process; what the others would send takes no time" if facts["processes"] > 1 else ""
     if trial["peak_bytes"]:
         off = estimated / trial["peak_bytes"] - 1
         measured = f"{readable(trial['peak_bytes'])} for tensors; the estimate is {abs(off):.0%} {'above' if off > 0 else 'below'}"
