@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -361,8 +363,12 @@ def test_torchrun_is_understood(tiny_data, tmp_path):
     assert len(losses(tmp_path / "run.old-1")) == 3
 
 
-def srun(tasks, words, *, nodes, run_env=None):
-    """What srun does: so many tasks of one command at once, each told its place in Slurm's words. Their codes and outputs."""
+def srun(tasks, words, *, nodes, end_at=None):
+    """What srun does: so many tasks of one command at once, each told its place in Slurm's words. Their codes and outputs.
+
+    Args:
+        end_at: a file; when it is there, all tasks get SIGTERM, as `scancel` sends it.
+    """
     each = tasks // nodes
     port = 20_000 + os.getpid() % 10_000
     children = []
@@ -376,6 +382,11 @@ def srun(tasks, words, *, nodes, run_env=None):
         env = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in told.items()}}
         command = [sys.executable, "-m", "hdit_cli", *map(str, words)]
         children.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    deadline = time.monotonic() + 120
+    while end_at and not end_at.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for child in children if end_at else ():
+        child.send_signal(signal.SIGTERM)
     texts = [child.communicate(timeout=240)[1] for child in children]
     return [child.returncode for child in children], texts
 
@@ -395,6 +406,17 @@ def test_plain_srun_is_understood(nodes, tiny_data, tmp_path):
     done = command(*words, tmp_path / "own", "--processes", 2, "--oversubscribe")
     assert done.returncode == 0, done.stderr
     assert digests(folder) == digests(tmp_path / "own")
+
+
+@pytest.mark.slow
+def test_scancel_saves(tiny_data, tmp_path):
+    file, folder = tmp_path / "tiny.toml", tmp_path / "run"
+    file.write_text(tiny_recipe(train__steps=100_000, train__save_every=100_000, train__sample_every=0).to_toml())
+    words = ["train", file, "--data", tiny_data, "--run", folder]
+    codes, texts = srun(2, words, nodes=2, end_at=folder / "metrics.jsonl")
+    assert codes == [75, 75], texts
+    assert len(checkpoint.list_steps(folder)) == 1
+    assert "the same command goes on from there" in texts[0]
 
 
 @pytest.mark.slow
