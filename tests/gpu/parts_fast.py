@@ -16,13 +16,11 @@ from torch.profiler import profile as recorded
 from hdit_cli.engine.bench.clock import Product, timed
 from hdit_cli.engine.bench.subject import Subject
 from hdit_cli.engine.checking.ground import fresh_accelerate
-from hdit_cli.engine.checking.measuring import held
-from hdit_cli.engine.checking.steps import Step, compared, fit
+from hdit_cli.engine.checking.steps import Step, compared, fit, precisions
 from hdit_cli.engine.memory.estimate import estimate
 from hdit_cli.engine.memory.out_of_memory import changed
 from hdit_cli.engine.memory.peak import Peak
 from hdit_cli.engine.training.clock import Clock
-from hdit_cli.engine.training.step import compile_step
 from hdit_cli.models.attention.dispatch import neighborhood_attention
 from hdit_cli.recipe import Recipe
 from hdit_cli.runtime import wait_for_device
@@ -37,11 +35,10 @@ def subject_of(light: Light, recipe: Recipe, *, compiled: bool) -> Subject:
     data = None if light.rehearse or recipe.model.size != (256, 256) else light.data
     subject = Subject(recipe, data=data)
     if compiled:
-        options: dict[str, Any] = {"backend": "eager"} if not light.on_cuda else {}
         if light.on_cuda:
-            light.facts["compiling"] = compile_step(subject.stepper, sizes=1)
-        else:
-            subject.stepper.compile(sizes=1, fall_back=False, **options)
+            light.facts["compiling"] = subject.compile()
+        else:  # captured as one graph, without code for it
+            subject.stepper.compile(sizes=1, fall_back=False, backend="eager")
     return subject
 
 
@@ -55,9 +52,9 @@ def speed(subject: Subject, seconds: float) -> dict[str, float]:
     }
 
 
-def product_rate(light: Light, dtype: torch.dtype) -> float:
+def product_rate(light: Light, precision: str) -> float:
     """TFLOP/s of a plain matrix product."""
-    product = Product(light.device, dtype)
+    product = Product(light.device, precision)
     product()
     return product.flops / min(timed(product, light.device) for _ in range(light.count(10, 2))) / 1e12
 
@@ -77,7 +74,7 @@ def first_loss(light: Light, recipe: Recipe) -> Iterator[dict[str, Any]]:
     judge = Step(small, precision="fp32", device=None)
     drawn = judge.draw()
     right = judge.take(drawn)
-    for precision in ("bf16", "tf32", "fp32") if light.on_cuda else ("bf16",):
+    for precision in precisions(light.device):
         found = Step(small, precision=precision, device=light.device).take(drawn)
         yield {"precision": precision, "right_loss": right.loss, **compared(found, right, precision)}
 
@@ -89,15 +86,14 @@ def flowers(light: Light) -> None:
     light.note(first_loss=rows)
     subject = subject_of(light, recipe, compiled=True)
     light.note(first_step_seconds=timed(subject.step, light.device))
+    light.note(compiled=subject.compiled, notes=subject.stepper.notes())
     for _ in range(light.count(4, 1)):
         subject.step()
     losses = [_loss(subject)]
     light.note(waits=count_waits(light, subject, steps=light.count(5, 1)))
     light.note(**clocks(light, subject, steps=light.count(50, 3)))
     losses.append(_loss(subject))
-    light.note(
-        mean_losses=losses, memory=memory(light, subject), product_tflops=product_rate(light, subject.product_dtype)
-    )
+    light.note(mean_losses=losses, memory=memory(light, subject), product_tflops=product_rate(light, subject.precision))
     wrong = [f"{row['precision']} {row['wrong']}" for row in rows if row["wrong"]]
     wrong += [] if all(map(math.isfinite, losses)) else ["a loss is not finite"]
     rate = light.facts["waited"]["images_per_second"]
@@ -160,7 +156,7 @@ def memory(light: Light, subject: Subject) -> dict[str, Any]:
     told = estimate(recipe, images=recipe.train.batch_size, device=light.device.type, classes=subject.classes)
     with Peak(light.device) as peak:
         subject.step()
-    measured = peak.bytes if light.on_cuda else peak.bytes + held(subject)
+    measured = peak.bytes if light.on_cuda else peak.bytes + subject.stepper.state.held_bytes()
     return {"told_bytes": told["total"], "measured_bytes": measured, "told_over_measured": told["total"] / measured}
 
 
@@ -243,7 +239,12 @@ def profile(light: Light) -> None:
         }
         for row in rows[:40]
     ]
-    light.note(top=top, busy_us_per_step=whole / steps, kernels_per_step=sum(row.count for row in rows) / steps)
+    light.note(
+        compiled=subject.compiled,
+        top=top,
+        busy_us_per_step=whole / steps,
+        kernels_per_step=sum(row.count for row in rows) / steps,
+    )
     light.note(verdict=f"{whole / steps / 1e3:.3g} ms busy a step, {top[0]['share']:.0%} in {top[0]['kernel'][:50]}")
 
 
@@ -256,7 +257,7 @@ def imagenet(light: Light) -> None:
         with light.finding(f"{'compiled' if compiled else 'eager'} {images}") as facts:
             recipe = changed(light.recipe("imagenet256-557m", train__batch_size=images), {"train.accumulate": 1})
             subject = subject_of(light, recipe, compiled=compiled)
-            facts["first_step_seconds"] = timed(subject.step, light.device)
+            facts |= {"first_step_seconds": timed(subject.step, light.device), "compiled": subject.compiled}
             facts |= light.times(subject.step, runs=light.count(5, 1), warmup=1)
             facts |= speed(subject, facts["median_ms"] / 1e3) | {"memory": memory(light, subject)}
             del subject

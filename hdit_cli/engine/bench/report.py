@@ -150,7 +150,7 @@ def _train(subject: Subject, wanted: Wanted) -> dict[str, Any]:
         "compiled": subject.compiled,
         **_compiling(first, facts["seconds"][0], compiled=subject.compiled),
         **facts,
-        "peak_bytes": peak.bytes + (0 if device.type == "cuda" else _held(subject)),
+        "peak_bytes": peak.bytes + (0 if device.type == "cuda" else subject.stepper.state.held_bytes()),
         "notes": notes,
     }
 
@@ -158,14 +158,6 @@ def _train(subject: Subject, wanted: Wanted) -> dict[str, Any]:
 def _compiling(first: float, usual: float, *, compiled: bool) -> dict[str, Any]:
     """How long the first call took, and what of that was the compiler's; None where there was none."""
     return {"first_seconds": first, "compile_seconds": max(0.0, first - usual) if compiled else None}
-
-
-def _held(subject: Subject) -> int:
-    """Bytes of weights, averages and moments, which were there before a peak off CUDA was looked for."""
-    state = subject.stepper.state
-    networks = [state.model.network, state.ema.network, *(ema.network for ema in state.averages.by_std.values())]
-    weights = sum(tensor.nbytes for network in networks for tensor in network.parameters())
-    return weights + sum(tensor.nbytes for tensor in state.optimizer_tensors().values())
 
 
 def _data(subject: Subject, wanted: Wanted) -> dict[str, Any]:

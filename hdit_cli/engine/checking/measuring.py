@@ -14,7 +14,6 @@ from hdit_cli.engine.memory.estimate import estimate
 from hdit_cli.engine.memory.out_of_memory import changed
 from hdit_cli.engine.memory.peak import Peak
 from hdit_cli.engine.training.clock import Clock
-from hdit_cli.engine.training.step import compile_step
 from hdit_cli.recipe import Recipe, load_recipe
 from hdit_cli.recipe.recipe import DEFAULT_NETWORK
 from hdit_cli.runtime import readable
@@ -45,7 +44,7 @@ def check_memory(ground: Ground) -> Found:
     subject.step()  # what is made once and kept: moments, masks
     with Peak(device) as peak:
         subject.step()
-    measured = peak.bytes - others if device.type == "cuda" else peak.bytes + held(subject)
+    measured = peak.bytes - others if device.type == "cuda" else peak.bytes + subject.stepper.state.held_bytes()
     ratio = parts["total"] / measured
     numbers = {
         "recipe": subject.recipe.name, "images": 8, "traced": parts, "measured_bytes": measured, "traced_over_measured": ratio,
@@ -57,20 +56,12 @@ def check_memory(ground: Ground) -> Found:
     return Found(told, numbers)
 
 
-def held(subject: Subject) -> int:
-    """Bytes of weights, averages and moments, which were there before a peak off CUDA was looked for."""
-    state = subject.stepper.state
-    networks = [state.model.network, state.ema.network, *(ema.network for ema in state.averages.by_std.values())]
-    weights = sum(tensor.nbytes for network in networks for tensor in network.parameters())
-    return weights + sum(tensor.nbytes for tensor in state.optimizer_tensors().values())
-
-
 def check_speed(ground: Ground) -> Found:
     """Images/s of a training step, by the run's own clock and by one that waits for the device, beside a matrix product."""
     ground.tell("speed")
     on_cuda = ground.device.type == "cuda"
     subject = subject_of(ground, images=32 if on_cuda else 16)
-    notes = compile_step(subject.stepper, sizes=1)
+    subject.compile()
     for _ in range(2):
         seconds = timed(subject.step, ground.device)
     steps = min(max(int(_SECONDS / seconds), _LEAST), _MOST)
@@ -82,7 +73,7 @@ def check_speed(ground: Ground) -> Found:
     reached = subject.train_flops / images * waited
     numbers = {
         "recipe": subject.recipe.name, "precision": subject.recipe.train.precision, "batch_size": images, "steps": steps,
-        "compiled": bool(subject.stepper.compiled) and not notes, "images_per_second": waited,
+        "compiled": subject.compiled, "images_per_second": waited,
         "images_per_second_of_the_run": told, "tflops": reached / 1e12, "product_tflops": flops / 1e12, "mfu": reached / flops,
     }  # fmt: skip
     return _judged(numbers)

@@ -17,6 +17,7 @@ from hdit_cli.engine.model import DTYPES, Model, build_network, build_task
 from hdit_cli.engine.training.setup import new_accelerator
 from hdit_cli.engine.training.step import Stepper
 from hdit_cli.errors import UsageError
+from hdit_cli.precision import has_tf32
 from hdit_cli.recipe import Recipe
 from hdit_cli.recipe.recipe import DEFAULT_NETWORK
 from hdit_cli.recipe.task import Denoise
@@ -57,7 +58,7 @@ def check(ground: Ground) -> Found:
         judge = Step(recipe, precision="fp32", device=None)
         drawn = judge.draw()
         right = judge.take(drawn)
-        for precision in _precisions(ground.device):
+        for precision in precisions(ground.device):
             found = Step(recipe, precision=precision, device=ground.device).take(drawn)
             rows.append({"step": name, "precision": precision, **compared(found, right, precision)})
     return _told(rows, device=ground.device.type)
@@ -85,9 +86,10 @@ def fit(recipe: Recipe) -> Recipe:
     )  # fmt: skip
 
 
-def _precisions(device: torch.device) -> list[str]:
+def precisions(device: torch.device) -> list[str]:
     """Of training; on the CPU float32 is the judge itself."""
-    return ["bf16"] if device.type == "cpu" else ["bf16", "tf32", "fp32"]
+    tf32 = ["tf32"] if has_tf32(device) else []
+    return ["bf16"] if device.type == "cpu" else ["bf16", *tf32, "fp32"]
 
 
 class Alone:

@@ -85,11 +85,7 @@ class Bench:
 
     def held(self) -> int:
         """Bytes of weights, averages and moments, and of what gradients are exchanged in."""
-        state = self.stepper.state
-        networks = [state.held, state.ema.network, *(ema.network for ema in state.averages.by_std.values())]
-        weights = sum(tensor.nbytes for network in networks for tensor in network.parameters())
-        moments = sum(tensor.nbytes for tensor in state.optimizer_tensors().values())
-        return weights + moments + exchanged_bytes(self.stepper.losses_of)
+        return self.stepper.state.held_bytes() + exchanged_bytes(self.stepper.losses_of)
 
     def clear(self, *, broken_off: bool = False) -> None:
         """Gives gradients and cached memory back; after a step that was broken off, divided weights begin anew."""

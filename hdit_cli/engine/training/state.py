@@ -125,6 +125,12 @@ class TrainState:
             updates=int(self.averages.updates),
         )
 
+    def held_bytes(self) -> int:
+        """Of weights, averages and moments, as this process has them between two steps."""
+        networks = [self.held, self.ema.network, *(ema.network for ema in self.averages.by_std.values())]
+        weights = sum(tensor.nbytes for network in networks for tensor in network.parameters())
+        return weights + sum(tensor.nbytes for tensor in self.optimizer_tensors().values())
+
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """The optimizer's state as "<state>/<parameter>"."""
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.held.named_parameters()}
