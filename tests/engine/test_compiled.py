@@ -25,6 +25,7 @@ from hdit_cli.engine.sampling import generate
 from hdit_cli.engine.sampling.compiled import Compiled, CompiledDenoiser, told, wants_compiled
 from hdit_cli.engine.sampling.generate import stream
 from hdit_cli.engine.training import loop as training
+from hdit_cli.engine.training.step import compile_step
 from hdit_cli.errors import UsageError
 from hdit_cli.tasks.sampling import Sampling
 
@@ -139,6 +140,81 @@ def test_a_compiled_run_that_was_cut_ends_with_the_same_bits(tiny_data, tmp_path
     assert run(tmp_path / "cut", recipe, tiny_data, monkeypatch, cut=5) == 1
     assert run(tmp_path / "cut", recipe, tiny_data, monkeypatch) == 1
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+DIT = {"type": "dit", "size": [16, 16], "patch": 4, "depth": 1, "width": 256, "heads": 4, "classes": "data"}
+MODELS = {
+    "hdit": {"model__levels": [{"depth": 1, "width": 32, "head_dim": 16, "attention": "neighborhood", "kernel": 3}]},
+    "dit": {"model": DIT, "task": {"type": "ddpm", "clip": True}},
+}
+needs_compiler = pytest.mark.skipif(bool(runtime.why_not_compiled(torch.device("cpu"))), reason="no compiler here")
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def compiled_recipe(family, **changes):
+    return tiny_recipe(**MODELS[family], train__compile=True, train__deterministic=False, **changes)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("family", MODELS)
+def test_real_code_of_several_threads_ends_with_the_same_bits(family, tiny_data, tmp_path):
+    """Not asked to be deterministic, and cut in the middle."""
+
+    class Cut(Exception):
+        pass
+
+    def cut(event):
+        if isinstance(event, events.Stepped) and event.step == 5:
+            raise Cut
+
+    recipe = compiled_recipe(family, train__steps=6, train__sample_every=0)
+    training.train(tmp_path / "whole", recipe, data=tiny_data, watch=lambda event: None)
+    torch._dynamo.reset()
+    with pytest.raises(Cut):
+        training.train(tmp_path / "cut", recipe, data=tiny_data, watch=cut)
+    torch._dynamo.reset()
+    training.train(tmp_path / "cut", recipe, data=tiny_data, watch=lambda event: None)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_code_of_a_cpu_is_made_deterministic_unasked(device, monkeypatch):
+    """On CUDA it costs speed, so there it has to be asked for."""
+    monkeypatch.setattr(runtime, "why_not_compiled", lambda device: "")
+    stepper = Subject(compiled_recipe("dit"), data=None).stepper
+    monkeypatch.setattr(stepper, "compile", lambda **how: None)
+    stepper.device = torch.device(device)
+    compile_step(stepper, sizes=1)
+    assert torch.are_deterministic_algorithms_enabled() == (device == "cpu")
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.usefixtures("two_threads")
+def test_real_code_of_several_threads_has_one_gradient():
+    """Rows of the table of classes are added up by many images at once; each order of the sum is rounded otherwise."""
+    subject = Subject(compiled_recipe("dit", train__batch_size=64), data=None)
+    stepper = subject.stepper
+    assert compile_step(stepper, sizes=1) == []
+    drawn, found = stepper.draw(subject.batches[0], first=0), set()
+    with torch.no_grad():
+        for parameter in stepper.state.parameters:  # a new network says nothing, and its table learns nothing
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    for _ in range(40):
+        stepper.state.optimizer.zero_grad(set_to_none=True)
+        stepper.losses_of(drawn).loss.mean().backward()
+        found.add(b"".join(p.grad.numpy().tobytes() for p in stepper.state.parameters if p.grad is not None))
+    assert len(found) == 1
 
 
 @pytest.mark.slow

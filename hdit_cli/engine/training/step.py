@@ -260,5 +260,7 @@ def compile_step(stepper: Stepper, *, sizes: int) -> list[str]:
     if section.shard and not stepper.shards:
         note = f"train.shard divides the weights among processes, and this is the only one; {note}".rstrip("; ")
     if wanted:
+        if stepper.device.type == "cpu":  # else code for several threads adds up the rows of a table in any order
+            runtime.set_deterministic(True)
         stepper.compile(sizes=sizes, fall_back=section.compile == "auto")
     return [note] if note else []
