@@ -102,14 +102,14 @@ def _attention(device: str) -> dict[str, Any]:
     """The backend that serves a training step of a published model (heads of 64, kernel 7), and why not the others."""
     import torch
 
-    from hdit_cli.models.attention.dispatch import choose, explain
+    from hdit_cli.models.attention.dispatch import choose, choose_compiled, explain
     from hdit_cli.models.attention.request import Request
 
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     request = Request(device=device, dtype=dtype, head_dim=64, kernel=7)
     used = choose(request)
     unused = {name: reason or f"{used} is preferred" for name, reason in explain(request).items() if name != used}
-    return {"used": used, "not_used": unused}
+    return {"used": used, "compiled": choose_compiled(request), "not_used": unused}
 
 
 def _inception() -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _remedies(device: str, attention: dict[str, Any], inception: dict[str, Any])
 
 
 def _page(facts: dict[str, Any]) -> list[str]:
-    attention, inception = facts["attention"], facts["inception"]
+    attention, inception, reason = facts["attention"], facts["inception"], facts["why_not_compiled"]
     installed = [f"{name} {version}" for name, version in facts["packages"].items() if version]
     absent = [name for name, version in facts["packages"].items() if not version]
     weights = "at hand" if inception["published"] else "not the published file" if inception["at_hand"] else "missing"
@@ -153,7 +153,7 @@ def _page(facts: dict[str, Any]) -> list[str]:
         ("devices", "; ".join(facts["devices"])),
         ("attention", f"{attention['used']} will run"),
         *((f"  {name}", f"not used: {reason}") for name, reason in attention["not_used"].items()),
-        ("compiled steps", f"not here: {facts['why_not_compiled']}" if facts["why_not_compiled"] else "possible"),
+        ("compiled steps", f"not here: {reason}" if reason else f"possible, attention by {attention['compiled']}"),
         ("Inception", f"weights {weights}: {inception['path']}"),
         *(("to mend", remedy) for remedy in facts["mend"] or ["nothing"]),
     ]

@@ -100,7 +100,8 @@ class SelfAttention(nn.Module):
             qk = nn.functional.linear(x, pairs_together(both, heads=self.heads))
             q, k = rotated_cosine(qk, self.scale, self.pos_emb.turns(positions), eps=1e-6)
             return q, k, rearrange(nn.functional.linear(x, values), "n h w (a d) -> n h w a d", a=self.heads)
-        q, k, v = rearrange(self.qkv_proj(x), "n h w (t a d) -> t n h w a d", t=3, a=self.heads)
+        # in three slices, whose gradients a compiler writes to their places: it would add those of one tensor of three to zeros
+        q, k, v = (rearrange(t, "n h w (a d) -> n h w a d", a=self.heads) for t in self.qkv_proj(x).chunk(3, dim=-1))
         angles = self.pos_emb.angles(positions)
         cos, sin = angles.cos(), angles.sin()
         return rotate(cosine_scale(q, self.scale), cos, sin), rotate(cosine_scale(k, self.scale), cos, sin), v

@@ -1,5 +1,6 @@
 """What a card would be given of a compiled training step, read without one: torch's own code for a pretended device."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def assert_whole(code):
             assert word not in text
 
 
-@pytest.mark.parametrize("card", pretended.CARDS)
+@pytest.mark.parametrize("card", ["sm_89", "sm_90"])
 def test_a_step_is_whole_and_attention_is_one_kernel(place, card):
     passes, code = step(place, card=card)
     assert_whole(code)
@@ -67,3 +68,15 @@ def test_the_plain_backend_too(place):
     """Below compute capability 9 bfloat16 has no atomic addition in generated code: a scatter would be a kernel of its own."""
     _, code = step(place, "--attention", "tiled", card="sm_89")
     assert_whole(code)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("natten") is None, reason="natten is not installed")
+@pytest.mark.parametrize("card", ["sm_89", "sm_90"])
+def test_natten_goes_into_the_graph(place, card):
+    """By its own operators, with nothing broken off: what it has in Python is followed, its kernels are never called."""
+    passes, code = step(place, "--natten", card=card)
+    assert_whole(code)
+    for name in ("forward", "backward"):
+        calls = [call for call in passes[name]["others"] if "natten" in call and name in call]
+        assert len(calls) == 1 and passes[name]["others"][calls[0]] == 2
+        assert ("hopper" in calls[0]) == (card == "sm_90")

@@ -1,6 +1,7 @@
 """Chooses the backend of neighborhood attention once for each kind of call, and can say why the others were refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -28,6 +29,11 @@ def choose(request: Request) -> str:
         if not reason:
             return name
     raise UsageError("no attention backend can run this", hint="; ".join(f"{n}: {r}" for n, r in reasons.items()))
+
+
+def choose_compiled(request: Request) -> str:
+    """The backend that the same call has inside a compiled step, where one can be compiled."""
+    return choose(replace(request, compiling=True))
 
 
 def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, *, kernel: int, backend: str | None = None) -> Tensor:

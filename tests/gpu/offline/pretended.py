@@ -34,6 +34,8 @@ class Card:
 CARDS = {
     "sm_89": Card("NVIDIA GeForce RTX 4090", (8, 9), 128, 24 << 30, 101_376, 1536),
     "sm_90": Card("NVIDIA H100 80GB HBM3", (9, 0), 132, 80 << 30, 232_448, 2048),
+    "sm_100": Card("NVIDIA B200", (10, 0), 148, 180 << 30, 232_448, 2048),
+    "sm_120": Card("NVIDIA GeForce RTX 5090", (12, 0), 170, 32 << 30, 101_376, 1536),
 }
 
 
