@@ -135,6 +135,7 @@ def _page(facts: dict[str, Any]) -> list[str]:
         shape = f"{images} x {height}x{width} tokens, {heads} heads of {d}, kernel {level['kernel']}"
         lines += ["", f"attention of level {level['level']}: {shape}; times the chosen one's time"]
         lines += [_backend(name, row) for name, row in level["backends"].items()]
+        lines += [f"  the compiled step has {level['in_compiled_step']}"] if level["in_compiled_step"] else []
     if "compiled" in facts:
         found = facts["compiled"]
         lines += ["", f"eager {_ms(found['eager_seconds'])}, compiled {_ms(found['compiled_seconds'])}"]

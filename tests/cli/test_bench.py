@@ -86,6 +86,18 @@ def test_backends_are_compared_or_say_why_not(facts):
     assert rows["strips"]["both_to_chosen"] == [1, 1, 1]
     assert all(row["why_not"] or "both_seconds" in row for row in rows.values())
     assert level["shape"] == [4, 8, 8, 2, 8]
+    assert level["in_compiled_step"] is None  # on a CPU steps are compiled only where they are asked to be
+
+
+def test_the_backend_of_a_compiled_step_is_told(made, monkeypatch):
+    """It is another than eager mode's."""
+    from hdit_cli.engine.bench import report, subject
+
+    monkeypatch.setattr(subject.Subject, "compiled", True)
+    monkeypatch.setattr(report, "_backends", lambda *args, **how: {})
+    measured = subject.Subject(load_recipe(str(made / "tiny.toml")), data=None)
+    levels = report._attention(measured, report.Wanted(runs=1))
+    assert [level["in_compiled_step"] for level in levels] == ["tiled"]
 
 
 def test_curves(facts):

@@ -160,6 +160,8 @@ def test_doctor(capsys, tmp_path, monkeypatch):
     assert not found["inception"]["at_hand"] and found["inception"]["path"] in found["mend"][0]
     page = run(capsys, "doctor")
     assert f"{attention['used']} will run" in page and "to mend" in page
+    assert attention["compiled"] == "tiled" or found["device"] != "cpu"
+    assert f"attention by {attention['compiled']}" in page or found["why_not_compiled"] in page
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "no-such-compiler" in facts(capsys, "doctor")["why_not_compiled"] or found["device"] != "cpu"
 

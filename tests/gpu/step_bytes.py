@@ -34,7 +34,9 @@ def main():
         arguments.code.mkdir(parents=True, exist_ok=True)
         words += ["--out", str(arguments.code.resolve())]
     with tempfile.TemporaryDirectory() as folder:
-        facts = json.loads(pretended.run("step_code.py", *words, card=arguments.card, folder=Path(folder)))
+        facts = json.loads(
+            pretended.run("step_code.py", *words, card=arguments.card, folder=Path(folder), timeout=7200)
+        )
     facts["gigabytes"] = round(sum(part["bytes"] for part in facts["passes"].values()) / 1e9, 1)
     print(json.dumps(facts, indent=2))
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "offline"))
 import pretended
+import torch
+
+from hdit_cli.models.attention import flex
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(pretended.missing()), reason=pretended.missing() or "-")]
 
@@ -70,6 +74,15 @@ def test_the_plain_backend_too(place):
     assert_whole(code)
 
 
+def test_flexattention_goes_into_the_graph(place):
+    """By its own fused kernels, and its plan is a constant."""
+    _, code = step(place, "--attention", "flex", card="sm_89")
+    assert_whole(code)
+    for text in code.values():
+        assert len(re.findall(r"^\s+triton_tem_\w+\.run\(", text, re.MULTILINE)) == 2
+        assert "bmm" not in text  # as scores of all tokens would need
+
+
 @pytest.mark.skipif(importlib.util.find_spec("natten") is None, reason="natten is not installed")
 @pytest.mark.parametrize("card", ["sm_89", "sm_90"])
 def test_natten_goes_into_the_graph(place, card):
@@ -80,3 +93,12 @@ def test_natten_goes_into_the_graph(place, card):
         calls = [call for call in passes[name]["others"] if "natten" in call and name in call]
         assert len(calls) == 1 and passes[name]["others"][calls[0]] == 2
         assert ("hopper" in calls[0]) == (card == "sm_90")
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("bfloat16", 64), ("float32", 128)])
+def test_flexattentions_shared_memory_is_what_is_written_down(place, dtype, width):
+    said = pretended.run("flex_memory.py", "--dtype", dtype, "--width", str(width), card="sm_89", folder=place)
+    found = json.loads(said.splitlines()[-1])
+    forward, backward = flex.SHARED_MEMORY[8, getattr(torch, dtype).itemsize]
+    number = flex.WIDTHS.index(width)
+    assert (found["forward"], found["backward"]) == (forward[number], backward[number])

@@ -18,7 +18,7 @@ from hdit_cli.engine.sampling.collect import sampling_of
 from hdit_cli.engine.sampling.generate import check
 from hdit_cli.engine.sampling.pace import MANY, paced
 from hdit_cli.errors import UsageError
-from hdit_cli.models.attention.dispatch import choose, explain, neighborhood_attention
+from hdit_cli.models.attention.dispatch import choose, choose_compiled, explain, neighborhood_attention
 from hdit_cli.models.attention.request import Request
 from hdit_cli.recipe import Recipe
 
@@ -241,9 +241,11 @@ def _attention(subject: Subject, wanted: Wanted) -> list[dict[str, Any]]:
     device, images = subject.device, len(subject.batches[0].index)
     dtype = torch.bfloat16 if subject.recipe.train.precision == "bf16" else subject.model.dtype
     for place, shape, kernel in subject.model.network.neighbourhoods(*subject.model.shape()[1:]):
-        request = Request(device.type, dtype, shape[-1], kernel)
+        request = Request(device.type, dtype, shape[-1], kernel, deterministic=subject.recipe.train.deterministic)
         rows = _backends((images, *shape), request, runs=wanted.runs, device=device)
-        found.append({"level": place, "shape": [images, *shape], "kernel": kernel, "backends": rows})
+        inside = choose_compiled(request) if subject.compiled else None
+        facts = {"level": place, "shape": [images, *shape], "kernel": kernel, "in_compiled_step": inside}
+        found.append({**facts, "backends": rows})
     return found
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from hdit_cli.models.attention import card
 from hdit_cli.models.attention.request import Request
 from hdit_cli.models.kept import have_values, kept
 
@@ -31,11 +32,33 @@ def refuse(request: Request) -> str:
         return "the package `triton`, which compiles FlexAttention's kernels, is not installed"
     if request.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"FlexAttention has no kernel for {request.dtype}"
-    if request.head_dim < 16 or request.head_dim & (request.head_dim - 1):
-        return f"FlexAttention needs a head width that is a power of two from 16 on, not {request.head_dim}"
+    if request.head_dim not in WIDTHS:
+        return f"FlexAttention needs a head width that is a power of two from 16 to 256, not {request.head_dim}"
     if request.tracing:
         return "an exported graph must not depend on FlexAttention"
+    needed, allowed = shared_memory(request), card.shared_memory()
+    if allowed is not None and needed > allowed:
+        what = f"FlexAttention's kernels for heads of {request.head_dim} in {str(request.dtype).removeprefix('torch.')}"
+        return f"{what} need {needed:,} bytes of shared memory, and this card has {allowed:,}"
     return ""
+
+
+WIDTHS = (16, 32, 64, 128, 256)  # of a head
+# Bytes of shared memory by what torch chooses for a kind of card (major compute capability) and by bytes of the dtype: forward
+# and backward, for each of WIDTHS. Compiled for cards without one by torch 2.13 and Triton 3.7.1, tests/gpu/offline/flex_memory.py.
+SHARED_MEMORY = {
+    (8, 2): ((10_240, 20_480, 49_152, 98_304, 151_552), (12_800, 25_088, 35_328, 68_096, 135_680)),
+    (8, 4): ((36_864, 57_600, 82_432, 147_968, 135_424), (5_120, 9_216, 17_408, 33_792, 66_560)),
+}
+
+
+def shared_memory(request: Request) -> int:
+    """Bytes of shared memory that a block of threads needs; those of the nearest older kind of card where a kind is not known."""
+    major = (card.capability() or (8, 9))[0]
+    kind = max((known for known, _ in SHARED_MEMORY if known <= major), default=8)
+    forward, backward = SHARED_MEMORY[kind, request.dtype.itemsize]
+    place = WIDTHS.index(request.head_dim)
+    return max(forward[place], backward[place]) if request.gradient else forward[place]
 
 
 def seen(length: int, kernel: int, tile: int, count: int, *, device: torch.device) -> Tensor:

@@ -1,6 +1,6 @@
 """Shared memory that FlexAttention's kernels need for this project's masks, by dtype and width of a head, compiled for a card.
 
-    python tests/gpu/flex_memory.py [--card sm_89]      (starts this script as it must be started)
+    python tests/gpu/offline/pretended.py sm_89 flex_memory.py [--dtype bfloat16] [--width 64]
 
 Prints a line of JSON for each: bytes of the forward kernel and of the backward kernel. Nothing runs, so no card is needed.
 """
@@ -19,14 +19,12 @@ CARD = pretended.pretend()
 import torch  # noqa: E402
 import torch._inductor.runtime.triton_heuristics as heuristics  # noqa: E402
 import triton  # noqa: E402
-from generated import Code  # noqa: E402
+from generated import Code, plans_made  # noqa: E402
 from torch._subclasses import FakeTensorMode  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from hdit_cli.models.attention import flex  # noqa: E402
-
-BLOCKS = flex.blocks
 
 
 def kernels(code):
@@ -71,14 +69,13 @@ def _compile(function, kwargs):
 
 def needs(dtype, width, *, side=32):
     """Bytes of the forward and of the backward kernel."""
-    code, flex.blocks = Code(), BLOCKS
+    code = Code()
     torch._dynamo.reset()
     with FakeTensorMode():
         q, k, v = (
             torch.empty(2, side, side, 2, width, dtype=dtype, device="cuda", requires_grad=True) for _ in range(3)
         )
-        made = flex.blocks(side, side, 7, q.device)  # while tensors are fake: dynamo would make them of real memory
-        flex.blocks = lambda *_: made
+        plans_made({(side, side, 7)})
         out = torch.compile(flex.attend, backend=code.backend, fullgraph=True, dynamic=False)(q, k, v, kernel=7)
         out.sum().backward()
     found = {}

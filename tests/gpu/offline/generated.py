@@ -20,6 +20,8 @@ from torch._inductor.graph import GraphLowering
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from hdit_cli.models.attention import flex
+
 config.fx_graph_cache = config.benchmark_kernel = config.shape_padding = False
 config.compile_threads = 1
 config.joint_graph_constant_folding = False  # it computes on the device
@@ -114,3 +116,12 @@ def like(value):  # a tensor of the fake mode that is on now
     if not isinstance(value, torch.Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+
+
+def plans_made(maps):
+    """FlexAttention's plans of maps (height, width, kernel), as fake tensors: while it traces dynamo would make real ones."""
+    made = {each: usual_plan(*each, torch.device("cuda", 0)) for each in maps}
+    flex.blocks = lambda height, width, kernel, device: made[height, width, kernel]
+
+
+usual_plan = flex.blocks

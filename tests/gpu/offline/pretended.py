@@ -2,7 +2,11 @@
 
 Tensors of the device are fake ones (shapes, dtypes and strides, no values), so graphs are traced, code is generated and Triton's
 kernels are compiled as on that card, and nothing runs: this shows what would be launched, no time and no number. It changes
-torch for the whole process, so tests start a process of its own for it: `python tests/gpu/offline/<script>`. Made for torch 2.13.
+torch for the whole process, so tests start a process of its own for it, and so does one who types
+
+    python tests/gpu/offline/pretended.py sm_89 flex_memory.py --dtype float32 --width 128
+
+Made for torch 2.13.
 """
 
 import ctypes
@@ -11,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,3 +223,8 @@ def _usual_attention():
         return efficient(q, k, v, attn_mask, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale)[0]
 
     functional.scaled_dot_product_attention = attention
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        print(run(sys.argv[2], *sys.argv[3:], card=sys.argv[1], folder=Path(scratch), timeout=7200), end="")

@@ -17,7 +17,7 @@ import pretended
 CARD = pretended.pretend()
 
 import torch  # noqa: E402
-from generated import Code  # noqa: E402
+from generated import Code, plans_made  # noqa: E402
 from torch._subclasses import FakeTensorMode  # noqa: E402
 
 from hdit_cli.engine.model import DTYPES, build_network, build_task  # noqa: E402
@@ -46,6 +46,7 @@ def step(recipe, *, batch, code):
             keys, like = torch.zeros(batch, dtype=torch.int32), torch.zeros(())
         seed_dropout(task.network, keys)
         drawn = task.blank(batch, recipe.model.size, like=like, told={})
+        plans_made({(*shape[:2], kernel) for _, shape, kernel in task.network.neighbourhoods(*recipe.model.size)})
         task.losses = Compiled(task.losses, graphs=1, switch="", backend=code.backend).run
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=recipe.train.precision == "bf16"):
             each = task(drawn)
