@@ -91,6 +91,7 @@ def test_what_was_made_with_other_options_is_not_used(place, own_cache):
     for changed in (
         {"sampling": {"batch_size": 2, "seed": 1}},
         {"sampling": {"batch_size": 2, "steps": 3}},
+        {"sampling": {"batch_size": 2, "precision": "bf16"}},
         {"sampling": {"batch_size": 3}},
         {"n": 10},
         {"label": "all"},
