@@ -34,7 +34,10 @@ def trained(folder, recipe, data, steps=4):
     return weights.numpy().tobytes(), float(trainer.stepper.noise_scale.small)
 
 
-@pytest.mark.parametrize(("processes", "accumulate"), [(2, 1), (2, 2), pytest.param(3, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("processes", "accumulate"),
+    [pytest.param(2, 1, marks=pytest.mark.slow), (2, 2), pytest.param(3, 2, marks=pytest.mark.slow)],
+)
 def test_the_same_bits_as_torchs_own_exchange(processes, accumulate, tiny_data, tmp_path, monkeypatch):
     recipe = tiny_recipe(train__batch_size=12, train__accumulate=accumulate)
     found = together(lambda: trained(tmp_path, recipe, tiny_data), processes=processes)

@@ -181,3 +181,12 @@ def test_a_run_says_where_it_was_too_much(place, tiny_data, tmp_path, monkeypatc
     monkeypatch.setattr(where, full)
     with pytest.raises(OutOfMemory, match="at batch 8" if place == "training" else "drawing 4 pictures"):
         train(tmp_path / "run", tiny_recipe(), data=tiny_data, watch=lambda event: None)
+
+
+def test_several_processes_may_divide_their_weights(monkeypatch):
+    monkeypatch.setattr(runtime, "ranks", lambda: runtime.Ranks(0, 4))
+    levels = [{"depth": 8, "width": 128, "head_dim": 32, "attention": "global"}]
+    recipe = tiny_recipe(model__levels=levels, model__classes=0, train__batch_size=4)
+    assert "--set train.shard=true" in in_training(recipe).hint
+    for changes in ({"train__shard": True}, {"train__compile": True}):
+        assert "train.shard" not in in_training(tiny_recipe(**{**changes, "model__levels": levels})).hint

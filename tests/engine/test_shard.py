@@ -162,7 +162,8 @@ def test_lower_precision_computes_what_undivided_weights_do(precision, tiny_data
     assert found[True] == pytest.approx(found[False], rel=1e-5)
 
 
-def test_everything_beside_the_steps(tiny_data, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_everything_beside_the_steps(tiny_data, tmp_path):
     """Grids, validation, scores, best weights, snapshots of averages: of whole weights, the same as without shards."""
     from hdit_cli.engine.run import snapshots
 

@@ -53,6 +53,9 @@ class Shards:
         # layers return views, and none is changed in place, which is what the warning is about
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self.shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+        torch.empty(
+            0, device=device
+        )  # a mesh chooses a card by LOCAL_RANK where none is in use yet, though a task may see but one
         mesh = init_device_mesh(device.type, (self.world,))
         for block in list(network.layers()):
             fully_shard(block, mesh=mesh)
