@@ -23,15 +23,19 @@ class Passes(TorchDispatchMode):
 
     def __init__(self, stepper):
         super().__init__()
-        self.state, self.gradients, self.averages = stepper.state, [], []
+        state = stepper.state
+        averages = [state.ema, *state.averages.by_std.values()]
+        self.parameters, self.known = state.parameters, set()
+        self.of_averages = {weight.data_ptr() for each in averages for weight in each.network.parameters()}
+        self.gradients, self.averages = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = {leaf.data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
-        gradients = [parameter.grad for parameter in self.state.parameters]
-        averages = [self.state.ema, *self.state.averages.by_std.values()]
-        if None not in gradients and given & {gradient.data_ptr() for gradient in gradients}:
+        if not self.known and all(parameter.grad is not None for parameter in self.parameters):  # backward is done
+            self.known = {parameter.grad.data_ptr() for parameter in self.parameters}
+        if given & self.known:
             self.gradients.append(func.overloadpacket.__name__)
-        if any(given & {weight.data_ptr() for weight in each.network.parameters()} for each in averages):
+        if given & self.of_averages:
             self.averages.append(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
 
@@ -39,6 +43,7 @@ class Passes(TorchDispatchMode):
 def passes(arithmetic, **changes):
     made = subject(arithmetic, ema__stds=[0.05, 0.1], **changes)
     made.step()  # states are made
+    made.stepper.state.optimizer.zero_grad(set_to_none=True)
     with Passes(made.stepper) as seen:
         made.step()
     groups = len(made.stepper.state.optimizer.param_groups)
