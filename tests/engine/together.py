@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, PartialState
 from hdit_cli.engine.launch import _free_port
 
 
-def together(function: Callable[[], Any], *, processes: int = 2, timeout: float = 120.0) -> list[Any]:
+def together(function: Callable[[], Any], *, processes: int = 2, timeout: float = 300.0) -> list[Any]:
     """What each process returns, in the order of ranks; what one raises is shown and fails the test."""
     context = multiprocessing.get_context("fork")
     port = _free_port()
