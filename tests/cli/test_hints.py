@@ -63,7 +63,11 @@ TYPED = {
     "hdit convert {path}{option}": f"{LATER} convert plain.safetensors",
     "hdit convert {where}": f"{LATER} convert plain.safetensors",
     "hdit info": "info runs/made",
-    "hdit info RECIPE": "info flowers256",
+    "hdit convert": f"{LATER} convert plain.safetensors",
+    "hdit convert SRC": f"{LATER} convert plain.safetensors",
+    "hdit prepare SRC --buckets --bucket-step {times * recipe.model.unit[0]}": (
+        "prepare flowers --size 32x32 --buckets --bucket-step 8 --out data/buckets"
+    ),
     "hdit prepare {there} --size {FOR_CPU_SIDE} --out {shlex.quote(str(out))}": "prepare flowers --size 64 --out data/again64",
     "hdit train {FOR_CPU}{data}{classes}": "train flowers64-cpu --data data/again64 --dry-run --set model.classes=0",
     "hdit prepare --hold-out 0.05": "prepare flowers --size 16 --hold-out 0.3 --out data/held",
