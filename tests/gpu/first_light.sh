@@ -46,7 +46,7 @@ if compgen -G "first-light/wheels/*.whl" >/dev/null; then
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$work/site" \
     first-light/wheels/*.whl >>"$log" 2>&1 || printf 'wheels: not installed, see %s\n' "$log"
 fi
-export PYTHONPATH=$work/site:$PWD:$PWD/tests/gpu${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH=$work/site:$PWD:$PWD/tests/gpu${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONPYCACHEPREFIX=$work/pycache
 export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton HDIT_CACHE=$work/cache
 [[ -f first-light/data/manifest.json ]] && options+=(--data first-light/data)
 

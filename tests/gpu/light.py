@@ -1,5 +1,6 @@
 """What the parts of `first_light.sh` stand on: a device, data, a file of results that grows, stand-ins for a rehearsal."""
 
+import gc
 import json
 import os
 import statistics
@@ -79,6 +80,7 @@ class Light:
             facts["failed"] = f"{kind}: {' '.join(str(error).split())[:400]}"
         finally:
             self.note(**{name: facts})
+            gc.collect()
             if self.on_cuda:
                 torch.cuda.empty_cache()
 

@@ -32,7 +32,8 @@ LOCAL = ("natten", "fused", "flex", "tiled")  # backends of neighborhood attenti
 def subject_of(light: Light, recipe: Recipe, *, compiled: bool) -> Subject:
     """A recipe with the batch of the data set where there is one, its step compiled as `train` would."""
     fresh_accelerate()
-    data = None if light.rehearse or recipe.model.size != (256, 256) else light.data
+    fits = tuple(recipe.model.size) == (256, 256) and recipe.model.classes == 0
+    data = light.data if fits and not light.rehearse else None
     subject = Subject(recipe, data=data)
     if compiled:
         if light.on_cuda:

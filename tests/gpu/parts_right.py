@@ -1,7 +1,6 @@
 """Parts of `first_light.sh` that ask whether numbers are right."""
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -17,6 +16,7 @@ from PIL import Image
 
 from hdit_cli import catalog
 from hdit_cli.engine.checking import attention as checking
+from hdit_cli.engine.checking import report
 from hdit_cli.engine.checking.running import differences
 from hdit_cli.engine.run import checkpoint
 
@@ -34,14 +34,17 @@ def _command(*words: str) -> list[str]:
 
 
 def doctor(light: Light) -> None:
-    """`hdit doctor --check --json`, as a user runs it."""
-    ended = subprocess.run(_command("doctor", "--check", "--json"), capture_output=True, text=True, check=False)
-    light.note(exit_code=ended.returncode, error=ended.stderr[-600:] if ended.returncode else "")
-    facts = json.loads(ended.stdout)
-    wrong = [each["name"] for each in facts["checks"] if each["state"] == "failed"]
-    light.note(check=facts, verdict=f"wrong: {', '.join(wrong)}" if wrong else "right")
+    """What `hdit doctor --check` does, each check written down as it ends."""
+    wrong = []
+
+    def done(checked: report.Checked) -> None:
+        light.note(**{checked.name: vars(checked)})
+        wrong.extend([checked.name] if checked.state == report.FAILED else [])
+        light.note(verdict=f"wrong: {', '.join(wrong)}" if wrong else f"right up to {checked.name}")
+
+    report.check(tell=lambda text: print(text, flush=True), done=done)
     if wrong:
-        raise SystemExit(f"doctor: {ended.stderr[-600:]}")
+        raise SystemExit(f"doctor: {wrong}")
 
 
 def tests(light: Light) -> None:

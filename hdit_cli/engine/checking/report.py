@@ -15,14 +15,14 @@ from hdit_cli.engine.checking import attention, compiling, measuring, running, s
 from hdit_cli.engine.checking.ground import Found, Ground, scratch
 from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError, is_out_of_memory
 
-CHECKS: dict[str, Callable[[Ground], Found]] = {
+CHECKS: dict[str, Callable[[Ground], Found]] = {  # what is soon known first; compiling takes longest
     "attention": attention.check,
     "training step": steps.check,
-    "compiled step": compiling.check_step,
-    "CUDA graphs": compiling.check_graphs,
     "resume": running.check_resume,
     "checkpoint": running.check_checkpoint,
     "memory": measuring.check_memory,
+    "compiled step": compiling.check_step,
+    "CUDA graphs": compiling.check_graphs,
     "speed": measuring.check_speed,
 }
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
