@@ -354,6 +354,16 @@ def run(monkeypatch, capsys, tmp_path, checks, *options):
     return stop.value.code, printed.out, printed.err, list(tmp_path.iterdir())
 
 
+def not_finite_numbers(ground):
+    return Found(wrong="it is not finite", hint="x", numbers={"worst": float("inf"), "rows": [{"loss": float("nan")}]})
+
+
+def test_json_has_no_nan(monkeypatch, capsys, tmp_path):
+    code, out, _, _ = run(monkeypatch, capsys, tmp_path, {"one": not_finite_numbers}, "--json")
+    facts = json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert code == 1 and facts["checks"][0]["numbers"] == {"worst": None, "rows": [{"loss": None}]}
+
+
 def skipped(ground):
     return Found("nothing of that kind", skipped=True)
 

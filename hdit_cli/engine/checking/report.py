@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -92,7 +93,16 @@ def run(name: str, function: Callable[[Ground], Found], ground: Ground) -> Check
         found, code = _stumbled(error)
     state = FAILED if found.wrong else SKIPPED if found.skipped else PASSED
     seconds = round(time.perf_counter() - start, 3)
-    return Checked(name, state, found.wrong or found.text, found.hint, seconds, found.numbers, code)
+    return Checked(name, state, found.wrong or found.text, found.hint, seconds, _plain(found.numbers), code)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: a number that is not finite is none."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _stumbled(error: Exception) -> tuple[Found, int]:
