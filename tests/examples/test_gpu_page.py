@@ -47,7 +47,7 @@ def test_by_operations():
 def test_by_bytes():
     assert BY_BYTES
     for name, forward, backward, both, parameters, update, together, *milliseconds in BY_BYTES:
-        assert number(forward) + number(backward) == pytest.approx(number(both), abs=0.051)
+        assert number(forward) + number(backward) == pytest.approx(number(both), abs=0.11)  # each is rounded
         assert count(load_recipe(name))["params"] == number(parameters)
         assert 48 * number(parameters) / 1e9 == pytest.approx(number(update), rel=0.04)
         assert number(both) + number(update) == pytest.approx(number(together), abs=0.1)
