@@ -13,7 +13,7 @@ from hdit_cli.runtime import environment
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OTHERS = {"setuptools", "wheel", "scipy"}  # of the machinery alone
+OTHERS = {"setuptools", "wheel", "scipy", "triton"}  # of the machinery alone
 TAKES_A_VALUE = {"-f", "-r", "-c", "--index-url", "--extra-index-url", "--find-links"}
 LINE = re.compile(r"\bpip install\b([^\n`]*)")
 
