@@ -12,7 +12,7 @@ def verify(
     path: Annotated[Path, typer.Argument(help="A run folder, or a prepared data set.")],
     json_: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")] = False,
 ) -> None:
-    """Read every checkpoint, snapshot or shard and compare it with its hash; changes nothing.
+    """Read every checkpoint, snapshot, codec or shard and compare it with its hash; changes nothing.
 
     Exits 4 (data: 3) if one differs.
     """
@@ -49,5 +49,5 @@ def verify(
         raise CheckpointError(
             f"{len(bad)} of {len(found)} are damaged: {bad[0].name} {bad[0].problem}",
             hint="`hdit train` sets a damaged checkpoint aside and goes on from the newest whole one; a damaged folder "
-            "in ema/ can be removed",
+            "in ema/ can be removed, and a codec (kl-vae-*) copied there again",
         )

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from hdit_cli.recipe.section import Listed, Problem, Section, stop_at
 
 Width = Annotated[int, Field(ge=1, le=8192)]
+LEAST_SCALE = 1e-6
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -41,8 +42,8 @@ class KLVAE(Section):
         for name in ("shift", "scale"):
             if len(getattr(self, name)) not in (1, self.channels):
                 problems.append(((name,), f"has {len(getattr(self, name))} numbers for {self.channels} channels"))
-        if 0.0 in self.scale:
-            problems.append((("scale",), "is 0, and latents are divided by it"))
+        if any(abs(scale) < LEAST_SCALE for scale in self.scale):
+            problems.append((("scale",), f"is nearer to 0 than {LEAST_SCALE:g}, and latents are divided by it"))
         stop_at(problems)
         return self
 

@@ -181,6 +181,34 @@ def test_large_maps_are_decoded_in_pieces(place):
     assert codec.decode(z).shape == (1, 3, 4 * TILE + 10, 2 * TILE + 2)
 
 
+def test_a_configuration_that_is_none_is_refused_in_words(place, tmp_path, capsys):
+    """Whatever stands in a config.json that was downloaded: one sentence, and nothing is written."""
+
+    def refused(*, code, words, tensors=None, **changes):
+        folder = tmp_path / "source"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        save_file({**random_codec(0).state_dict(), **(tensors or {})}, folder / "diffusion_pytorch_model.safetensors")
+        (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+        told = typed(capsys, "convert", folder, "--out", tmp_path / "x.safetensors", code=code).err
+        assert words in told and "pydantic" not in told and not (tmp_path / "x.safetensors").exists()
+
+    refused(code=4, words="down_block_types 5, which is no list", down_block_types=5)
+    refused(code=2, words="a block of the kind [1]", up_block_types=[[1]])
+    refused(code=2, words="the activation 'relu'", act_fn="relu")
+    refused(code=4, words="says out_channels 4", out_channels=4)
+    refused(code=4, words="says use_quant_conv False", use_quant_conv=False)
+    refused(code=4, words="says mid_block_add_attention False", mid_block_add_attention=False)
+    refused(code=4, words="scale is nearer to 0 than 1e-06", scaling_factor=0)
+    refused(code=4, words="scale is nearer to 0 than 1e-06", scaling_factor=1e-300)
+    refused(code=4, words="what is no number", scaling_factor=10**400)
+    refused(code=4, words="latents_mean '1234', which is no list", latents_mean="1234", latents_std=[1, 1, 1, 1])
+    refused(code=4, words="divide into True groups", norm_num_groups=True)
+    refused(code=4, words="none of a KL autoencoder", tensors={"encoder.conv_in.weight": torch.zeros(3)})
+    far = {f"encoder.down_blocks.{10**12}.x": torch.zeros(1)}  # as many levels are not counted through
+    refused(code=4, words="it names level 1000000000000", tensors=far)
+
+
 # A run
 
 
@@ -312,3 +340,52 @@ def test_a_codec_for_a_model_of_pixels_is_refused(place, tiny_data, tmp_path, ca
 def test_a_received_file_names_no_codec_that_is_opened(place, run):
     model = load(run)
     assert model.recipe["codec"]["path"] == ""
+
+
+@pytest.mark.parametrize(
+    "lie", [{"channels": 4.0}, {"factor": 16}, {"sha256": "eight"}], ids=["no count", "factor", "another codec"]
+)
+def test_a_header_that_lies_about_its_codec_is_refused(place, run, tmp_path, capsys, lie):
+    """Of other channels, or of another factor, than the codec of that SHA-256 has: told before anything is computed."""
+    codec = place / "vae.safetensors"
+    needs = json.loads(checkpoint.read_header(run / "ckpt.safetensors")["hdit.needs_codec"]) | lie
+    if needs["sha256"] == "eight":
+        folder = tmp_path / "eight"
+        folder.mkdir()
+        wide = KLVAE(widths=(8, 16), channels=8, layers=1, groups=4)
+        save_file(wide.state_dict(), folder / "diffusion_pytorch_model.safetensors")
+        (folder / "config.json").write_text('{"norm_num_groups": 4, "scaling_factor": 0.5}')
+        codec = tmp_path / "eight.safetensors"
+        typed(capsys, "convert", folder, "--out", codec)
+        needs["sha256"] = load_codec(codec).fingerprint()
+    told = {**checkpoint.read_header(run / "ckpt.safetensors"), "hdit.needs_codec": json.dumps(needs)}
+    save_file(load_file(run / "ckpt.safetensors"), tmp_path / "lies.safetensors", told)
+    words = ("sample", tmp_path / "lies.safetensors", "--codec", codec, "-n", 1, "--steps", 1, "--out", tmp_path / "x")
+    said = typed(capsys, *words, code=4).err
+    assert "its codec has other channels" in said or "the checkpoint needs latents of 4 channels" in said
+    assert not (tmp_path / "x").exists()
+
+
+def test_verify_reads_the_codec_of_a_run(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (kept,) = copy.glob("kl-vae-*.safetensors")
+    assert f"{kept.name}" in typed(capsys, "verify", copy).out
+    damaged = bytearray(kept.read_bytes())
+    damaged[-1] ^= 1
+    kept.write_bytes(damaged)
+    assert "has other bytes than its name says" in typed(capsys, "verify", copy, code=4).err
+    kept.unlink()
+    assert f"{kept.name} is missing" in typed(capsys, "verify", copy, code=4).err
+
+
+def test_a_run_from_another_codecs_weights_is_told_so(place, run, tiny_data, tmp_path):
+    from hdit_cli.engine.training.init import match, read_source
+
+    source = read_source(run)
+    same, other = recipe_of(place), recipe_of(place, codec={"path": str(place / "other.safetensors")})
+    words = "it learnt the latents of the codec"
+    assert not any(words in note for note in match(source, same, classes=["blue", "red"]).notes)
+    told = [note for note in match(source, other, classes=["blue", "red"]).notes if words in note]
+    before, now = (load_codec(place / f"{name}.safetensors").fingerprint()[:8] for name in ("vae", "other"))
+    assert told == [f"{words} {before}, and starts here with the latents of the codec {now}"]

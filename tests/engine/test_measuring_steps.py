@@ -137,3 +137,11 @@ def test_what_cannot_be_compiled_is_told_before_anything_is_measured(monkeypatch
     with pytest.raises(UsageError, match="no compiler"):
         bench(recipe(), data=None, wanted=Wanted(runs=1, steps=1, compiled=True), watch=watched.append)
     assert not watched
+
+
+@pytest.mark.parametrize("crop", ["random", "center"])
+def test_pictures_are_cut_as_training_cuts_them(crop, tiny_data):
+    """Of the size that the recipe trains on, for which the work is counted, and not of the size they are stored in."""
+    wanted = tiny_recipe(data={"workers": 0, "crop": crop}, model={**tiny_recipe().to_dict()["model"], "size": [8, 8]})
+    subject = Subject(wanted, data=tiny_data)
+    assert {tuple(batch.pixels.shape[1:]) for batch in subject.batches} == {(3, 8, 8)}

@@ -12,11 +12,10 @@ import torch
 from hdit_cli import counter, runtime
 from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
-from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine.model import DTYPES, Model, build_network, build_task, count
 from hdit_cli.engine.run.codec_file import load_codec
 from hdit_cli.engine.sampling.generate import check, choose_labels, stream
-from hdit_cli.engine.training.setup import check_fit, new_accelerator, new_model, picture_size
+from hdit_cli.engine.training.setup import new_accelerator, new_model, open_data, picture_size, random_cut
 from hdit_cli.engine.training.step import Stepper, compile_step
 from hdit_cli.precision import has_tf32
 from hdit_cli.recipe import Recipe
@@ -35,12 +34,11 @@ class Subject:
 
     def __init__(self, recipe: Recipe, *, data: Path | None) -> None:
         self.recipe = recipe
-        self.reader = ShardReader(data) if data else None
+        self.reader = open_data(recipe, data) if data else None
         runtime.set_deterministic(recipe.train.deterministic)
         runtime.fast_matmul()
         runtime.keep_freed_memory()
         if self.reader:
-            check_fit(recipe, self.reader)
             model = new_model(recipe, self.reader, path=str(data))
         else:
             model = _model(recipe)
@@ -118,6 +116,7 @@ class Subject:
             slots=split(section.batch_size, world=1, rank=0, accumulate=section.accumulate),
             workers=self.recipe.data.workers,
             pin_memory=self.device.type == "cuda",
+            cut=random_cut(self.recipe),
         )
 
     def _load(self) -> list[Batch]:

@@ -134,7 +134,8 @@ def found_for(wanted: Absent, *, named: Path | None, beside: Path) -> Latents | 
 
     Raises:
         UsageError: the named file is another codec.
-        CheckpointError: it cannot be read, or the file beside has other bytes than its name says.
+        CheckpointError: it cannot be read, the file beside has other bytes than its name says, or it makes other latents than
+            the checkpoint says.
     """
     if named is not None:
         if not named.is_file():
@@ -145,14 +146,25 @@ def found_for(wanted: Absent, *, named: Path | None, beside: Path) -> Latents | 
                 f"not {wanted.sha256[:8]}",
                 hint=f"give that one, or put it beside the checkpoint as {wanted.name}",
             )
-        return load_codec(named)
+        return _fitting(load_codec(named), wanted)
     for folder in (beside, beside.parent, beside.parent.parent):
         place = folder / wanted.name
         if place.is_file():
             if files.sha256(place) != wanted.sha256:
                 raise CheckpointError(f"{place} has other bytes than its name says", hint="get it again")
-            return load_codec(place)
+            return _fitting(load_codec(place), wanted)
     return wanted
+
+
+def _fitting(codec: Latents, wanted: Absent) -> Latents:
+    """The codec of that SHA-256, if its latents are what the checkpoint says of them: a header may say anything."""
+    if (codec.channels, codec.factor) != (wanted.channels, wanted.factor):
+        raise CheckpointError(
+            f"the checkpoint needs latents of {wanted.channels} channels at 1/{wanted.factor} of the size, and the codec that it "
+            f"names, {codec.file}, makes {codec.channels} at 1/{codec.factor}",
+            hint="the checkpoint's header is wrong: get it again from where it was trained",
+        )
+    return codec
 
 
 def keep_beside(codec: Latents, folder: Path) -> Path:

@@ -339,7 +339,10 @@ def _codec(value: Any, *, recipe: Recipe) -> dict[str, Any]:
     expect(value["type"] in catalog.names("codec"), "its codec is of a kind that this version does not know")
     expect(isinstance(sha256, str) and _SHA256.fullmatch(sha256), "its codec has no SHA-256")
     expect(is_count(value["factor"]) and 1 <= value["factor"] <= 1024, "its codec has no factor")
-    expect(value["channels"] == recipe.model.channels, "its codec has other channels than its network")
+    expect(
+        is_count(value["channels"]) and value["channels"] == recipe.model.channels,
+        "its codec has other channels than its network",
+    )
     return value
 
 

@@ -12,9 +12,10 @@ from hdit_cli import files
 from hdit_cli.data import shard_index, shards
 from hdit_cli.data.prepare.finishing.report import REPORT, read_report
 from hdit_cli.data.shard_check import shard_problem
-from hdit_cli.engine.run import checkpoint, snapshots
+from hdit_cli.engine.run import checkpoint, header, snapshots
 from hdit_cli.engine.run.best import BEST, best_problem
-from hdit_cli.errors import DataError, StorageError
+from hdit_cli.errors import CheckpointError, DataError, StorageError
+from hdit_cli.models.codecs.latents import file_name
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Checked:
 
 
 def verify_run(run: Path) -> Iterator[Checked]:
-    """Every checkpoint folder of a run, oldest first, then `ckpt.safetensors`, `best.safetensors`, then the snapshots of averages.
+    """Every checkpoint folder of a run, oldest first, `ckpt.safetensors`, the codec, `best.safetensors`, the snapshots of averages.
 
     The run may train meanwhile: what rotation removes is left out, what is saved is looked at too. What was set aside as
     `.bad` is no longer part of the run, and not looked at.
@@ -50,6 +51,7 @@ def verify_run(run: Path) -> Iterator[Checked]:
         yield Checked(public.name, public.stat().st_size, "" if digest in averages else problem)
     elif averages:
         yield Checked(public.name, 0, "is missing; the next `hdit train` writes it again")
+    yield from _verify_codecs(run, public if digest else None)
     best = run / BEST
     if best.is_file():
         yield Checked(best.name, best.stat().st_size, best_problem(best))
@@ -66,6 +68,23 @@ def _verify_checkpoint(folder: Path, averages: set[str]) -> Iterator[Checked]:
                 written = manifest["files"].items()
                 averages.update(facts["sha256"] for name, facts in written if name == "ema.safetensors")
         yield checked
+
+
+def _verify_codecs(run: Path, public: Path | None) -> Iterator[Checked]:
+    """The codecs that lie in a run, and the one that its newest average needs."""
+    needed: dict[str, str] = {}  # name of the file => SHA-256
+    with contextlib.suppress(CheckpointError):  # told of that file already
+        facts = header.read_facts(checkpoint.read_header(public), where=str(public)) if public else None
+        if facts is not None and facts.codec:
+            needed = {file_name(facts.codec["type"], facts.codec["sha256"]): facts.codec["sha256"]}
+    for name in sorted({*needed, *(path.name for path in run.glob("kl-vae-????????.safetensors"))}):
+        path = run / name
+        if not path.is_file():
+            yield Checked(name, 0, "is missing, and without its codec the run makes no pictures; copy it there again")
+            continue
+        sha256 = files.sha256(path)
+        whole = sha256 == needed[name] if name in needed else path.stem.endswith(sha256[:8])
+        yield Checked(name, path.stat().st_size, "" if whole else "has other bytes than its name says")
 
 
 def _verify_folder(folder: Path, *, prefix: str = "") -> Iterator[Checked]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from hdit_cli.engine.run import codec_file, header
@@ -80,9 +81,11 @@ def _section(source: Path, blank: Mapping[str, Tensor], told: dict[str, Any]) ->
     shift, scale = names.normalisation_of(told, channels=arguments["channels"])
     try:
         return KLVAE.model_validate({"type": "kl-vae", **arguments, "shift": shift, "scale": scale})
-    except ValueError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise Misfit(f"its configuration describes no autoencoder: {first[:200]}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, what = first.get("ctx", {}).get("problems", [(first["loc"], first["msg"])])[0]
+        what = f"{'.'.join(map(str, place))} {what}"
+        raise Misfit(f"its configuration describes no autoencoder: {what[:200]}") from error
 
 
 def _table(tensors: Mapping[str, Tensor]) -> header.Table:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdit_cli import catalog
+from hdit_cli import catalog, files
 from hdit_cli.data.prepare.facts.words import same_label
 from hdit_cli.engine.load import find, open_source
 from hdit_cli.engine.model import Model, build_network, class_count
@@ -118,6 +118,7 @@ def match(source: Source, recipe: Recipe, *, classes: Sequence[str]) -> Match:
     notes = [
         *growth.notes(),
         *_task_notes(source, recipe),
+        *_codec_notes(source, recipe),
         *_class_notes(source, network, growth, classes=classes, rows=rows),
     ]
     table = _table(network, model.network, growth, copies=copies, fitted=fitted, rows=rows)
@@ -211,6 +212,18 @@ def _task_notes(source: Source, recipe: Recipe) -> list[str]:
     if ours == theirs:
         return []
     return [f"it learnt the task {theirs}, and starts here with {ours}, which asks the network for another answer"]
+
+
+def _codec_notes(source: Source, recipe: Recipe) -> list[str]:
+    """What is to be known where the weights learnt another thing than they will see: other latents, or pixels."""
+    ours = files.sha256(Path(recipe.codec.path)) if recipe.codec.path else ""
+    theirs = source.model.codec.fingerprint()
+    if ours == theirs:
+        return []
+    if not theirs and source.model.channels != 3:
+        return ["which codec's latents it learnt is not known"]
+    before, now = (f"the latents of the codec {sha256[:8]}" if sha256 else "pixels" for sha256 in (theirs, ours))
+    return [f"it learnt {before}, and starts here with {now}"]
 
 
 def _class_notes(

@@ -19,6 +19,7 @@ _LDM_MIDDLE = {"block_1": "resnets.0", "block_2": "resnets.1", "attn_1": "attent
 _LDM_LEVEL = re.compile(r"(encoder\.down|decoder\.up)\.(\d+)\.(block|attn|downsample|upsample)\.(.+)")
 _LDM_MID = re.compile(r"(encoder|decoder)\.mid\.(block_1|block_2|attn_1)\.(.+)")
 _ATTENTION = re.compile(r"(.*\battentions\.\d+)\.(\w+(?:\.0)?)\.(weight|bias)")
+_SILU = ("silu", "swish")  # the one activation of these networks, by both of its names
 _BLOCKS = {
     "down_block_types": {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True},
     "up_block_types": {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True},
@@ -106,10 +107,12 @@ def arguments_of(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any
     try:
         first = shapes["encoder.conv_in.weight"]
         levels = 1 + max(int(n.split(".")[2]) for n in shapes if n.startswith("encoder.down_blocks."))
+        if levels > len(shapes):
+            raise Misfit(f"it names level {levels - 1} of the encoder, and holds {len(shapes)} tensors")
         of_level = [f"encoder.down_blocks.{i}" for i in range(levels)]
         layers = 1 + max(int(n.split(".")[4]) for n in shapes if n.startswith(f"{of_level[0]}.resnets."))
         widths = tuple(shapes[f"{level}.resnets.0.conv1.weight"][0] for level in of_level)
-        channels = shapes["decoder.conv_in.weight"][1]
+        channels, pictures = shapes["decoder.conv_in.weight"][1], first[1]
     except (KeyError, ValueError, IndexError) as error:
         raise Misfit(f"names or shapes of its tensors are none of a KL autoencoder: {error}") from error
     found = {
@@ -120,7 +123,7 @@ def arguments_of(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any
         "attends": tuple(i for i, level in enumerate(of_level) if f"{level}.attentions.0.to_q.weight" in shapes),
         "middle_attention": "encoder.mid_block.attentions.0.to_q.weight" in shapes,
         "quant": tuple(f"{name}.weight" in shapes for name in ("quant_conv", "post_quant_conv")),
-        "pictures": first[1],
+        "pictures": pictures,
     }
     _check(found, config)
     return found
@@ -128,21 +131,35 @@ def arguments_of(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any
 
 def _check(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     for key, kinds in _BLOCKS.items():
-        for kind in config.get(key, ()):
-            if kind not in kinds:
+        named = config.get(key)
+        if named is not None and not isinstance(named, list):
+            raise Misfit(f"its configuration says {key} {named!r:.100}, which is no list")
+        for kind in named or ():
+            if not isinstance(kind, str) or kind not in kinds:
                 raise Unsupported(f"a block of the kind {kind!r:.100}")
+    if (activation := config.get("act_fn")) not in (None, *_SILU):
+        raise Unsupported(f"the activation {activation!r:.100}")
     told = {
         "block_out_channels": found["widths"],
         "latent_channels": found["channels"],
         "layers_per_block": found["layers"],
         "in_channels": found["pictures"],
+        "out_channels": found["pictures"],
+        "mid_block_add_attention": found["middle_attention"],
+        "use_quant_conv": found["quant"][0],
+        "use_post_quant_conv": found["quant"][1],
     }
     for key, value in told.items():
-        said = config.get(key, value)
+        said = value if config.get(key) is None else config[key]
         if (tuple(said) if isinstance(said, list) else said) != value:
             raise Misfit(f"its configuration says {key} {said!r:.100}, and its tensors {value}")
     groups = found["groups"]
-    if not isinstance(groups, int) or groups < 1 or any(width % groups for width in found["widths"]):
+    if (
+        not isinstance(groups, int)
+        or isinstance(groups, bool)
+        or groups < 1
+        or any(width % groups for width in found["widths"])
+    ):
         raise Misfit(f"its widths {found['widths']} do not divide into {groups!r:.100} groups")
 
 
@@ -163,6 +180,9 @@ def normalisation_of(config: Mapping[str, Any] | None, *, channels: int) -> tupl
     """
     config = config or {}
     mean, std = config.get("latents_mean"), config.get("latents_std")
+    for name, value in (("latents_mean", mean), ("latents_std", std)):
+        if value is not None and not isinstance(value, list):
+            raise Misfit(f"its configuration says {name} {value!r:.100}, which is no list")
     try:
         shift, scale = scaling_of(config)
         if mean is None and std is None:
@@ -170,7 +190,7 @@ def normalisation_of(config: Mapping[str, Any] | None, *, channels: int) -> tupl
         means = tuple(float(value) for value in (mean if mean is not None else [shift]))
         stds = tuple(float(value) for value in (std if std is not None else [1.0]))
         scales = tuple(scale / value for value in stds)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise Misfit("its configuration says of its latents what is no number") from error
     if len(means) not in (1, channels) or len(scales) not in (1, channels):
         raise Misfit(f"its configuration has {len(means)} means and {len(scales)} deviations for {channels} channels")
