@@ -5,6 +5,7 @@ taken over here (`adopt`). Where a launcher's traces are there and its words are
 the processes would each take themselves for alone, and all write into one folder.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -53,9 +54,15 @@ def told(name: str, *, most: int = _MOST_RANKS) -> int | None:
     text = os.environ.get(name, "").strip()
     if not text:
         return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= most):
+    number = _whole(text)
+    if number is None or number > most:
         raise UsageError(f"{name} is {text[:40]!r} in the environment, and must be a whole number", hint=LAUNCHER)
-    return int(text)
+    return number
+
+
+def _whole(text: str) -> int | None:
+    """The whole number that a text is, of fewer digits than Python refuses to read; None where it is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
 
 
 def check_meeting() -> None:
@@ -101,8 +108,8 @@ def share_cores() -> None:
 
 def _bound(processes: int) -> bool:
     """Whether the cores that this process may use are its own already: Slurm binds tasks so."""
-    on_node = os.environ.get("SLURM_CPUS_ON_NODE", "")
-    return on_node.isdecimal() and cores() * processes <= int(on_node)
+    on_node = _whole(os.environ.get("SLURM_CPUS_ON_NODE", "").strip())
+    return on_node is not None and cores() * processes <= on_node
 
 
 # Slurm and MPI
@@ -112,6 +119,8 @@ _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESP
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID", "FLUX_TASK_RANK")
 _STEP = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST")  # set by srun alone
 _FIRST_RESERVED = 2**32 - 256  # numbers of steps from here on mean the batch script, an interactive shell and the like
+_MOST_MACHINES = 100_000
+_MOST_RANGES = 8  # in one name: `rack[1-4]node[01-16]` has two
 _FIRST_PORT, _PORTS = 20_000, 10_000  # below those that systems give away
 
 
@@ -169,10 +178,8 @@ def _task() -> _Task | None:
     # a batch script has SLURM_PROCID=0 and SLURM_NTASKS too, and no step
     if rank is None or not (rank or any(map(_is_set, _STEP))) or _reserved_step():
         return None
-    name, tasks = next(
-        ((name, value) for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS") if (value := told(name))),
-        ("SLURM_NTASKS", None),
-    )
+    sizes = ((name, told(name)) for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"))
+    name, tasks = next(((name, value) for name, value in sizes if value is not None), ("SLURM_NTASKS", None))
     if tasks is None or rank >= tasks:
         found = f"SLURM_PROCID is {rank} in the environment, and {name} {'not set' if tasks is None else tasks}"
         raise UsageError(found, hint=_UNSET_SLURM)
@@ -185,6 +192,9 @@ def _task() -> _Task | None:
         if len(hosts) > 1:
             raise UsageError("srun started several tasks, and SLURM_LOCALID is not set", hint=_UNSET_SLURM)
         local = rank
+    if local > rank:  # tasks are numbered from the first machine on, or dealt out: never so
+        found = f"SLURM_PROCID is {rank} in the environment, and SLURM_LOCALID, its number on its machine, {local}"
+        raise UsageError(found, hint=_UNSET_SLURM)
     on_node = max(_on_node(node, tasks=tasks, nodes=max(1, len(hosts))), local + 1)
     several = len(hosts) > 1 or on_node < tasks
     if several and not hosts and not _is_set("MASTER_ADDR"):
@@ -197,8 +207,9 @@ _UNSET_SLURM = "start it with srun or torchrun; or, for one process, `unset SLUR
 
 
 def _reserved_step() -> bool:
-    text = (os.environ.get("SLURM_STEP_ID") or os.environ.get("SLURM_STEPID") or "").strip()
-    return bool(text) and (not text.isdecimal() or int(text) >= _FIRST_RESERVED)
+    name = "SLURM_STEP_ID" if _is_set("SLURM_STEP_ID") else "SLURM_STEPID"
+    number = told(name, most=2**32 - 1)
+    return number is not None and number >= _FIRST_RESERVED
 
 
 def _hosts() -> list[str]:
@@ -216,22 +227,33 @@ def _hosts() -> list[str]:
 def _on_node(node: int, *, tasks: int, nodes: int) -> int:
     """Tasks on machine number `node` of the step, from Slurm's `2(x3),1`."""
     text = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get("SLURM_TASKS_PER_NODE") or ""
-    counts: list[int] = []
+    machines, told, here = 0, 0, None
     for word in text.split(","):
         if (found := re.fullmatch(r"\s*(\d{1,6})(?:\(x(\d{1,6})\))?\s*", word)) is None:
             return -(-tasks // nodes)
-        counts += [int(found[1])] * int(found[2] or 1)
-    return counts[node] if node < len(counts) and sum(counts) == tasks else -(-tasks // nodes)
+        each, times = int(found[1]), int(found[2] or 1)
+        if machines <= node < machines + times:
+            here = each
+        machines, told = machines + times, told + each * times
+    return -(-tasks // nodes) if here is None or told != tasks else here
 
 
 def hosts_of(text: str) -> Iterator[str]:
     """The names of a Slurm node list: `host[01-03,07],other` is host01, host02, host03, host07, other.
 
     Raises:
-        ValueError: it is no node list; one sentence.
+        ValueError: it is no node list, or a longer one than there is a cluster for; one sentence.
     """
+    names = [*itertools.islice(_named(text), _MOST_MACHINES + 1)]
+    if len(names) > _MOST_MACHINES:
+        raise ValueError(f"{text[:80]!r} names more than {_MOST_MACHINES:,} machines")
+    yield from names
+
+
+def _named(text: str) -> Iterator[str]:
     words = re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text)
-    if ",".join(words) != text or not words:
+    one_too_many = any(word.count("[") > _MOST_RANGES for word in words)
+    if ",".join(words) != text or not all(map(str.strip, words)) or not words or one_too_many:
         raise ValueError(f"{text[:80]!r} is no list of machines")
     for word in words:
         yield from _expanded(word.strip())
@@ -254,8 +276,7 @@ def _expanded(word: str) -> Iterator[str]:
 
 def _port() -> int:
     """Where the tasks of this step meet: the same for all, and another for other steps of the machine."""
-    text = f"{os.environ.get('SLURM_JOB_ID', '')} {os.environ.get('SLURM_STEP_ID', '')}"
-    job, step = (int(word) if word.isdecimal() else 0 for word in text.split(" "))
+    job, step = (_whole(os.environ.get(name, "").strip()) or 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return _FIRST_PORT + (job * 7 + step) % _PORTS
 
 
@@ -264,10 +285,10 @@ def _refuse_mpi(task: _Task | None) -> None:
     size, rank = (task.tasks, task.rank) if task else (1, 0)
     for names, known, least in ((_SIZES, size, 2), (_RANKS, rank, 1)):
         for name in names:
-            text = os.environ.get(name, "").strip()
-            if text.isdecimal() and int(text) >= least and int(text) != known:
+            number = _whole(os.environ.get(name, "").strip())
+            if number is not None and number >= least and number != known:
                 raise UsageError(
-                    f"a launcher started several processes ({name} is {text[:20]}), and RANK, which tells them apart, is not set",
+                    f"a launcher started several processes ({name} is {number}), and RANK, which tells them apart, is not set",
                     hint="on one machine leave the launcher out and say --processes N; on several start it with torchrun or "
                     f"srun; or, if there is no launcher, `unset {name}`",
                 )

@@ -129,6 +129,36 @@ def test_several_that_cannot_find_each_other_are_refused(command, told, names, c
     assert list(tmp_path.iterdir()) == []
 
 
+NO_NUMBERS = [" 7 ", "1 2", "²", "9" * 5000, "-1", "x"]
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+@pytest.mark.parametrize(
+    "name",
+    ["SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_CPUS_ON_NODE", "SLURM_STEP_TASKS_PER_NODE", "PMI_SIZE", "PMIX_RANK"],
+)
+def test_odd_words_of_a_launcher_are_passed_over_or_told(name, text):
+    """Never a traceback, and never a task of several that takes itself for alone."""
+    try:
+        found = adopted(**{**THIRD, name: text})
+        launchers.share_cores()
+    except UsageError as error:
+        assert name in error.message and error.hint
+    else:
+        assert (found["RANK"], found["WORLD_SIZE"]) == ("2", "4")
+        launchers.check_meeting()
+
+
+def test_a_list_of_tasks_is_not_written_out():
+    found = adopted(**{**THIRD, "SLURM_STEP_TASKS_PER_NODE": ",".join(["2(x999999)"] * 2000)})
+    assert found["LOCAL_WORLD_SIZE"] == "2"
+
+
+def test_more_before_it_on_its_machine_than_in_all_is_told():
+    with pytest.raises(UsageError, match="SLURM_PROCID is 2 .* SLURM_LOCALID.* 900"):
+        adopted(**{**THIRD, "SLURM_LOCALID": "900"})
+
+
 def test_pmi_of_srun_itself_is_no_other_launcher():
     found = adopted(**THIRD, PMI_SIZE="4", PMI_RANK="2", PMIX_RANK="2")
     assert found["RANK"] == "2"
@@ -155,7 +185,11 @@ def test_node_lists(text, hosts):
     assert list(launchers.hosts_of(text)) == hosts
 
 
-@pytest.mark.parametrize("text", ["", "n[1", "n1]", "n[a-b]", "n[3-1]", "n[]", "a,,b", "n[1-[2]]"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "n[1", "n1]", "n[a-b]", "n[3-1]", "n[]", "a,,b", "n[1-[2]]", " , ", "a, ,b",
+     "n[0-99999999]", "n[0-999][0-999]", "n" + "[0-9]" * 9, "n" + "[0]" * 2000],
+)  # fmt: skip
 def test_what_is_no_node_list(text):
     with pytest.raises(ValueError, match=r"."):
         list(launchers.hosts_of(text))
