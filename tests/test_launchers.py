@@ -155,7 +155,7 @@ def test_a_list_of_tasks_is_not_written_out():
 
 
 def test_more_before_it_on_its_machine_than_in_all_is_told():
-    with pytest.raises(UsageError, match="SLURM_PROCID is 2 .* SLURM_LOCALID.* 900"):
+    with pytest.raises(UsageError, match=r"SLURM_PROCID is 2 .* SLURM_LOCALID.* 900"):
         adopted(**{**THIRD, "SLURM_LOCALID": "900"})
 
 

@@ -1,6 +1,5 @@
 """`hdit eval-fid CKPT_OR_DIR`."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -191,6 +190,7 @@ def _score(request: "Request", *, as_json: bool) -> None:
     """One evaluation, printed."""
 
     from hdit_cli import runtime
+    from hdit_cli.commands.progress import Bars
     from hdit_cli.engine.scoring.evaluate import evaluate
 
     with Bars(quiet=not runtime.ranks().is_main) as bars:
@@ -208,6 +208,7 @@ def _sweep(request: "Request", axes: "tuple[Axis, ...]", *, out: Path | None, as
 
     from hdit_cli import runtime
     from hdit_cli.commands import sweep as sweeping
+    from hdit_cli.commands.progress import Bars
     from hdit_cli.engine.scoring.request import Session
     from hdit_cli.engine.scoring.sweep import Sweep, sweep
 
@@ -284,42 +285,6 @@ def _features(named: str | None, inception: "Path | None") -> str | None:
     if named is not None:
         split(named)
     return named
-
-
-class Bars:
-    """One bar for each thing that takes long: reading the reference, generating, downloading."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._open: dict[str, Any] = {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "Bars":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def clear(self) -> None:
-        """What is shown is done with; the next thing gets a bar of its own."""
-        self._stack.close()
-        self._open.clear()
-
-    def pictures(self, what: str, done: int, total: int) -> None:
-        self._show(what, done, total, unit="image")
-
-    def download(self, done: int, total: int) -> None:
-        self._show("Inception weights", done // 2**20, total // 2**20, unit="MiB")
-
-    def _show(self, what: str, done: int, total: int, *, unit: str) -> None:
-        from hdit_cli.commands.progress import bar
-
-        if what not in self._open:
-            self._open[what] = self._stack.enter_context(bar(total=total, unit=unit, label=what, quiet=self._quiet))
-        shown = self._open[what]
-        shown.update(done - shown.n)
-        if done >= total:
-            shown.refresh()
 
 
 def _page(evaluation: "Evaluation") -> list[str]:

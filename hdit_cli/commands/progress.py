@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from tqdm import tqdm
@@ -65,3 +66,37 @@ def bar(*, total: int, initial: int = 0, unit: str, label: str = "", quiet: bool
     made = Bar(total=total, initial=initial, unit=unit, delay=1.0 if passing else 0.0, **options)
     made.label = label
     return made
+
+
+class Bars:
+    """One bar for each thing that takes long: reading the reference, generating, downloading."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._open: dict[str, Any] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def clear(self) -> None:
+        """What is shown is done with; the next thing gets a bar of its own."""
+        self._stack.close()
+        self._open.clear()
+
+    def pictures(self, what: str, done: int, total: int) -> None:
+        self._show(what, done, total, unit="image")
+
+    def download(self, done: int, total: int) -> None:
+        self._show("Inception weights", done // 2**20, total // 2**20, unit="MiB")
+
+    def _show(self, what: str, done: int, total: int, *, unit: str) -> None:
+        if what not in self._open:
+            self._open[what] = self._stack.enter_context(bar(total=total, unit=unit, label=what, quiet=self._quiet))
+        shown = self._open[what]
+        shown.update(done - shown.n)
+        if done >= total:
+            shown.refresh()

@@ -24,10 +24,10 @@ from hdit_cli.models.conditions.classes import Classes, embedded, label_or_none
 from hdit_cli.models.conditions.vector import Vector
 from hdit_cli.models.fused import by_hand, pairs_together, rotated_cosine
 from hdit_cli.models.layers import (
-    GEGLU,
     AdaRMSNorm,
     AxialRoPE,
     Dropout,
+    FeedForward,
     FourierFeatures,
     Linear,
     Mapping,
@@ -112,23 +112,6 @@ class SelfAttention(nn.Module):
         return self.qkv_proj.macs(tokens) + self.out_proj.macs(tokens) + tokens * keys * 2 * level.width
 
 
-class FeedForward(nn.Module):
-    """x + down(GEGLU(norm(x)))."""
-
-    def __init__(self, level: Level, *, condition_width: int) -> None:
-        super().__init__()
-        self.norm = AdaRMSNorm(level.width, condition_width)
-        self.up_proj = GEGLU(level.width, level.d_ff)
-        self.dropout = Dropout(level.dropout)
-        self.down_proj = Linear(level.d_ff, level.width, zero=True)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        return self.down_proj.add_to(x, self.dropout(self.up_proj(self.norm(x, condition))))
-
-    def macs(self, height: int, width: int) -> int:
-        return self.up_proj.macs(height * width) + self.down_proj.macs(height * width)
-
-
 class Layer(nn.Module):
     """Attention, unless the level has none, then feed-forward."""
 
@@ -137,7 +120,7 @@ class Layer(nn.Module):
         if level.attention != "none":
             self.self_attn = SelfAttention(level, index=index, condition_width=condition_width)
         self.has_attention = level.attention != "none"
-        self.ff = FeedForward(level, condition_width=condition_width)
+        self.ff = FeedForward(level.width, level.d_ff, dropout=level.dropout, condition_width=condition_width)
 
     def forward(self, x: Tensor, positions: Tensor, condition: Tensor) -> Tensor:
         if self.has_attention:

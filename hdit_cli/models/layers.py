@@ -157,6 +157,23 @@ def seed_dropout(network: nn.Module, keys: Tensor | None) -> None:
         module.keys, module.number = keys, number
 
 
+class FeedForward(nn.Module):
+    """x + down(GEGLU(norm(x))) on maps, with a norm that a condition scales."""
+
+    def __init__(self, width: int, d_ff: int, *, dropout: float, condition_width: int) -> None:
+        super().__init__()
+        self.norm = AdaRMSNorm(width, condition_width)
+        self.up_proj = GEGLU(width, d_ff)
+        self.dropout = Dropout(dropout)
+        self.down_proj = Linear(d_ff, width, zero=True)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.down_proj.add_to(x, self.dropout(self.up_proj(self.norm(x, condition))))
+
+    def macs(self, height: int, width: int) -> int:
+        return self.up_proj.macs(height * width) + self.down_proj.macs(height * width)
+
+
 class MappingBlock(nn.Module):
     """x + down(GEGLU(norm(x))) on condition vectors."""
 

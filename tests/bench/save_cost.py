@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from hdit_cli.engine.model import Model, build_network, build_task
-from hdit_cli.engine.run import checkpoint
+from hdit_cli.engine.run import checkpoint, rotation
 from hdit_cli.engine.run.events import Saved
 from hdit_cli.engine.run.saver import Saver
 from hdit_cli.engine.training.ema import EMA, PowerAverages
@@ -44,7 +44,7 @@ def main(folder):
 
         def write(proceed, step=step, snapshot=snapshot):
             path = checkpoint.save_snapshot(folder, snapshot, proceed=proceed)
-            checkpoint.rotate(folder, keep=2)
+            rotation.rotate(folder, keep=2)
             return Saved(step, path)
 
         saver.start(write)

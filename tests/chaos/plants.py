@@ -11,7 +11,7 @@ from unittest import mock
 
 from hdit_cli import files, runtime
 from hdit_cli.data import loader, order
-from hdit_cli.engine.run import checkpoint, saver, snapshots
+from hdit_cli.engine.run import checkpoint, rotation, saver, snapshots
 from hdit_cli.engine.run import folder as run
 from hdit_cli.engine.training import ema, guard, state, step
 from hdit_cli.engine.training import loop as train
@@ -281,7 +281,7 @@ PLANTS = {
     "step off by one": lambda: restored(step_off),
     "log window not restored": lambda: restored(forget_window),
     "log not cut": lambda: [(run.RunFolder, "cut_logs", lambda self, sizes: None)],
-    "nothing mended": lambda: [(checkpoint, "mend", lambda folder, newest, *, keep: None)],
+    "nothing mended": lambda: [(rotation, "mend", lambda folder, newest, *, keep: None)],
     "average of a refused step": average_of_refused,
     "NaN check after the step": judged_late,
     "order ignores the epoch": lambda: [(loader, "sample_at", first_epoch_only)],

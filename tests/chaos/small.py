@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 
 from hdit_cli import files
-from hdit_cli.engine.run import checkpoint
+from hdit_cli.engine.run import checkpoint, rotation
 
 
 def snapshot(step, *, values=48):
@@ -26,7 +26,7 @@ def snapshot(step, *, values=48):
 def save(run, step, *, keep=2, **options):
     """What the saving thread does."""
     checkpoint.save_snapshot(run, snapshot(step, **options))
-    checkpoint.rotate(run, keep=keep)
+    rotation.rotate(run, keep=keep)
 
 
 def right(folder):

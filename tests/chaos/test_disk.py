@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from small import right, save, snapshot
 
 from hdit_cli import files
-from hdit_cli.engine.run import checkpoint
+from hdit_cli.engine.run import checkpoint, rotation
 from hdit_cli.errors import CheckpointError, NonFiniteError, StorageError, UsageError
 
 
@@ -98,7 +98,7 @@ def test_the_choice_does_not_depend_on_the_clock(tmp_path):
         for step, when in zip((9, 10, 11), times, strict=True):
             os.utime(tmp_path / "checkpoints" / checkpoint.step_name(step), (when, when))
         assert checkpoint.newest_verified(tmp_path, warn=pytest.fail).name == checkpoint.step_name(11)
-        checkpoint.rotate(tmp_path, keep=3)
+        rotation.rotate(tmp_path, keep=3)
         assert checkpoint.list_steps(tmp_path) == [9, 10, 11]
 
 
@@ -141,7 +141,7 @@ def test_rotation_removes_nothing_while_the_newest_does_not_read_back(tmp_path):
         save(tmp_path, step, keep=3)
     (tmp_path / "checkpoints" / checkpoint.step_name(3) / "state.json").write_text("{}")
     with pytest.raises(StorageError, match="does not read back"):
-        checkpoint.rotate(tmp_path, keep=1)
+        rotation.rotate(tmp_path, keep=1)
     assert checkpoint.list_steps(tmp_path) == [1, 2, 3]
 
 
@@ -244,7 +244,7 @@ class Rotation(RuleBasedStateMachine):
     def restart(self):
         newest = checkpoint.newest_verified(self.run, warn=lambda text: None)
         assert newest.name == checkpoint.step_name(max(self.whole))
-        checkpoint.mend(self.run, newest, keep=self.keep)
+        rotation.mend(self.run, newest, keep=self.keep)
         public = (self.run / "ckpt.safetensors").read_bytes()
         assert public == (newest / "ema.safetensors").read_bytes()
 

@@ -111,7 +111,7 @@ def test_broken_off_it_goes_on_with_the_same_number(made, own_cache, monkeypatch
     monkeypatch.setattr(affordable, "_measured", lambda model, sampling: 13.0)
     words = ("eval-fid", made / "run", "--steps", "1", "--batch-size", "8", "--json")
     record = json.loads(typed(capsys, *words)[1])
-    from hdit_cli.commands.eval_fid import Bars
+    from hdit_cli.commands.progress import Bars
 
     shown = Bars.pictures
 

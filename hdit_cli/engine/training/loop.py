@@ -1,6 +1,5 @@
 """The training loop, as a generator of events: where a run goes on, when it logs, draws, saves and stops."""
 
-import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext, suppress
 from functools import partial
@@ -11,7 +10,7 @@ from hdit_cli import files, runtime
 from hdit_cli.data.loader import Batch
 from hdit_cli.data.order import split
 from hdit_cli.engine.memory.out_of_memory import check_room, in_training, told
-from hdit_cli.engine.run import checkpoint, snapshots
+from hdit_cli.engine.run import checkpoint, rotation, snapshots
 from hdit_cli.engine.run.codec_file import keep_beside
 from hdit_cli.engine.run.events import (
     Begun,
@@ -114,22 +113,18 @@ class Trainer:
         state = self.state
         window = state.window
         parts = runtime.gather(self.stepper.own())
-        losses = [part["loss"] for part in parts]
-        skipped = int(window.skipped)
-        counted = window.steps - skipped
-        loss = sum(losses) / self.world / counted if counted else math.nan
-        norm = float(window.grad_norm) / counted if counted else math.nan
-        lr = state.optimizer.param_groups[0]["lr"]
+        loss, norm = window.means(parts)
         images = state.step * self.recipe.train.batch_size
         values: dict[str, Any] = {}
         if self.accelerator.is_main_process:
-            values = {"step": state.step, "images": images, "loss": loss, "lr": lr, "grad_norm": norm}
+            values = {"step": state.step, "images": images, "loss": loss}
+            values |= {"lr": state.optimizer.param_groups[0]["lr"], "grad_norm": norm}
             if self.rate_before is not None:
                 values["lr_before"] = self.rate_before
             values["gradient_noise_scale"] = self.stepper.noise_scale.value([part["small_norm"] for part in parts])
             values = {name: None if value != value else value for name, value in values.items()}  # JSON has no NaN
             if self.recipe.train.nonfinite == "skip":
-                values["skipped"] = skipped
+                values["skipped"] = int(window.skipped)
             values["loss_by_sigma"] = Window.loss_by_sigma([part["by_sigma"] for part in parts])
             self.folder.log_metrics(values)
         state.window, self.rate_before = Window.empty(device=self.device), None
@@ -228,7 +223,7 @@ class Trainer:
         """In the thread: the logs made durable, a checkpoint folder, `ckpt.safetensors`, then rotation."""
         self.folder.sync_logs()
         path = checkpoint.save_snapshot(self.folder.path, snapshot, proceed=proceed)
-        checkpoint.rotate(self.folder.path, keep=self.recipe.train.keep)
+        rotation.rotate(self.folder.path, keep=self.recipe.train.keep)
         return Saved(snapshot.state["step"], path)
 
     def draw(self, stop: StopRequest) -> Iterator[Event]:
@@ -259,8 +254,7 @@ class Trainer:
         warnings: list[str] = []
         found: list[str] = [""]
         if self.accelerator.is_main_process:
-            newest = checkpoint.newest_verified(self.folder.path, warn=warnings.append)
-            found = [str(newest) if newest else ""]
+            found = [str(checkpoint.newest_verified(self.folder.path, warn=warnings.append) or "")]
         name = runtime.gather(found[0])[0]
         yield from (Warned(text) for text in warnings)
         if name:
@@ -281,7 +275,7 @@ class Trainer:
             if self.evaluator:
                 self.evaluator.restore(snapshot.state.get("evaluation"), step=self.state.step)
             if self.accelerator.is_main_process:
-                checkpoint.mend(self.folder.path, Path(name), keep=self.recipe.train.keep)
+                rotation.mend(self.folder.path, Path(name), keep=self.recipe.train.keep)
                 # runs of one log know its size by this name
                 before = {"metrics.jsonl": snapshot.state.get("metrics_bytes", 0)}
                 keep = self.folder.validation_file.name if VALIDATION in set(owed) - set(self.owed) else ""

@@ -1,6 +1,7 @@
 """All that a run holds between two steps, and its way into a checkpoint and back, bit for bit."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,6 +46,13 @@ class Window:
         self.by_sigma += torch.where(refused > 0, zero, by_sigma)
         self.skipped += refused
         self.steps += 1
+
+    def means(self, parts: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+        """Loss and gradient norm of the steps that were taken, over what each process has in `parts`; NaN where none was."""
+        counted = self.steps - int(self.skipped)
+        if not counted:
+            return math.nan, math.nan
+        return sum(part["loss"] for part in parts) / len(parts) / counted, float(self.grad_norm) / counted
 
     def told(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """For `state.json`; the numbers of `parts`, one for each process, are each process's own."""
