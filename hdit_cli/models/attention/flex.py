@@ -49,14 +49,18 @@ WIDTHS = (16, 32, 64, 128, 256)  # of a head
 SHARED_MEMORY = {
     (8, 2): ((10_240, 20_480, 49_152, 98_304, 151_552), (12_800, 25_088, 35_328, 68_096, 135_680)),
     (8, 4): ((36_864, 57_600, 82_432, 147_968, 135_424), (5_120, 9_216, 17_408, 33_792, 66_560)),
+    (9, 2): ((14_336, 28_672, 114_688, 131_072, 131_072), (17_408, 33_792, 82_944, 164_864, 197_120)),
+    (9, 4): ((36_864, 57_600, 82_432, 155_776, 168_064), (5_120, 9_216, 17_408, 33_792, 66_560)),
 }
 
 
 def shared_memory(request: Request) -> int:
-    """Bytes of shared memory that a block of threads needs; those of the nearest older kind of card where a kind is not known."""
+    """Bytes of shared memory that a block of threads needs.
+
+    Data-centre cards of Blackwell count as Hopper, which has as much; all others that were not measured as Ampere and Ada.
+    """
     major = (card.capability() or (8, 9))[0]
-    kind = max((known for known, _ in SHARED_MEMORY if known <= major), default=8)
-    forward, backward = SHARED_MEMORY[kind, request.dtype.itemsize]
+    forward, backward = SHARED_MEMORY[9 if major in (9, 10) else 8, request.dtype.itemsize]
     place = WIDTHS.index(request.head_dim)
     return max(forward[place], backward[place]) if request.gradient else forward[place]
 
