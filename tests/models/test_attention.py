@@ -271,19 +271,24 @@ def test_natten_where_the_same_bits_are_asked_for(monkeypatch):
 @pytest.mark.parametrize(
     ("dtype", "width", "where"),
     [
-        (torch.bfloat16, 32, {"4090", "A100", "H100"}),
-        (torch.bfloat16, 64, {"4090", "A100", "H100"}),
-        (torch.bfloat16, 128, {"4090", "A100", "H100"}),
+        (torch.bfloat16, 32, {"4090", "5090", "A100", "H100"}),
+        (torch.bfloat16, 64, {"4090", "5090", "A100", "H100"}),
+        (torch.bfloat16, 128, {"4090", "5090", "A100", "H100"}),
         (torch.float16, 256, {"A100", "H100"}),
-        (torch.float32, 64, {"4090", "A100", "H100"}),
+        (torch.float32, 64, {"4090", "5090", "A100", "H100"}),
         (torch.float32, 128, {"A100", "H100"}),
         (torch.float32, 256, {"A100", "H100"}),
     ],
     ids=str,
 )
 def test_flex_is_refused_where_its_kernels_do_not_fit(dtype, width, where, monkeypatch):
-    """Shared memory of a block: 99 KB on a 4090, 163 on an A100, 227 on an H100."""
-    cards = {"4090": ((8, 9), 101_376), "A100": ((8, 0), 166_912), "H100": ((9, 0), 232_448)}
+    """Shared memory of a block: 99 KB on a 4090 and a 5090, 163 on an A100, 227 on an H100."""
+    cards = {
+        "4090": ((8, 9), 101_376),
+        "A100": ((8, 0), 166_912),
+        "H100": ((9, 0), 232_448),
+        "5090": ((12, 0), 101_376),
+    }
     for name, (capability, size) in cards.items():
         monkeypatch.setattr(card, "capability", lambda capability=capability: capability)
         monkeypatch.setattr(card, "shared_memory", lambda size=size: size)

@@ -51,16 +51,19 @@ SHARED_MEMORY = {
     (8, 4): ((36_864, 57_600, 82_432, 147_968, 135_424), (5_120, 9_216, 17_408, 33_792, 66_560)),
     (9, 2): ((14_336, 28_672, 114_688, 131_072, 131_072), (17_408, 33_792, 82_944, 164_864, 197_120)),
     (9, 4): ((36_864, 57_600, 82_432, 155_776, 168_064), (5_120, 9_216, 17_408, 33_792, 66_560)),
+    (12, 2): ((10_240, 20_480, 32_768, 65_536, 86_016), (12_800, 25_088, 35_328, 57_344, 114_688)),
+    (12, 4): ((36_864, 57_600, 66_048, 115_200, 102_656), (5_120, 9_216, 17_408, 33_792, 66_560)),
 }
 
 
 def shared_memory(request: Request) -> int:
     """Bytes of shared memory that a block of threads needs.
 
-    Data-centre cards of Blackwell count as Hopper, which has as much; all others that were not measured as Ampere and Ada.
+    Data-centre cards of Blackwell were not measured and count as Hopper, which has as much; older ones count as Ampere.
     """
     major = (card.capability() or (8, 9))[0]
-    forward, backward = SHARED_MEMORY[9 if major in (9, 10) else 8, request.dtype.itemsize]
+    kind = 9 if major in (9, 10) else 12 if major > 10 else 8
+    forward, backward = SHARED_MEMORY[kind, request.dtype.itemsize]
     place = WIDTHS.index(request.head_dim)
     return max(forward[place], backward[place]) if request.gradient else forward[place]
 
