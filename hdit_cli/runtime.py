@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from importlib import metadata
@@ -122,12 +123,15 @@ def why_not_compiled(device: torch.device) -> str:
 @contextlib.contextmanager
 def compiled_code_in(folder: Path) -> Iterator[None]:
     """Inside, compilers keep what they make in a folder of its own: nothing from before is found there, and nothing stays."""
-    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update({name: str(folder / name.lower()) for name in names})
+    own = {name: str(folder / name.lower()) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+    own["TMPDIR"] = str(folder)  # where torch keeps headers, whatever the first says
+    before, place = {name: os.environ.get(name) for name in own}, tempfile.tempdir
+    os.environ.update(own)
+    tempfile.tempdir = str(folder)
     try:
         yield
     finally:
+        tempfile.tempdir = place
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 

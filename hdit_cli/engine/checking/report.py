@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hdit_cli import runtime
+from hdit_cli import files, runtime
 from hdit_cli.engine.checking import attention, compiling, measuring, running, steps
 from hdit_cli.engine.checking.ground import Found, Ground, scratch
 from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError, is_out_of_memory
@@ -65,6 +65,7 @@ def check(*, tell: Callable[[str], None], done: Callable[[Checked], None]) -> di
     device = runtime.device()
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
+        files.make_folder(folder / "code")
         stack.enter_context(runtime.compiled_code_in(folder / "code"))
         ground = Ground(folder, device, tell=tell)
         for name, function in CHECKS.items():
