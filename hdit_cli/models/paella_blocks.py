@@ -56,6 +56,17 @@ class GlobalResponseNorm(nn.Module):
         return self.gamma * (x * (norm / (norm.mean(dim=-1, keepdim=True) + _EPS))) + self.beta + x
 
 
+def perceptron(width: int, *, dropout: float) -> nn.Sequential:
+    """Of each place of a map (N, H, W, width), four times as wide inside, normalised there over the map."""
+    return nn.Sequential(
+        nn.Linear(width, 4 * width),
+        nn.GELU(),
+        GlobalResponseNorm(4 * width),
+        nn.Dropout(dropout),
+        nn.Linear(4 * width, width),
+    )
+
+
 class ResBlock(nn.Module):
     """x + perceptron(norm(depthwise(x or [x; skip]))).
 
@@ -67,13 +78,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.depthwise = nn.Conv2d(2 * width if skip else width, width, kernel, padding=kernel // 2, groups=width)
         self.norm = LayerNorm(width)
-        self.channelwise = nn.Sequential(
-            nn.Linear(width, 4 * width),
-            nn.GELU(),
-            GlobalResponseNorm(4 * width),
-            nn.Dropout(dropout),
-            nn.Linear(4 * width, width),
-        )
+        self.channelwise = perceptron(width, dropout=dropout)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         y = self.norm(self.depthwise(x if skip is None else torch.cat([x, skip], dim=1)))
@@ -86,13 +91,7 @@ class FeedForwardBlock(nn.Module):
     def __init__(self, width: int, *, dropout: float) -> None:
         super().__init__()
         self.norm = LayerNorm(width)
-        self.channelwise = nn.Sequential(
-            nn.Linear(width, 4 * width),
-            nn.GELU(),
-            GlobalResponseNorm(4 * width),
-            nn.Dropout(dropout),
-            nn.Linear(4 * width, width),
-        )
+        self.channelwise = perceptron(width, dropout=dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.channelwise(self.norm(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -5,7 +5,8 @@ value; the decoder mirrors it with one block more a level. Parameter names are t
 Maps are (N, C, H, W); pixels are in [-1, 1].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -82,54 +83,51 @@ class Upsampler(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class DownBlock(nn.Module):
+class Level(nn.Module):
+    """Blocks on maps of one size, each perhaps with attention behind it."""
+
+    resizers: ClassVar[str]  # under which name the module lies that changes the size of the map
+    resizer: ClassVar[Callable[[int], nn.Module]]
+
+    def __init__(self, inputs: int, outputs: int, *, layers: int, groups: int, attends: bool, last: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(outputs if i else inputs, outputs, groups=groups) for i in range(layers)
+        )
+        self.attentions = nn.ModuleList(Attention(outputs, groups=groups) for _ in range(layers if attends else 0))
+        self.add_module(self.resizers, nn.ModuleList([] if last else [type(self).resizer(outputs)]))
+
+    @property
+    def ends_in(self) -> nn.ModuleList:
+        """What changes the size of the map: one module, or none."""
+        found = self.get_submodule(self.resizers)
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x)
+            if self.attentions:
+                x = self.attentions[i](x)
+        for resize in self.ends_in:
+            x = resize(x)
+        return x
+
+    def macs(self, height: int, width: int) -> int:
+        """Without what changes the size of the map."""
+        return sum(block.macs(height, width) for block in (*self.resnets, *self.attentions))  # type: ignore[operator]
+
+
+class DownBlock(Level):
     """A level of the encoder."""
 
-    def __init__(self, inputs: int, outputs: int, *, layers: int, groups: int, attends: bool, last: bool) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock(outputs if i else inputs, outputs, groups=groups) for i in range(layers)
-        )
-        self.attentions = nn.ModuleList(Attention(outputs, groups=groups) for _ in range(layers if attends else 0))
-        self.downsamplers = nn.ModuleList([] if last else [Downsampler(outputs)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x)
-            if self.attentions:
-                x = self.attentions[i](x)
-        for down in self.downsamplers:
-            x = down(x)
-        return x
-
-    def macs(self, height: int, width: int) -> int:
-        inside = sum(block.macs(height, width) for block in (*self.resnets, *self.attentions))  # type: ignore[operator]
-        return inside + sum(_conv_macs(down.conv, height // 2, width // 2) for down in self.downsamplers)  # type: ignore[arg-type]
+    resizers, resizer = "downsamplers", Downsampler
 
 
-class UpBlock(nn.Module):
+class UpBlock(Level):
     """A level of the decoder."""
 
-    def __init__(self, inputs: int, outputs: int, *, layers: int, groups: int, attends: bool, last: bool) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock(outputs if i else inputs, outputs, groups=groups) for i in range(layers)
-        )
-        self.attentions = nn.ModuleList(Attention(outputs, groups=groups) for _ in range(layers if attends else 0))
-        self.upsamplers = nn.ModuleList([] if last else [Upsampler(outputs)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x)
-            if self.attentions:
-                x = self.attentions[i](x)
-        for up in self.upsamplers:
-            x = up(x)
-        return x
-
-    def macs(self, height: int, width: int) -> int:
-        inside = sum(block.macs(height, width) for block in (*self.resnets, *self.attentions))  # type: ignore[operator]
-        return inside + sum(_conv_macs(up.conv, 2 * height, 2 * width) for up in self.upsamplers)  # type: ignore[arg-type]
+    resizers, resizer = "upsamplers", Upsampler
 
 
 class MidBlock(nn.Module):
@@ -185,8 +183,9 @@ class Encoder(nn.Module):
         total = _conv_macs(self.conv_in, height, width)
         for block in self.down_blocks:
             total += block.macs(height, width)  # type: ignore[operator]
-            if block.downsamplers:
+            for down in block.downsamplers:  # type: ignore[union-attr]
                 height, width = height // 2, width // 2
+                total += _conv_macs(down.conv, height, width)
         return total + self.mid_block.macs(height, width) + _conv_macs(self.conv_out, height, width)
 
 
@@ -226,8 +225,9 @@ class Decoder(nn.Module):
         total = _conv_macs(self.conv_in, height, width) + self.mid_block.macs(height, width)
         for block in self.up_blocks:
             total += block.macs(height, width)  # type: ignore[operator]
-            if block.upsamplers:
+            for up in block.upsamplers:  # type: ignore[union-attr]
                 height, width = 2 * height, 2 * width
+                total += _conv_macs(up.conv, height, width)
         return total + _conv_macs(self.conv_out, height, width)
 
 
