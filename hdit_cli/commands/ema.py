@@ -53,15 +53,35 @@ def ema(
         raise UsageError(f"{taken[0]} exists", hint="--out elsewhere, or --force to overwrite")
     if out is not None:
         files.make_folder(out)
-    facts = []
+    facts, codec = [], None
     for planned, path, (tensors, header) in zip(plans, paths, reconstruct(plans), strict=True):
         data = serialise(tensors, header)
         files.write_bytes(path, data)
+        if out is not None and codec is None:
+            codec = _bring_codec(header, run=run, out=out)
         facts.append(_facts(planned, path, data))
         if not json_:
             say(f"{path}: std {planned.std:g}, {planned}")
+    if codec is not None and not json_:
+        say(f"codec {codec}")
     if json_:
         say_json(facts)
+
+
+def _bring_codec(header: dict[str, str], *, run: Path, out: Path) -> Path | None:
+    """Puts the codec that an average needs beside it; None where it needs none, or the run has lost it, which is said."""
+    from hdit_cli.engine.run.codec_file import found_for, keep_beside
+    from hdit_cli.engine.run.header import read_facts
+    from hdit_cli.models.codecs.latents import Absent
+
+    needed = read_facts(header, where=str(run)).codec
+    if needed is None:
+        return None
+    found = found_for(Absent(**needed), named=None, beside=run)
+    if isinstance(found, Absent):
+        say(f"warning: the codec {found.name} is not in {run}; `hdit sample` takes it by --codec", err=True)
+        return None
+    return keep_beside(found, out)
 
 
 def _file_name(plan: "Plan", *, newest: bool) -> str:

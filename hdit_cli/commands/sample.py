@@ -155,7 +155,7 @@ def sample(
         )
     if main:
         say(json.dumps(record) if json_ else _sentence(record, folder))
-        following.tell(["eval-fid", order.checkpoint])
+        following.tell(["eval-fid", order.checkpoint, *(["--codec", order.codec] if order.codec else [])])
 
 
 def _folder(checkpoint: str | None, from_: Path | None, *, out: Path | None, force: bool) -> Path:
@@ -280,8 +280,13 @@ def _recorded(checkpoint: str | None, from_: Path | None, named: dict[str, Any])
     if named["init_image"] and not order.init_image:
         raise UsageError(f"the samples of {from_} were started from no picture", hint="leave --init-image out")
     moved = {"checkpoint": checkpoint or order.checkpoint, "init_image": named["init_image"] or order.init_image}
-    moved["codec"] = named["codec"] or order.codec
+    moved["codec"] = named["codec"] or _still_there(order.codec)
     return replace(recorded, order=replace(order, **moved))
+
+
+def _still_there(codec: str | None) -> str | None:
+    """A recorded codec's file; None where it is gone: then it is looked for beside the checkpoint, by its SHA-256."""
+    return codec if codec and Path(codec).is_file() else None
 
 
 def _again(order: "Order", model: "Model") -> "Order":

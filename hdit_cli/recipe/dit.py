@@ -90,18 +90,21 @@ class DiT(Section):
         """Why the network cannot be given images of another (height, width); empty where it can."""
         return list(self.model_copy(update={"size": size})._size_problems())
 
-    def misfit_of(self, size: tuple[int, int], *, among: Sequence[tuple[int, int]]) -> tuple[str, str] | None:
+    def misfit_of(
+        self, size: tuple[int, int], *, among: Sequence[tuple[int, int]], pixels: int = 1
+    ) -> tuple[str, str] | None:
         """Why the network cannot be given the images of one size of a data set, and what helps; None where it can.
 
         Args:
             among: every size of the data set.
+            pixels: of a picture, on a side of one value of what the network sees: a codec's factor.
         """
         problems = self.misfits(size)
         if not problems:
             return None
         unit = self.patch
-        height, width = (nearest_multiple(side, unit) for side in self.size)
-        again = f"`hdit prepare SRC --size {height}x{width} --buckets --bucket-step {unit}`"
+        height, width = (pixels * nearest_multiple(side, unit) for side in self.size)
+        again = f"`hdit prepare SRC --size {height}x{width} --buckets --bucket-step {pixels * unit}`"
         return f"a side {problems[0][1].partition(';')[0]}", f"{again}, or a recipe with a smaller patch"
 
     def _size_problems(self) -> Iterator[Problem]:

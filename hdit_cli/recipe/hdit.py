@@ -141,11 +141,14 @@ class HDiT(Section):
         sizes = list(other._size_problems())
         return sizes or [problem for index in range(len(self.levels)) for problem in other._map_problems(index)]
 
-    def misfit_of(self, size: tuple[int, int], *, among: Sequence[tuple[int, int]]) -> tuple[str, str] | None:
+    def misfit_of(
+        self, size: tuple[int, int], *, among: Sequence[tuple[int, int]], pixels: int = 1
+    ) -> tuple[str, str] | None:
         """Why the network cannot be given the images of one size of a data set, and what helps; None where it can.
 
         Args:
             among: every size of the data set.
+            pixels: of a picture, on a side of one value of what the network sees: a codec's factor.
         """
         problems = self.misfits(size)
         if not problems:
@@ -154,8 +157,8 @@ class HDiT(Section):
         what = text.partition(";")[0]  # its advice knows one size alone
         if path[0] == "size":
             unit = max(math.lcm(*self.patch) * 2 ** (len(self.levels) - 1), 1)
-            height, width = (nearest_multiple(side, unit) for side in self.size)
-            again = f"`hdit prepare SRC --size {height}x{width} --buckets --bucket-step {unit}`"
+            height, width = (pixels * nearest_multiple(side, unit) for side in self.size)
+            again = f"`hdit prepare SRC --size {height}x{width} --buckets --bucket-step {pixels * unit}`"
             return f"a side {what}", f"{again}, or a recipe with fewer levels or a smaller patch"
         level = int(path[1])
         sides = [side for each in among for side in self.model_copy(update={"size": each}).map_size(level)]

@@ -153,6 +153,8 @@ def test_a_file_that_is_damaged_or_lies_is_refused(place, tmp_path):
     name = "decoder.conv_in.weight"
     refused("holds NaN", tensors={**tensors, name: tensors[name] * float("nan")})
     refused("lacks decoder", tensors={k: v for k, v in tensors.items() if k != name})
+    refused(f"{name} is of type F16", tensors={**tensors, name: tensors[name].half()})
+    refused("is of type F64", tensors={n: tensor.double() for n, tensor in tensors.items()})
     section = json.loads(metadata["hdit.codec"])
     for change in (
         {"widths": [8] * 8},

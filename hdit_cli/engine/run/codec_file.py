@@ -74,6 +74,12 @@ def _check(table: header.Table, section: KLVAE, *, where: str) -> None:
             f"{where} holds {len(table):,} tensors, and its header asks for a codec of {section.least_tensors():,} or more",
             hint="it does not fit its own header",
         )
+    for name, entry in table.items():
+        if entry.dtype != "F32":
+            raise CheckpointError(
+                f"{where}: {name} is of type {entry.dtype}, and a codec's weights are F32",
+                hint="`hdit convert` makes a codec of weights of any type",
+            )
     header.check_table({name: tensor.shape for name, tensor in blank(section).state_dict().items()}, table, where=where)
 
 

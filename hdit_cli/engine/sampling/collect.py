@@ -121,8 +121,9 @@ def _give_codec(model: Model, order: Order) -> None:
     named = None if order.codec is None else Path(order.codec)
     with_codec(model, named=named, beside=place if place.is_dir() else place.parent)
     if order.codec_sha256 and model.codec.fingerprint() != order.codec_sha256:
+        why = "is not at hand" if model.latents is None else "is another one"
         raise CheckpointError(
-            "the codec is not the one that these samples were made with",
+            f"the codec that these samples were made with {why}",
             hint=f"--codec FILE names it; its SHA-256 begins with {order.codec_sha256[:8]}",
         )
 

@@ -25,6 +25,7 @@ from hdit_cli.engine.sharing.export import Exported, for_others
 from hdit_cli.engine.sharing.markdown import code, file_name, literal, plain, scalar, toml
 from hdit_cli.engine.training.init import class_names
 from hdit_cli.errors import UsageError
+from hdit_cli.models.codecs.latents import file_name as codec_name
 from hdit_cli.recipe import Recipe, named
 
 _INSTALL = (  # `pip install hdit` would fetch a stranger's package
@@ -199,10 +200,21 @@ def _facts(model: Model, done: Exported) -> str:
         + (f", {sum(counts):,} pictures with a class" if counts else "")
         if data.get("path")
         else "not recorded",
+        "codec": _codec(model),
         "started from": _origin(data["init"]) if data.get("init") else "",
     }
     lines = [f"| {key} | {value} |" for key, value in rows.items() if value]
     return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _codec(model: Model) -> str:
+    """Of a network of latents, the file without which it makes no pictures; "" of one of pixels."""
+    if model.latents is None:
+        return ""
+    kind, sha256 = model.latents.kind, model.latents.fingerprint()
+    return (
+        f"{code(codec_name(kind, sha256))}, SHA-256 `{sha256}`: needed beside the file, since the network makes latents"
+    )
 
 
 def _origin(init: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What a run is made of: a recipe held against its data, a new model, the accelerator."""
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
@@ -72,13 +73,15 @@ def _check_bucket(recipe: Recipe, reader: ShardReader, bucket: Bucket) -> None:
         raise UsageError(
             f"{reader.folder} has {bucket.count} pictures of {bucket.size[0]}x{bucket.size[1]}, and {beside[0]} is no multiple of "
             f"{times}, the codec's factor",
-            hint=f"`hdit prepare SRC --buckets --bucket-step {times * recipe.model.unit[0]}`",
+            hint=f"`hdit prepare SRC --buckets --bucket-step {times * math.lcm(*recipe.model.unit)}`",
         )
     sizes = [(height // times, width // times) for height, width in reader.sizes]
-    problem = recipe.model.misfit_of((bucket.size[0] // times, bucket.size[1] // times), among=sizes)
+    seen = (bucket.size[0] // times, bucket.size[1] // times)
+    problem = recipe.model.misfit_of(seen, among=sizes, pixels=times)
     if problem is not None:
         what, hint = problem
         told = f"{reader.folder} has {bucket.count} pictures of {bucket.size[0]}x{bucket.size[1]}, and "
+        told += f"of their latents, {seen[0]}x{seen[1]}, " if times > 1 else ""
         raise UsageError(told + what, hint=hint)
 
 
