@@ -73,6 +73,12 @@ class Model:
         return self.channels, height // self.codec.factor, width // self.codec.factor
 
     @property
+    def seams(self) -> tuple[int, int]:
+        """(H, W) in pixels of the patches whose edges may show in a picture: the network's, of latents as many times larger."""
+        height, width = self.network.seams
+        return height * self.codec.factor, width * self.codec.factor
+
+    @property
     def channels(self) -> int:
         return self.recipe["model"]["channels"]
 

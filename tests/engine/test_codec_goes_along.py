@@ -1,5 +1,6 @@
 """The codec of a network of latents goes where its weights go, and is found where it lies later."""
 
+import json
 import shutil
 
 import numpy as np
@@ -12,8 +13,8 @@ from hdit_cli.engine.load import load
 from hdit_cli.engine.run import checkpoint
 from hdit_cli.engine.run.codec_file import load_codec
 from hdit_cli.engine.training.loop import train
-from hdit_cli.engine.training.setup import open_data
-from hdit_cli.errors import UsageError
+from hdit_cli.engine.training.setup import check_same_codec, open_data
+from hdit_cli.errors import CheckpointError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +95,21 @@ def test_buckets_that_do_not_fit_are_told_in_pixels(place, tmp_path, capsys):  #
         open_data(recipe, made("--size", "16", "--buckets", "--bucket-step", "2"))
     assert "`hdit prepare SRC --size 16x16 --buckets --bucket-step 4`" in caught.value.hint
     assert open_data(recipe, made("--size", "16x16", "--buckets", "--bucket-step", "4")).buckets
+
+
+def test_the_seams_of_a_network_of_latents_are_looked_for_in_pixels(averaged, capsys):
+    """Patches of 2 x 2 latents are 4 x 4 pixels of a codec with a factor of 2."""
+    words = ("eval-fid", averaged, "-n", 4, "--steps", 1, "--metrics", "patch-grid", "--allow-small", "--json")
+    details = json.loads(typed(capsys, *words).out)["scores"][0]["details"]
+    assert (details["patch_height"], details["patch_width"]) == (4, 4)
+
+
+def test_a_run_whose_header_lies_of_its_codec_does_not_go_on(place, averaged, tmp_path):  # noqa: F811
+    """Even where hashes were made to fit: one sentence, and no traceback."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    whole = averaged / "checkpoints" / "step-00000004" / "model.safetensors"
+    told = {**checkpoint.read_header(whole), "hdit.needs_codec": "5"}
+    save_file(load_file(whole), folder / "model.safetensors", told)
+    with pytest.raises(CheckpointError, match="its codec is no table"):
+        check_same_codec(folder, load(averaged), run=averaged)

@@ -210,6 +210,11 @@ def test_what_a_user_can_get_wrong(tiny_data, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match="neither"):
         scored(eval={"during_weights": ["avg"]})
+    with pytest.raises(
+        UsageError, match="sfid needs Inception's spatial features"
+    ) as caught:  # and nothing is downloaded
+        run(tmp_path / "run", scored(eval={"during_metrics": ["sfid"], "features": "inception"}), tiny_data)
+    assert caught.value.hint == "--set eval.features=adm" and not (tmp_path / "run").exists()
 
 
 class Pooled(nn.Module):

@@ -109,7 +109,7 @@ def metrics_of(names: Sequence[str], request: Request, model: Model | None) -> l
         if request.patch is not None:
             raise UsageError("--patch is for the metric patch-grid", hint="--metrics patch-grid, or leave it out")
         return kinds
-    patch = request.patch or (model.network.seams if model else None)
+    patch = request.patch or (model.seams if model else None)
     if patch is None:
         raise UsageError(
             f"patch-grid needs a patch size, and {request.source} is not a model that has one", hint="--patch 4"

@@ -30,6 +30,7 @@ from hdit_cli.engine.scoring.request import open_net
 from hdit_cli.engine.scoring.scores import Score, check_counts, check_net, check_reference, collect_all, verdicts
 from hdit_cli.errors import Interrupted, OutOfMemory, UsageError
 from hdit_cli.metrics import feature_net
+from hdit_cli.metrics.frechet import SFID
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.patch_grid import PatchGrid
 from hdit_cli.recipe import Recipe
@@ -56,7 +57,7 @@ class Evaluator:
         self.weights = [_checked(word, recipe) for word in section.during_weights]
         wanted = section.during_metrics or section.metrics
         kinds: list[type[Metric]] = [catalog.get("metric", name) for name in wanted]
-        self.metrics = [PatchGrid.of(model.network.seams) if kind is PatchGrid else kind for kind in kinds]
+        self.metrics = [PatchGrid.of(model.seams) if kind is PatchGrid else kind for kind in kinds]
         if kinds[0].better is None:
             raise UsageError(
                 f"{kinds[0].name} does not say which weights are best", hint="name another metric first in [eval]"
@@ -76,6 +77,11 @@ class Evaluator:
                 f"eval.features is the file {recipe.left_out}, and the recipe comes out of a checkpoint or a run: what a "
                 "received file names is not opened, since it may run",
                 hint=f"if you trust it, --set eval.features={shlex.quote(recipe.left_out)}; else --set eval.features=inception",
+            )
+        if SFID in kinds and feature_net.parse(section.features)[0] != "adm":  # told before Inception is downloaded
+            raise UsageError(
+                "sfid needs Inception's spatial features, which the usual net does not give",
+                hint="--set eval.features=adm",
             )
         self.net = open_net(section.features) if needs_net(self.metrics) else None
         self.fed = [Fed(self.metrics, self.net)]

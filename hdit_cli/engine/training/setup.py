@@ -1,6 +1,5 @@
 """What a run is made of: a recipe held against its data, a new model, the accelerator."""
 
-import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from hdit_cli.data.shards import MANIFEST, Bucket, load_manifest
 from hdit_cli.engine.model import DTYPES, Model, build_network, build_task, class_count
 from hdit_cli.engine.run.checkpoint import Snapshot, read_header
 from hdit_cli.engine.run.codec_file import codec_section, load_codec
+from hdit_cli.engine.run.header import read_facts
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.models.codecs.pixels import Pixels
 from hdit_cli.recipe import Recipe
@@ -162,8 +162,9 @@ def check_same_data(snapshot: Snapshot, reader: ShardReader, *, run: Path) -> No
 
 def check_same_codec(checkpoint: Path, model: Model, *, run: Path) -> None:
     """Raises UsageError where the codec is not the one that the run of a checkpoint folder was started with."""
-    told = read_header(checkpoint / "model.safetensors").get("hdit.needs_codec")
-    before = json.loads(told)["sha256"] if told else ""
+    place = checkpoint / "model.safetensors"
+    known = read_facts(read_header(place), where=str(place)).codec
+    before = known["sha256"] if known else ""
     now = model.latents.fingerprint() if model.latents is not None else ""
     if before != now:
         raise UsageError(
