@@ -83,6 +83,14 @@ def _is_set(name: str) -> bool:
     return bool(os.environ.get(name, "").strip())
 
 
+def check_alone(what: str) -> None:
+    """Raises UsageError where a launcher started this process as one of several, each of which would do `what`, or wait."""
+    adopt()
+    if (world := ranks().world) > 1:
+        text = f"{what} looks at one process, and a launcher started {world}"
+        raise UsageError(text, hint="leave the launcher out, or have it start one process: srun -n 1")
+
+
 # Cores
 
 

@@ -63,11 +63,12 @@ def bench(
 ) -> None:
     """Measure a recipe here: speed of training and sampling, time by part, attention backends, curves."""
 
-    from hdit_cli import runtime
+    from hdit_cli import launchers, runtime
     from hdit_cli.engine.bench.report import Wanted
     from hdit_cli.engine.bench.report import bench as measure
     from hdit_cli.recipe import load_recipe
 
+    launchers.check_alone("bench")
     tell_stand_in(recipe)
     loaded = load_recipe(recipe, list(set_ or ()))
     device = runtime.device()

@@ -38,11 +38,15 @@ def _check(json_: bool) -> None:
     """Ten lines: the machine, what each check found, the verdict.
 
     Raises:
+        UsageError: this is one of several processes.
         HditError: something is wrong here.
     """
+    from hdit_cli import launchers
     from hdit_cli.engine.checking.report import Checked, failure
     from hdit_cli.engine.checking.report import check as run
     from hdit_cli.runtime import environment
+
+    launchers.check_alone("doctor --check")
 
     def done(checked: Checked) -> None:
         say(f"{checked.name:<14} {checked.state:<7} {checked.text}")

@@ -14,11 +14,13 @@ from torch.nn import functional as F
 
 from hdit_cli import catalog, cli
 from hdit_cli.engine.checking import attention, compiling, measuring, report, running, steps
+from hdit_cli.engine.checking import ground as ground_module
 from hdit_cli.engine.checking.ground import Found, Ground
 from hdit_cli.engine.run import checkpoint
+from hdit_cli.engine.run.events import Stepped
 from hdit_cli.engine.training.clock import Clock
 from hdit_cli.engine.training.state import TrainState
-from hdit_cli.errors import CheckpointError, StorageError
+from hdit_cli.errors import CheckpointError, Interrupted, StorageError
 
 CPU = torch.device("cpu")
 
@@ -418,6 +420,44 @@ def test_a_failure(monkeypatch, capsys, tmp_path, error, code, words, options):
 def test_what_ends_it_leaves_nothing(monkeypatch, capsys, tmp_path, error, code):
     ended, _, err, left = run(monkeypatch, capsys, tmp_path, {"one": raises(error), "two": found_right})
     assert (ended, left) == (code, []) and "Traceback" not in err
+
+
+def test_a_signal_while_the_small_run_trains_is_no_fault_of_the_machine(monkeypatch, ground):
+    train = ground_module.train
+
+    def interrupted(run, recipe, *, data, watch):
+        def told(event):
+            watch(event)
+            if isinstance(event, Stepped):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return train(run, recipe, data=data, watch=told)
+
+    monkeypatch.setattr(ground_module, "train", interrupted)
+    with pytest.raises(Interrupted):
+        report.run("resume", lambda ground: Found(str(ground.train("interrupted"))), ground)
+
+
+@pytest.mark.parametrize("command", [["doctor", "--check"], ["bench", "smoke/tiny"]])
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"},
+        {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"},
+    ],
+    ids=["torchrun", "srun"],
+)
+def test_several_processes_are_refused(command, told, monkeypatch, capsys, tmp_path):
+    fresh = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+    for name, value in {**dict.fromkeys(fresh, ""), **told}.items():  # all of them are put back afterwards
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(report, "CHECKS", {})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "one process, and a launcher started 2" in err and "hint: " in err
 
 
 def test_no_room_for_temporary_files(monkeypatch, capsys, tmp_path):

@@ -18,7 +18,7 @@ from hdit_cli.data.prepare import PrepareOptions, prepare
 from hdit_cli.engine.memory.out_of_memory import changed
 from hdit_cli.engine.run.events import Event
 from hdit_cli.engine.training.loop import train
-from hdit_cli.errors import StorageError
+from hdit_cli.errors import Interrupted, StorageError
 from hdit_cli.recipe import Recipe, load_recipe
 from hdit_cli.recipe.recipe import DEFAULT_NETWORK
 from hdit_cli.recipe.source import shipped
@@ -87,14 +87,20 @@ class Ground:
         )  # fmt: skip
 
     def train(self, name: str, *, watch: Callable[[Event], None] = lambda event: None) -> Path:
-        """Trains the small run in a folder of that name, or goes on with it."""
+        """Trains the small run in a folder of that name, or goes on with it.
+
+        Raises:
+            Interrupted: a signal came, at which a run stops and saves.
+        """
         run = self.folder / name
         fresh_accelerate()
         before = torch.are_deterministic_algorithms_enabled()
         try:
-            train(run, self.run_recipe, data=self.data, watch=watch)
+            finished = train(run, self.run_recipe, data=self.data, watch=watch)
         finally:
             runtime.set_deterministic(before)
+        if finished.stopped_by:
+            raise Interrupted("interrupted", hint="the same command starts again")
         return run
 
     @cached_property
