@@ -207,7 +207,8 @@ def _notes_on_bias(scores: list[Score]) -> list[str]:
     plain = [f"{name.upper()} {value:.3g}" for name, value in of_codec.items() if isinstance(value, float)]
     if plain:
         notes.append(
-            f"the reference through the codec scores {', '.join(plain)}: what no model of its latents is below"
+            f"the reference through the codec scores {', '.join(plain)}: so would a model that made the very latents of the "
+            "reference"
         )
     for score in (each for each in scores if "of_a_perfect_model" in each.details):
         of = "" if score.features is None else f" of {score.features['file']}"

@@ -63,7 +63,7 @@ class Job:
 
     @cached_property
     def through_codec(self) -> Reconstructed | None:
-        """The reference as the codec of a model of latents reconstructs it: no model of its latents can score better."""
+        """The reference as the codec of a model of latents reconstructs it: what a model of its very latents makes."""
         if self.model is None or not isinstance(self.model.latents, Latents) or not isinstance(self.reference, Stored):
             return None
         times, sizes = self.model.latents.factor, self.reference.every_size
