@@ -10,13 +10,6 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 OUT=${OUT:-first-light-result} BUDGET=${BUDGET:-420}
-mkdir -p "$OUT"
-OUT=$(cd "$OUT" && pwd)
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-mkdir "$work/results"
-log=$OUT/log.txt
-: >"$log"
 python=${PYTHON:-python3}
 
 # Right or wrong first, in one go where there are cores for it: nothing there is timed, and compiling takes most of it.
@@ -41,6 +34,15 @@ for word in "$@"; do
       ;;
   esac
 done
+
+named_out=$OUT
+if ! mkdir -p "$OUT" || ! OUT=$(cd "$OUT" && pwd) || ! : >"$OUT/log.txt"; then
+  printf 'no results can be written to %s: set OUT to another folder\n' "$named_out" >&2
+  exit 2
+fi
+log=$OUT/log.txt
+work=$(mktemp -d) && mkdir "$work/results" || exit 2
+trap 'rm -rf "$work"' EXIT
 
 if compgen -G "first-light/wheels/*.whl" >/dev/null; then
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$work/site" \

@@ -36,8 +36,18 @@ def test_every_part_has_a_limit_and_a_place():
 
 
 def test_an_unknown_part_is_told(tmp_path):
-    ended = run(tmp_path / "out", "flower")
+    (tmp_path / "log.txt").write_text("of the run before")
+    ended = run(tmp_path, "flower")
     assert ended.returncode == 2 and "no part flower" in ended.stderr and "flowers" in ended.stderr
+    assert (tmp_path / "log.txt").read_text() == "of the run before"
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "taken"])
+def test_nowhere_to_write_is_told(place, tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "taken" / "log.txt").mkdir(parents=True)
+    ended = run(tmp_path / place, "attention")
+    assert ended.returncode == 2 and f"no results can be written to {tmp_path / place}: set OUT" in ended.stderr
 
 
 @pytest.mark.slow
