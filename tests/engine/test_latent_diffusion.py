@@ -243,6 +243,7 @@ def test_another_codec_is_refused(place, run, tiny_data, tmp_path):
     )
     with pytest.raises(UsageError, match="the codec is not the one"):
         train(copy, other, data=tiny_data, watch=lambda event: None)
+    assert len([*copy.glob("kl-vae-*")]) == 1  # nor does it come to lie in the run
     with pytest.raises(UsageError, match="is another codec"):
         load(run, codec=place / "other.safetensors")
     with pytest.raises(UsageError, match="makes latents of 4"):

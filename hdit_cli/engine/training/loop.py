@@ -289,6 +289,8 @@ class Trainer:
                 self.folder.cut_logs({})
         if self.accelerator.is_main_process:
             snapshots.cut(self.folder.path, after=self.state.step)
+            if isinstance(latents := self.state.model.latents, Latents):  # by now known to be the run's
+                keep_beside(latents, self.folder.path)
 
     def events(self) -> Generator[Event]:
         """Trains from where the folder stands to the recipe's last step, or until it is asked to stop."""
@@ -381,8 +383,6 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch, init: Path 
     with files.lock(folder / ".lock", what=f"run {folder}") if here.is_main else nullcontext():
         if here.is_main:
             run.start(recipe)
-            if isinstance(latents := trainer.state.model.latents, Latents):
-                keep_beside(latents, folder)
             if trainer.beginning and trainer.beginning.lines:
                 trainer.beginning.write(folder)
         runtime.wait_for_all()
