@@ -100,7 +100,7 @@ def _whole(option: str, text: str) -> tuple[int, ...]:
 
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not all(word.isdecimal() and len(word) < 20 and 0 < int(word) < 100_000 for word in words):
-        raise UsageError(f"{option} {text!r} is not a list of whole numbers", hint=f"for example {option} 1,2,4")
+        raise UsageError(f"{option} {text[:80]!r} is not a list of whole numbers", hint=f"for example {option} 1,2,4")
     return tuple(int(word) for word in words)
 
 

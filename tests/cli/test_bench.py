@@ -120,3 +120,13 @@ def test_what_is_refused(capsys, made, words, code):
     found, _, err = hdit(capsys, "bench", made / "tiny.toml", *words)
     assert found == code
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("option", ["--sizes", "--batches"])
+@pytest.mark.parametrize("text", ["9" * 5000, "1,-2", "0", "²"])
+def test_what_is_no_list_of_numbers(option, text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "smoke/tiny", option, text])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "is not a list of whole numbers" in err and "hint: " in err
+    assert len(err) < 300
