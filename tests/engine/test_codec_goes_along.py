@@ -5,9 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_latent_diffusion import place, recipe_of, typed  # noqa: F401  (a fixture)
+from test_latent_diffusion import place, random_codec, recipe_of, typed  # noqa: F401  (a fixture)
 
 from hdit_cli.engine.load import load
 from hdit_cli.engine.run import checkpoint
@@ -15,6 +16,7 @@ from hdit_cli.engine.run.codec_file import load_codec
 from hdit_cli.engine.training.loop import train
 from hdit_cli.engine.training.setup import check_same_codec, open_data
 from hdit_cli.errors import CheckpointError, UsageError
+from hdit_cli.models.codecs import kl_vae_names
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +115,14 @@ def test_a_run_whose_header_lies_of_its_codec_does_not_go_on(place, averaged, tm
     save_file(load_file(whole), folder / "model.safetensors", told)
     with pytest.raises(CheckpointError, match="its codec is no table"):
         check_same_codec(folder, load(averaged), run=averaged)
+
+
+def test_a_whole_model_may_hold_whole_numbers_beside_its_codec(place, tmp_path, capsys):  # noqa: F811
+    """As the text encoder of a Stable Diffusion file does: its positions."""
+    parts = kl_vae_names.to_ldm(random_codec(0).state_dict())
+    whole = {f"first_stage_model.{name}": tensor.contiguous() for name, tensor in parts.items()}
+    save_file({**whole, "cond_stage_model.position_ids": torch.arange(4)}, tmp_path / "sd.safetensors")
+    (tmp_path / "config.json").write_text('{"norm_num_groups": 4, "scaling_factor": 0.5, "shift_factor": 0.1}')
+    words = ("convert", tmp_path / "sd.safetensors", "--config", tmp_path / "config.json", "--out")
+    typed(capsys, *words, tmp_path / "codec.safetensors")
+    assert load_codec(tmp_path / "codec.safetensors").sha256 == load_codec(place / "vae.safetensors").sha256

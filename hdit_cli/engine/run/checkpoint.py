@@ -124,23 +124,28 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_tensors(
-    path: Path, *, check: Callable[[header.Table, dict[str, str]], None] | None = None
+    path: Path,
+    *,
+    check: Callable[[header.Table, dict[str, str]], None] | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors file, copied into memory (the file may be replaced later), and its metadata.
 
     Args:
         check: called with what the header announces, before any tensor is read; what it raises is raised.
+        wanted: by name, which tensors are given; others may be of any type.
 
     Raises:
         CheckpointError: not a safetensors file, damaged, or with a weight that is no floating-point number.
     """
     with opened(path) as handle:  # header and tensors of one file, whatever takes its name meanwhile
         tensors, metadata = header.read_table(handle)
-        header.check_floats(tensors, where=str(path))
+        header.check_floats({name: entry for name, entry in tensors.items() if wanted(name)}, where=str(path))
         if check is not None:
             check(tensors, metadata)
         handle.seek(0)
-        return safetensors.torch.load(handle.read()), metadata
+        loaded = safetensors.torch.load(handle.read())
+        return {name: tensor for name, tensor in loaded.items() if wanted(name)}, metadata
 
 
 # Checkpoint folders

@@ -23,6 +23,7 @@ from hdit_cli.engine.run import header
 from hdit_cli.engine.run.checkpoint import read_announced, read_tensors
 from hdit_cli.engine.run.file_kind import check_pickled, unwrapped
 from hdit_cli.errors import CheckpointError, UsageError
+from hdit_cli.models.codecs.kl_vae_names import is_whole_model, of_whole_model
 
 _WEIGHTS = (
     "model_ema",
@@ -76,7 +77,8 @@ def open_foreign(path: Path) -> Foreign:
                 return Foreign(table, None, 0, lambda: read_tensors(path)[0], ours=metadata)
             raise UsageError(f"{path} is an hdit checkpoint already", hint="`hdit export` writes it in other forms")
         config = _json(metadata["config"], where=path) if "config" in metadata else None
-        found = Foreign(table, config, 0, lambda: read_tensors(path)[0])
+        some: dict[str, Any] = {"wanted": of_whole_model} if is_whole_model(table) else {}  # what converts of it
+        found = Foreign(table, config, 0, lambda: read_tensors(path, **some)[0])
     if found.config is None and path.name.startswith(_STEM):
         return replace(found, config=_config_in(path.parent))  # the folder's, of which this file was taken
     return found

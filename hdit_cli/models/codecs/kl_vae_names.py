@@ -32,6 +32,16 @@ def is_ldm(names: Mapping[str, Any]) -> bool:
     return {"encoder.mid.block_1.conv1.weight", "decoder.mid.block_1.conv1.weight"} <= plain
 
 
+def of_whole_model(name: str) -> bool:
+    """Whether a tensor of a whole latent-diffusion model is one of the autoencoder."""
+    return name.startswith(_PREFIX)
+
+
+def is_whole_model(names: Mapping[str, Any]) -> bool:
+    """Whether these are the names of a whole latent-diffusion model, whose text encoder may hold whole numbers."""
+    return is_ldm(names) and any(map(of_whole_model, names))
+
+
 def is_diffusers(names: Mapping[str, Any]) -> bool:
     """Whether these are the names of diffusers' AutoencoderKL."""
     return {"encoder.mid_block.resnets.0.conv1.weight", "decoder.mid_block.resnets.0.conv1.weight"} <= names.keys()
