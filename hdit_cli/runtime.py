@@ -6,6 +6,7 @@ No generator is carried along a run, so there is no random state to save, and no
 import contextlib
 import ctypes
 import hashlib
+import multiprocessing.util
 import os
 import platform
 import shutil
@@ -125,6 +126,7 @@ def compiled_code_in(folder: Path) -> Iterator[None]:
     """Inside, compilers keep what they make in a folder of its own: nothing from before is found there, and nothing stays."""
     own = {name: str(folder / name.lower()) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
     own["TMPDIR"] = str(folder)  # where torch keeps headers, whatever the first says
+    multiprocessing.util.get_temp_dir()  # made now, where it was: the name of a socket below a long path is too long
     before, place = {name: os.environ.get(name) for name in own}, tempfile.tempdir
     os.environ.update(own)
     tempfile.tempdir = str(folder)

@@ -129,7 +129,7 @@ def test_pack(tmp_path):
     assert 0 < manifest["count"] < 6 and manifest["image_size"] == [64, 64]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rehearsal(tmp_path):
     """All parts, small, on what there is; the doctor's own part has a test in tests/engine."""
     parts = [name for name in first_light.PARTS if name != "doctor"]
