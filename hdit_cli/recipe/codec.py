@@ -2,6 +2,8 @@
 
 from hdit_cli.recipe.section import PathText, Section
 
+KEPT = "kl-vae-????????.safetensors"  # copies that a run of latents keeps, by kind and SHA-256
+
 
 class Codec(Section):
     """Nothing: the network sees pixels. With `path` it sees the latents of that codec, and `model.size` is theirs."""

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from hdit_cli import catalog
 from hdit_cli.recipe import diffusion, messages
-from hdit_cli.recipe.codec import Codec
+from hdit_cli.recipe.codec import KEPT, Codec
 from hdit_cli.recipe.diffusion import Diffusion
 from hdit_cli.recipe.lines import KeyPath
 from hdit_cli.recipe.network import NetworkSection
@@ -109,9 +109,10 @@ class Recipe(Section):
         A feature net stays by its name in the catalog; the file or folder of it goes, and is remembered in `left_out`. The path of
         a codec goes too: a checkpoint says by a SHA-256 which one it needs.
         """
-        return self._with_codec("")._without_net()
+        return self.with_codec("")._without_net()
 
-    def _with_codec(self, path: str) -> "Recipe":
+    def with_codec(self, path: str) -> "Recipe":
+        """The same recipe on the codec at `path`; "" for pixels."""
         return self.model_copy(update={"codec": self.codec.model_copy(update={"path": path})})
 
     def _without_net(self) -> "Recipe":
@@ -150,8 +151,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     source = overridden(source, overrides)
     recipe = _validated(source)
     if is_of_a_run(source.place(("codec", "path"))):  # a run of latents keeps a copy of its codec beside its recipe
-        kept = sorted(path.parent.glob("kl-vae-????????.safetensors"))
-        recipe = recipe._with_codec(str(kept[0]) if len(kept) == 1 and recipe.codec.path else "")
+        kept = sorted(path.parent.glob(KEPT))
+        recipe = recipe.with_codec(str(kept[0]) if len(kept) == 1 and recipe.codec.path else "")
     return recipe._without_net() if is_of_a_run(source.place(("eval", "features"))) else recipe
 
 

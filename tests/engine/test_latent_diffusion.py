@@ -256,6 +256,18 @@ def test_another_codec_is_refused(place, run, tiny_data, tmp_path):
         train(tmp_path / "new", gone, data=tiny_data, watch=lambda event: None)
 
 
+def test_a_run_goes_on_where_the_codec_that_it_named_is_gone(place, tiny_data, tmp_path):
+    shutil.copy(place / "vae.safetensors", tmp_path / "mine.safetensors")
+    recipe = recipe_of(place, train__steps=4).with_codec(str(tmp_path / "mine.safetensors"))
+    train(tmp_path / "run", recipe, data=tiny_data, watch=lambda event: None)
+    (tmp_path / "mine.safetensors").unlink()
+    seen = []
+    longer = recipe_of(place, train__steps=5).with_codec(str(tmp_path / "mine.safetensors"))
+    train(tmp_path / "run", longer, data=tiny_data, watch=seen.append)
+    assert seen[-1].step == 5
+    assert any("the run's copy of its own is taken" in getattr(event, "text", "") for event in seen)
+
+
 def test_the_size_is_that_of_the_latents(place, tiny_data, tmp_path):
     wrong = recipe_of(place, model__size=[16, 16])
     with pytest.raises(UsageError, match="trains 32x32 images, the data set holds 16x16") as caught:

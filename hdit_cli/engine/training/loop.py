@@ -44,6 +44,7 @@ from hdit_cli.engine.training.setup import (
     new_model,
     open_data,
     open_loader,
+    with_own_codec,
 )
 from hdit_cli.engine.training.state import Window
 from hdit_cli.engine.training.step import Stepper, compile_step
@@ -375,6 +376,7 @@ def train(folder: Path, recipe: Recipe, *, data: Path, watch: Watch, init: Path 
     runtime.keep_freed_memory()
     run = RunFolder(folder)
     run.refuse_links()
+    recipe = with_own_codec(recipe, folder, tell=lambda text: watch(Noted(text)))
     run.check_recipe(recipe)
     check_trackers(recipe)
     trainer = Trainer(run, recipe, data=data, init=init, tell=watch)  # fails on bad input before the folder exists

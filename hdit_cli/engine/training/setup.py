@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from hdit_cli.engine.run.header import read_facts
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.models.codecs.pixels import Pixels
 from hdit_cli.recipe import Recipe
+from hdit_cli.recipe.codec import KEPT
 
 
 def check_fit(recipe: Recipe, reader: ShardReader) -> None:
@@ -158,6 +159,15 @@ def check_same_data(snapshot: Snapshot, reader: ShardReader, *, run: Path) -> No
             f"the data set is not the one {run} was started with",
             hint="give that one with --data, choose another --run, or start over with --fresh (the old run is kept)",
         )
+
+
+def with_own_codec(recipe: Recipe, run: Path, *, tell: Callable[[str], None]) -> Recipe:
+    """The recipe on the copy of its codec that a run keeps, where the file that it names is gone; else the recipe itself."""
+    kept = sorted(run.glob(KEPT))
+    if not recipe.codec.path or Path(recipe.codec.path).exists() or len(kept) != 1:
+        return recipe
+    tell(f"no codec {recipe.codec.path}: the run's copy of its own is taken, {kept[0]}")
+    return recipe.with_codec(str(kept[0]))
 
 
 def check_same_codec(checkpoint: Path, model: Model, *, run: Path) -> None:
