@@ -18,7 +18,7 @@ class Clock:
     A GPU is told its work long before it does it, and how long the telling took says little. There, seconds run from one
     moment at which it had done everything to the next: `settle`, to be called before anything but training begins. After the
     first step, and when the last such moment is `PATIENCE` ago, the clock waits by itself. In between `rate` is that of the steps
-    before the last such moment, an estimate.
+    before the last such moment, an estimate; the first step, in which code is compiled, is none of them once there are others.
 
     Args:
         images: of a step, of all processes.
@@ -31,6 +31,7 @@ class Clock:
         self.recent: deque[tuple[int, float]] = deque()  # steps and seconds between two such moments
         self.trained = 0.0
         self._steps, self._start = 0, 0.0  # since the last one
+        self._first = self.behind  # whether `recent` has the first step
 
     def __enter__(self) -> None:
         if not self._steps:
@@ -53,6 +54,9 @@ class Clock:
         self.trained += seconds
         self.recent.append((self._steps, seconds))
         self._steps = 0
+        if self._first and len(self.recent) > 1:
+            self.recent.popleft()
+            self._first = False
         while sum(steps for steps, _ in self.recent) - self.recent[0][0] >= WINDOW:
             self.recent.popleft()
 
