@@ -49,6 +49,7 @@ TYPED = {
     "hdit train": "train tiny.toml --data data/set --run runs/made",
     "hdit eval-fid": "eval-fid runs/made -n 4 --metrics swd --reference data/set",
     "hdit prepare": PREPARE,
+    "hdit sample": "sample runs/made -n 1 --out samples/plain",
     "hdit sample runs/NAME": "sample runs/made -n 1",
     "hdit prepare {shlex.quote(below)}": PREPARE,
     "hdit prepare SRC --size {size[0]}x{size[1]}": "prepare flowers --size 16x16 --out data/again",
@@ -65,14 +66,14 @@ TYPED = {
     "hdit info": "info runs/made",
     "hdit convert": f"{LATER} convert plain.safetensors",
     "hdit convert SRC": f"{LATER} convert plain.safetensors",
-    "hdit prepare SRC --buckets --bucket-step {times * recipe.model.unit[0]}": (
+    "hdit prepare SRC --buckets --bucket-step {times * math.lcm(*recipe.model.unit)}": (
         "prepare flowers --size 32x32 --buckets --bucket-step 8 --out data/buckets"
     ),
     "hdit prepare {there} --size {FOR_CPU_SIDE} --out {shlex.quote(str(out))}": "prepare flowers --size 64 --out data/again64",
     "hdit train {FOR_CPU}{data}{classes}": "train flowers64-cpu --data data/again64 --dry-run --set model.classes=0",
     "hdit prepare --hold-out 0.05": "prepare flowers --size 16 --hold-out 0.3 --out data/held",
     "hdit prepare REFERENCE --size {h}x{w}": "prepare flowers --size 16x16 --out data/again",
-    "hdit prepare SRC --size {height}x{width} --buckets --bucket-step {unit}": (
+    "hdit prepare SRC --size {height}x{width} --buckets --bucket-step {pixels * unit}": (
         "prepare flowers --size 32x32 --buckets --bucket-step 8 --out data/buckets"
     ),
     "hdit prepare {source} --size {made_as}{out}": PREPARE,
