@@ -11,8 +11,9 @@ CATALOG: dict[str, dict[str, str]] = {
         "hdit": "hdit_cli.models.hdit:HDiT",
         "dit": "hdit_cli.models.dit:DiT",
     },
-    "codec": {  # what stands between pictures and a network of latents
+    "codec": {  # what stands between pictures and a network of latents or tokens
         "kl-vae": "hdit_cli.models.codecs.kl_vae:KLVAE",
+        "vq-vae": "hdit_cli.models.codecs.vq_vae:VQVAE",
     },
     "growth": {  # what `train --init` asks a network of that type
         "hdit": "hdit_cli.models.hdit_growth:HDiTGrowth",

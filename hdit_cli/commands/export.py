@@ -58,7 +58,7 @@ def export(
     from hdit_cli.engine.sharing.card import own_grid
     from hdit_cli.engine.sharing.card_file import write_card
     from hdit_cli.errors import UsageError
-    from hdit_cli.models.codecs.latents import Latents
+    from hdit_cli.models.codecs.frozen import Frozen
 
     shared.check_weights(weights)
     checkpoint = shared.located(checkpoint)
@@ -72,7 +72,7 @@ def export(
     shared.tell_origin(weights=model.weights, origin=model.origin)
     picture = None if no_grid else own_grid(model, run_of(checkpoint)) or _drawn(model)
     done = catalog.get("export", to.value)(model, path, dtype=dtype.value)
-    kept = keep_beside(model.latents, path.parent) if isinstance(model.latents, Latents) else None
+    kept = keep_beside(model.latents, path.parent) if isinstance(model.latents, Frozen) else None
     card, grid_path = write_card(model, done, checkpoint=checkpoint, licence=license_, picture=picture)
     facts = {
         "path": str(done.path),

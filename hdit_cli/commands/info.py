@@ -181,6 +181,7 @@ def _codec_facts(path: Path) -> dict[str, Any]:
         "codec": section.type,
         "params": sum(parameter.numel() for parameter in network.parameters()),
         "factor": factor,
+        **({"vocabulary": section.vocabulary} if section.vocabulary else {}),
         **section.model_dump(mode="json", exclude={"type"}),
         f"gmacs_at_{32 * factor}": {"encode": round(encode / 1e9, 9), "decode": round(decode / 1e9, 9)},
         "sha256": files.sha256(path),

@@ -16,7 +16,9 @@ from hdit_cli.engine.run.codec_file import found_for, load_codec
 from hdit_cli.engine.run.header import Table, read_facts
 from hdit_cli.engine.run.trained import missing
 from hdit_cli.errors import CheckpointError, UsageError
-from hdit_cli.models.codecs.latents import Absent, Latents
+from hdit_cli.models.codecs.frozen import Frozen
+from hdit_cli.models.codecs.latents import Absent
+from hdit_cli.recipe.codec import made
 
 
 @dataclass(frozen=True)
@@ -164,12 +166,14 @@ def with_codec(model: Model, *, named: Path | None, beside: Path) -> None:
         if model.channels == 3:
             raise UsageError("this model works on pixels and needs no codec", hint="leave --codec out")
         model.latents = load_codec(named)
-        if model.latents.channels != model.channels:
+        found = (model.latents.channels, model.latents.vocabulary)
+        wanted = (model.channels, getattr(model.network, "vocabulary", 0))
+        if found != wanted:
             raise UsageError(
-                f"{named} makes latents of {model.latents.channels} channels, and the network takes {model.channels}",
+                f"{named} makes {made(*found)}, and the network takes {made(*wanted)}",
                 hint="give the codec that it was trained with",
             )
-    if isinstance(model.latents, Latents):
+    if isinstance(model.latents, Frozen):
         model.latents.to(model.device)
 
 

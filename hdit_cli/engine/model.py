@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from hdit_cli import catalog
-from hdit_cli.models.codecs.latents import Absent, Latents
+from hdit_cli.models.codecs.frozen import Frozen
+from hdit_cli.models.codecs.latents import Absent
 from hdit_cli.models.codecs.pixels import Pixels
 from hdit_cli.models.network import Network
 from hdit_cli.recipe import Recipe
@@ -32,7 +33,7 @@ class Model:
         data: path, fingerprint and, where known, pictures per class of the data it was trained on.
         origin: where the weights were read, or what they were reconstructed from; "" for a model in training.
         left_out: the feature net that the file named by a path, which `recipe` leaves out; "" where it named none so.
-        latents: the codec of a network of latents, or what is known of one that is not at hand; None for pixels.
+        latents: the codec of a network of latents or tokens, or what is known of one that is not at hand; None for pixels.
     """
 
     task: Any
@@ -44,7 +45,7 @@ class Model:
     data: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
     left_out: str = ""
-    latents: Latents | Absent | None = None
+    latents: Frozen | Absent | None = None
 
     @property
     def network(self) -> Any:
@@ -57,7 +58,7 @@ class Model:
         return self.task.denoiser
 
     @property
-    def codec(self) -> Pixels | Latents | Absent:
+    def codec(self) -> Pixels | Frozen | Absent:
         """What stands between pictures and the network."""
         return self.latents or Pixels(self.channels)
 

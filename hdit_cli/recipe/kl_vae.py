@@ -47,6 +47,16 @@ class KLVAE(Section):
         stop_at(problems)
         return self
 
+    @property
+    def factor(self) -> int:
+        """How much smaller than a picture a map of latents is."""
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def vocabulary(self) -> int:
+        """None: a network sees latents, no tokens."""
+        return 0
+
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the network."""
         return {name: getattr(self, name) for name in type(self).model_fields if name not in ("type", "shift", "scale")}

@@ -13,7 +13,8 @@ from pydantic_core import PydanticCustomError
 
 from hdit_cli import catalog
 from hdit_cli.recipe import diffusion, messages
-from hdit_cli.recipe.codec import KEPT, Codec
+from hdit_cli.recipe.codec import Codec
+from hdit_cli.recipe.codec import kept as kept_codecs
 from hdit_cli.recipe.diffusion import Diffusion
 from hdit_cli.recipe.lines import KeyPath
 from hdit_cli.recipe.network import NetworkSection
@@ -151,7 +152,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     source = overridden(source, overrides)
     recipe = _validated(source)
     if is_of_a_run(source.place(("codec", "path"))):  # a run of latents keeps a copy of its codec beside its recipe
-        kept = sorted(path.parent.glob(KEPT))
+        kept = kept_codecs(path.parent)
         recipe = recipe.with_codec(str(kept[0]) if len(kept) == 1 and recipe.codec.path else "")
     return recipe._without_net() if is_of_a_run(source.place(("eval", "features"))) else recipe
 

@@ -59,12 +59,13 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
 @lru_cache(maxsize=8)
 def _codec(path: str, size: tuple[int, int], *, images: int, device: str) -> tuple[int, int]:
     """Bytes of a codec's weights, and of what encoding pictures takes at its fullest moment."""
-    network = blank(codec_section(Path(path)))
+    section = codec_section(Path(path))
+    network = blank(section).eval()
     pixels = [side * network.factor for side in size]
 
     @torch.no_grad()
     def encode(outline: Any) -> None:
-        outline.moments(torch.zeros(images, 3, *pixels, device=device))
+        (outline.encode if section.vocabulary else outline.moments)(torch.zeros(images, 3, *pixels, device=device))
 
     return sum(p.nbytes for p in network.parameters()), follow(network, encode, device=device).peak
 

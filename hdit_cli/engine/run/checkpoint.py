@@ -26,7 +26,8 @@ from hdit_cli.engine.run import header
 from hdit_cli.engine.run.file_kind import not_safetensors
 from hdit_cli.engine.run.header import FORMAT
 from hdit_cli.errors import CheckpointError, NonFiniteError, StorageError
-from hdit_cli.models.codecs.latents import Absent, Latents
+from hdit_cli.models.codecs.frozen import Frozen
+from hdit_cli.models.codecs.latents import Absent
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-(\d{8})")
@@ -68,9 +69,10 @@ def metadata_of(model: Model) -> dict[str, str]:
     }
 
 
-def needs_of(codec: Latents | Absent) -> dict[str, Any]:
+def needs_of(codec: Frozen | Absent) -> dict[str, Any]:
     """What a checkpoint says of its codec: the kind and the SHA-256, by which it is found, and what shapes hang on."""
-    return {"type": codec.kind, "sha256": codec.fingerprint(), "factor": codec.factor, "channels": codec.channels}
+    told = {"type": codec.kind, "sha256": codec.fingerprint(), "factor": codec.factor, "channels": codec.channels}
+    return {**told, "vocabulary": codec.vocabulary} if codec.vocabulary else told
 
 
 def serialise(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:

@@ -16,17 +16,20 @@ from torch import Tensor
 from hdit_cli import catalog, files
 from hdit_cli.engine.run import header
 from hdit_cli.engine.run.assemble import check_tensors
-from hdit_cli.engine.run.checkpoint import read_announced, read_tensors, serialise
+from hdit_cli.engine.run.checkpoint import needs_of, read_announced, read_tensors, serialise
 from hdit_cli.errors import CheckpointError, UsageError
+from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.models.codecs.latents import Absent, Latents, file_name
-from hdit_cli.recipe.kl_vae import KLVAE
+from hdit_cli.models.codecs.tokens import Tokens
+from hdit_cli.recipe.codec import ANY, CodecSection, made
+from hdit_cli.recipe.vq_vae import VQVAE
 
 _HINT = (
     "`hdit convert SRC` makes one of an AutoencoderKL: a folder of the diffusers library, or a file of latent diffusion"
 )
 
 
-def write(path: Path, tensors: dict[str, Tensor], section: KLVAE) -> None:
+def write(path: Path, tensors: dict[str, Tensor], section: CodecSection) -> None:
     """Writes a codec's file: the same bytes, and so the same SHA-256, by every version that knows the format."""
     metadata = {
         "format": "pt",
@@ -42,7 +45,7 @@ def is_codec(metadata: dict[str, str]) -> bool:
     return metadata.get("hdit.format") == header.CODEC_FORMAT
 
 
-def section_of(metadata: dict[str, str], *, where: str) -> KLVAE:
+def section_of(metadata: dict[str, str], *, where: str) -> CodecSection:
     """What the header of a codec's file says of it.
 
     Raises:
@@ -52,23 +55,25 @@ def section_of(metadata: dict[str, str], *, where: str) -> KLVAE:
         raise CheckpointError(f"{where} is no codec", hint=_HINT)
     try:
         value = header.parse_json(metadata.get("hdit.codec", ""), what="hdit.codec")
-        return KLVAE.model_validate(value)
+        return ANY.validate_python(value)
     except header.Garbled as error:
         raise CheckpointError(f"the header of {where} cannot be read: {error}", hint="get it again") from error
     except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"]) or "hdit.codec"
+        first = error.errors()[0]
+        problems = first.get("ctx", {}).get("problems", [(first["loc"][1:], "")])  # the first of its place is the type
+        place = ".".join(map(str, problems[0][0])) or "type"
         raise CheckpointError(
             f"the header of {where} describes no codec: {place[:100]} is not what it must be", hint="get it again"
         ) from error
 
 
-def blank(section: KLVAE) -> Any:
+def blank(section: CodecSection) -> Any:
     """The network that a section describes, without memory for its weights."""
     with torch.device("meta"):
         return catalog.get("codec", section.type)(**section.arguments())
 
 
-def _check(table: header.Table, section: KLVAE, *, where: str) -> None:
+def _check(table: header.Table, section: CodecSection, *, where: str) -> None:
     if section.least_tensors() > len(table):
         raise CheckpointError(
             f"{where} holds {len(table):,} tensors, and its header asks for a codec of {section.least_tensors():,} or more",
@@ -83,7 +88,7 @@ def _check(table: header.Table, section: KLVAE, *, where: str) -> None:
     header.check_table({name: tensor.shape for name, tensor in blank(section).state_dict().items()}, table, where=where)
 
 
-def codec_section(path: Path) -> KLVAE:
+def codec_section(path: Path) -> CodecSection:
     """What a codec's file says of it, by its header alone.
 
     Raises:
@@ -96,21 +101,21 @@ def codec_section(path: Path) -> KLVAE:
 
 
 @lru_cache(maxsize=16)
-def _section_at(path: Path, changed: int, size: int) -> KLVAE:
+def _section_at(path: Path, changed: int, size: int) -> CodecSection:
     table, metadata = read_announced(path)
     section = section_of(metadata, where=str(path))
     _check(table, section, where=str(path))
     return section
 
 
-def load_codec(path: str | Path, *, device: str | torch.device | None = None) -> Latents:
+def load_codec(path: str | Path, *, device: str | torch.device | None = None) -> Frozen:
     """Loads a codec that `hdit convert` made.
 
     Args:
         device: where to; None is the CPU.
 
     Returns:
-        its `encode(pixels)`, `decode(latents)`, `statistics`.
+        its `encode(pixels)` and `decode(latents)`; of latents also their `statistics`, of tokens how many there are, `vocabulary`.
 
     Raises:
         CheckpointError: no file, no codec, damaged, or with NaN in it.
@@ -124,15 +129,22 @@ def load_codec(path: str | Path, *, device: str | torch.device | None = None) ->
     network = blank(section)
     check_tensors(network.state_dict(), tensors, where=str(path))
     network.load_state_dict(tensors, assign=True)
-    found = Latents(network, shift=section.shift, scale=section.scale, sha256=sha256)
+    found = _frozen(network, section, sha256=sha256)
     found.file = str(path)
     return found.to(torch.device(device)) if device is not None else found
+
+
+def _frozen(network: Any, section: CodecSection, *, sha256: str) -> Frozen:
+    """The codec around its network."""
+    if isinstance(section, VQVAE):
+        return Tokens(network, sha256=sha256)
+    return Latents(network, shift=section.shift, scale=section.scale, sha256=sha256)
 
 
 # What a checkpoint needs
 
 
-def found_for(wanted: Absent, *, named: Path | None, beside: Path) -> Latents | Absent:
+def found_for(wanted: Absent, *, named: Path | None, beside: Path) -> Frozen | Absent:
     """The codec that a checkpoint needs: the file that the user names, else the one beside the checkpoint.
 
     Args:
@@ -162,18 +174,21 @@ def found_for(wanted: Absent, *, named: Path | None, beside: Path) -> Latents | 
     return wanted
 
 
-def _fitting(codec: Latents, wanted: Absent) -> Latents:
+def _fitting(codec: Frozen, wanted: Absent) -> Frozen:
     """The codec of that SHA-256, if its latents are what the checkpoint says of them: a header may say anything."""
-    if (codec.channels, codec.factor) != (wanted.channels, wanted.factor):
+    if needs_of(codec) != needs_of(wanted):
         raise CheckpointError(
-            f"the checkpoint needs latents of {wanted.channels} channels at 1/{wanted.factor} of the size, and the codec that it "
-            f"names, {codec.file}, makes {codec.channels} at 1/{codec.factor}",
+            f"the checkpoint needs {_told(wanted)}, and the codec that it names, {codec.file}, makes {_told(codec)}",
             hint="the checkpoint's header is wrong: get it again from where it was trained",
         )
     return codec
 
 
-def keep_beside(codec: Latents, folder: Path) -> Path:
+def _told(codec: Frozen | Absent) -> str:
+    return f"{made(codec.channels, codec.vocabulary)} at 1/{codec.factor} of the size"
+
+
+def keep_beside(codec: Frozen, folder: Path) -> Path:
     """Copies a codec's file into a folder under the name by which a checkpoint finds it; nothing where it is there."""
     place = folder / file_name(codec.kind, codec.fingerprint())
     if not place.is_file() or files.sha256(place) != codec.fingerprint():

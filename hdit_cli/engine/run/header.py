@@ -332,10 +332,9 @@ def _score(value: Any) -> dict[str, Any]:
 
 
 def _codec(value: Any, *, recipe: Recipe) -> dict[str, Any]:
-    expect(
-        isinstance(value, dict) and value.keys() == {"type", "sha256", "factor", "channels"}, "its codec is no table"
-    )
-    sha256 = value["sha256"]
+    known = {"type", "sha256", "factor", "channels"}
+    expect(isinstance(value, dict) and value.keys() - {"vocabulary"} == known, "its codec is no table")
+    sha256, vocabulary = value["sha256"], value.get("vocabulary", 0)
     expect(value["type"] in catalog.names("codec"), "its codec is of a kind that this version does not know")
     expect(isinstance(sha256, str) and _SHA256.fullmatch(sha256), "its codec has no SHA-256")
     expect(is_count(value["factor"]) and 1 <= value["factor"] <= 1024, "its codec has no factor")
@@ -343,6 +342,12 @@ def _codec(value: Any, *, recipe: Recipe) -> dict[str, Any]:
         is_count(value["channels"]) and value["channels"] == recipe.model.channels,
         "its codec has other channels than its network",
     )
+    expect(
+        ("vocabulary" in value) == (value["type"] == "vq-vae"),
+        "its codec has no vocabulary, or one that is not its own",
+    )
+    seen = getattr(recipe.model, "vocabulary", 0)
+    expect(is_count(vocabulary) and vocabulary == seen, "its codec has another vocabulary than its network")
     return value
 
 

@@ -16,7 +16,7 @@ from hdit_cli.engine.run import checkpoint, header, snapshots
 from hdit_cli.engine.run.best import BEST, best_problem
 from hdit_cli.errors import CheckpointError, DataError, StorageError
 from hdit_cli.models.codecs.latents import file_name
-from hdit_cli.recipe.codec import KEPT
+from hdit_cli.recipe.codec import kept
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _verify_codecs(run: Path, public: Path | None) -> Iterator[Checked]:
         facts = header.read_facts(checkpoint.read_header(public), where=str(public)) if public else None
         if facts is not None and facts.codec:
             needed = {file_name(facts.codec["type"], facts.codec["sha256"]): facts.codec["sha256"]}
-    for name in sorted({*needed, *(path.name for path in run.glob(KEPT))}):
+    for name in sorted({*needed, *(path.name for path in kept(run))}):
         path = run / name
         if not path.is_file():
             yield Checked(name, 0, "is missing, and without its codec the run makes no pictures; copy it there again")

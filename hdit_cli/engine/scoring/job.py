@@ -39,7 +39,7 @@ from hdit_cli.metrics.frechet import FID, SFID
 from hdit_cli.metrics.memorisation import Memorisation
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.per_class import PerClassFID
-from hdit_cli.models.codecs.latents import Latents
+from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.tasks.sampling import Sampling
 
 
@@ -64,7 +64,7 @@ class Job:
     @cached_property
     def through_codec(self) -> Reconstructed | None:
         """The reference as the codec of a model of latents reconstructs it: what a model of its very latents makes."""
-        if self.model is None or not isinstance(self.model.latents, Latents) or not isinstance(self.reference, Stored):
+        if self.model is None or not isinstance(self.model.latents, Frozen) or not isinstance(self.reference, Stored):
             return None
         times, sizes = self.model.latents.factor, self.reference.every_size
         fits = all(side % times == 0 for size in sizes for side in size)

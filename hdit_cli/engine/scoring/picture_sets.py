@@ -27,7 +27,7 @@ from hdit_cli.metrics.frechet import FID
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.moments import Gaussian
 from hdit_cli.metrics.statistics_file import SPATIAL, read_statistics
-from hdit_cli.models.codecs.latents import Latents
+from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.precision import computing
 from hdit_cli.tasks.sampling import Sampling
 
@@ -184,7 +184,7 @@ class Stored:
 class Reconstructed(Stored):
     """Pictures that a codec has encoded, to the mean of its latents, and decoded: what a perfect model of latents could make."""
 
-    def __init__(self, stored: Stored, codec: Latents) -> None:
+    def __init__(self, stored: Stored, codec: Frozen) -> None:
         super().__init__(stored.reader, name=f"{stored.name} through the codec", n=stored.count)
         self._codec = codec
 
@@ -198,7 +198,7 @@ class Reconstructed(Stored):
             yield numbers, [self._through(picture) for picture in pictures]
 
     def _through(self, picture: np.ndarray) -> np.ndarray:
-        device = self._codec.shift.device
+        device = self._codec.device
         x = to_x0(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(device))
         with torch.no_grad(), computing("fp32", device):
             return to_uint8(self._codec.decode(self._codec.encode(x)))[0].numpy()

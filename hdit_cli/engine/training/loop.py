@@ -50,7 +50,7 @@ from hdit_cli.engine.training.state import Window
 from hdit_cli.engine.training.step import Stepper, compile_step
 from hdit_cli.engine.training.trackers import Trackers, check_trackers
 from hdit_cli.engine.training.validate import Validator, open_validator
-from hdit_cli.models.codecs.latents import Latents
+from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.recipe import Recipe
 
 
@@ -290,7 +290,7 @@ class Trainer:
                 self.folder.cut_logs({})
         if self.accelerator.is_main_process:
             snapshots.cut(self.folder.path, after=self.state.step)
-            if isinstance(latents := self.state.model.latents, Latents):  # by now known to be the run's
+            if isinstance(latents := self.state.model.latents, Frozen):  # by now known to be the run's
                 keep_beside(latents, self.folder.path)
 
     def events(self) -> Generator[Event]:

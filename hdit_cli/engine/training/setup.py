@@ -22,7 +22,8 @@ from hdit_cli.engine.run.header import read_facts
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.models.codecs.pixels import Pixels
 from hdit_cli.recipe import Recipe
-from hdit_cli.recipe.codec import KEPT
+from hdit_cli.recipe.codec import kept as kept_codecs
+from hdit_cli.recipe.codec import made
 
 
 def check_fit(recipe: Recipe, reader: ShardReader) -> None:
@@ -88,6 +89,13 @@ def _check_bucket(recipe: Recipe, reader: ShardReader, bucket: Bucket) -> None:
 
 def _check_codec(recipe: Recipe) -> None:
     section = codec_section(Path(recipe.codec.path))
+    wanted = getattr(recipe.model, "vocabulary", 0)
+    if section.vocabulary != wanted:
+        raise UsageError(
+            f"a network of type {recipe.model.type} sees {made(recipe.model.channels, wanted)}, and the codec "
+            f"{recipe.codec.path} makes {made(section.channels, section.vocabulary)}",
+            hint="another codec, or a recipe for this one",
+        )
     if section.channels != recipe.model.channels:
         raise UsageError(
             f"model.channels is {recipe.model.channels}, and the codec {recipe.codec.path} makes latents of {section.channels}",
@@ -97,7 +105,7 @@ def _check_codec(recipe: Recipe) -> None:
 
 def factor(recipe: Recipe) -> int:
     """How much smaller what the network sees is than a picture: 1 without a codec."""
-    return 2 ** (len(codec_section(Path(recipe.codec.path)).widths) - 1) if recipe.codec.path else 1
+    return codec_section(Path(recipe.codec.path)).factor if recipe.codec.path else 1
 
 
 def picture_size(recipe: Recipe) -> tuple[int, int]:
@@ -163,7 +171,7 @@ def check_same_data(snapshot: Snapshot, reader: ShardReader, *, run: Path) -> No
 
 def with_own_codec(recipe: Recipe, run: Path, *, tell: Callable[[str], None]) -> Recipe:
     """The recipe on the copy of its codec that a run keeps, where the file that it names is gone; else the recipe itself."""
-    kept = sorted(run.glob(KEPT))
+    kept = kept_codecs(run)
     if not recipe.codec.path or Path(recipe.codec.path).exists() or len(kept) != 1:
         return recipe
     tell(f"no codec {recipe.codec.path}: the run's copy of its own is taken, {kept[0]}")

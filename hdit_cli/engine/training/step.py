@@ -27,7 +27,7 @@ from hdit_cli.engine.training.learning_rate import learning_rate
 from hdit_cli.engine.training.noise_scale import NoiseScale
 from hdit_cli.engine.training.shard import Shards
 from hdit_cli.engine.training.state import TrainState, Window, build_optimizer
-from hdit_cli.models.codecs.latents import Latents
+from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.models.conditions import augment as augmentation
 from hdit_cli.recipe import Recipe
 from hdit_cli.tasks.task import Drawn, Losses, Normal, Place
@@ -48,7 +48,7 @@ class Stepper:
         self.device = accelerator.device
         self.rank, self.world = place()
         self.dtype = DTYPES[recipe.train.precision]
-        if isinstance(model.latents, Latents):
+        if isinstance(model.latents, Frozen):
             model.latents.to(self.device)
         window = Window.empty(device=self.device)
         self.losses_of, self.shards = self._shared(model)
@@ -161,7 +161,7 @@ class Stepper:
     def latent_noise(self, place: Place, pixels: Tensor) -> Tensor | None:
         """What draws the latents of pixels (N, 3, H, W) from the codec's Gaussian, by (seed, image); None for their mean."""
         codec = self.state.model.latents
-        if codec is None or not self.recipe.codec.sample:
+        if codec is None or codec.vocabulary or not self.recipe.codec.sample:
             return None
         shape = (codec.channels, *(side // codec.factor for side in pixels.shape[2:]))
         return place.normal(place.seed, "codec", place.index, shape, like=pixels)

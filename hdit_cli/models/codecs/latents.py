@@ -4,53 +4,38 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.models.codecs.kl_vae import KLVAE, Gaussian
+from hdit_cli.recipe.codec import made
 
 TILE, OVERLAP = 96, 16  # of latents that are decoded in one piece; larger maps are decoded in pieces
 
 
-class Latents(nn.Module):
+class Latents(Frozen):
     """A codec: pixels (N, 3, H, W) in [-1, 1] to x0 = (z - shift) scale, and back.
 
     Args:
         network: the autoencoder; its weights never learn here.
         shift, scale: one number, or one for each channel.
         sha256: of its file.
-
-    Attributes:
-        file: where it was read, where that is known.
     """
 
     kind = "kl-vae"
-    file = ""
     shift: Tensor
     scale: Tensor
 
     def __init__(self, network: KLVAE, *, shift: Sequence[float], scale: Sequence[float], sha256: str) -> None:
-        super().__init__()
-        self.network, self.sha256 = network.eval().requires_grad_(False), sha256
+        super().__init__(network, sha256=sha256)
         for name, values in (("shift", shift), ("scale", scale)):
             each = torch.tensor(values, dtype=torch.float32).expand(network.channels)
             self.register_buffer(name, each.clone().view(-1, 1, 1))
 
     @property
-    def factor(self) -> int:
-        return self.network.factor
-
-    @property
-    def channels(self) -> int:
-        return self.network.channels
-
-    @property
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of each channel before they are normalised: float32 (C,) each."""
         return self.shift.flatten(), 1 / self.scale.flatten()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.network.parameters()).dtype
 
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
@@ -71,14 +56,6 @@ class Latents(nn.Module):
         """Pixels of x0, in its dtype; one image at a time, and a large one in overlapping pieces, so that memory stays flat."""
         z = x0.to(self._wide(x0)) / self.scale + self.shift
         return torch.cat([self._decoded(each[None].to(self.dtype)) for each in z]).to(x0.dtype)
-
-    def pictures(self) -> str:
-        """Why what it decodes is no picture: it is one."""
-        return ""
-
-    def fingerprint(self) -> str:
-        """SHA-256 of its file."""
-        return self.sha256
 
     def _wide(self, x: Tensor) -> torch.dtype:
         return torch.promote_types(x.dtype, torch.float32)
@@ -133,13 +110,15 @@ class Absent:
         type: its name in the catalog.
         sha256: of its file.
         factor: how much smaller latents are than pictures.
-        channels: of the latents.
+        channels: of what the network sees; 1 of tokens.
+        vocabulary: how many tokens there are; 0 of latents.
     """
 
     type: str
     sha256: str
     factor: int
     channels: int
+    vocabulary: int = 0
 
     @property
     def kind(self) -> str:
@@ -148,7 +127,7 @@ class Absent:
 
     def pictures(self) -> str:
         """Why there are no pictures, one sentence."""
-        return f"it works on latents of {self.channels} channels, and its codec {self.name} is not at hand"
+        return f"it works on {made(self.channels, self.vocabulary)}, and its codec {self.name} is not at hand"
 
     @property
     def name(self) -> str:

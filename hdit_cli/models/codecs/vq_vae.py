@@ -4,7 +4,8 @@ Convolutional, with a few blocks a level and most of them on the smallest map. P
 published weights. Maps are (N, C, H, W); pixels are in [0, 1], as its weights were trained.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _EPS = 1e-6
+_LAYERS = (nn.Conv2d, nn.Linear)
 COMMITMENT = 0.25  # weight of the pull of the encoder towards its codes, beside 1 for the pull of the codes
 
 
@@ -37,6 +39,25 @@ class ResBlock(nn.Module):
         x = x + g[2] * self.depthwise(layer_norm(x) * (1 + g[0]) + g[1])
         y = (layer_norm(x) * (1 + g[3]) + g[4]).movedim(1, -1)
         return x + g[5] * self.channelwise(y).movedim(-1, 1)
+
+    def macs(self, height: int, width: int) -> int:
+        return height * width * sum(each.weight.numel() for each in self.modules() if isinstance(each, _LAYERS))
+
+
+class Norm(nn.BatchNorm2d):
+    """A batch norm that does not count its batches: nothing hangs on the count, and all that it keeps are floats.
+
+    A state dict that has the count, as every other program writes it, loads as it is.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.num_batches_tracked = None
+        self.register_load_state_dict_pre_hook(_forget_count)
+
+
+def _forget_count(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    state.pop(f"{prefix}num_batches_tracked", None)
 
 
 class Quantised(NamedTuple):
@@ -123,7 +144,7 @@ class VQVAE(nn.Module):
             if i:
                 down.append(nn.Conv2d(widths[i - 1], width, 4, stride=2, padding=1))
             down.append(ResBlock(width, 4 * width))
-        down.append(nn.Sequential(nn.Conv2d(widths[-1], c_latent, 1, bias=False), nn.BatchNorm2d(c_latent)))
+        down.append(nn.Sequential(nn.Conv2d(widths[-1], c_latent, 1, bias=False), Norm(c_latent)))
         self.down_blocks = nn.Sequential(*down)
         self.vquantizer = Quantiser(codebook_size, c_latent)
         up: list[nn.Module] = [nn.Sequential(nn.Conv2d(c_latent, widths[-1], 1))]
@@ -151,3 +172,39 @@ class VQVAE(nn.Module):
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Tokens int64 (N, h, w) to pixels, which may lie beyond [0, 1]."""
         return self.out_block(self.up_blocks(self.vquantizer.rows(indices)))
+
+    @property
+    def reach(self) -> int:
+        """How many tokens away at most the pixels of a token change with another one."""
+        levels = sum(isinstance(module, nn.ConvTranspose2d) for module in self.up_blocks) + 1
+        blocks = sum(isinstance(module, ResBlock) for module in self.up_blocks)
+        return blocks + levels
+
+    def macs(self, height: int, width: int) -> tuple[int, int]:
+        """Multiply-accumulates of encoding a picture of this size, with the search for the nearest codes, and of decoding it."""
+        h, w = height // self.factor, width // self.factor
+        encode = _macs([*self.in_block, *self.down_blocks], height, width)
+        search = h * w * self.vquantizer.codebook.weight.numel()
+        return encode + search, _macs([*self.up_blocks, *self.out_block], h, w)
+
+
+def _macs(modules: Iterable[nn.Module], height: int, width: int) -> int:
+    """Multiply-accumulates of modules one after another on a map of this size."""
+    total = 0
+    for module in _flat(modules):
+        if isinstance(module, nn.PixelUnshuffle):
+            height, width = height // 2, width // 2
+        elif isinstance(module, ResBlock):
+            total += module.macs(height, width)
+        elif isinstance(module, nn.Conv2d):
+            height, width = height // module.stride[0], width // module.stride[0]
+            total += height * width * module.weight.numel()
+        elif isinstance(module, nn.ConvTranspose2d):
+            total += height * width * module.weight.numel()
+            height, width = 2 * height, 2 * width
+    return total
+
+
+def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    for module in modules:
+        yield from module if isinstance(module, nn.Sequential) else (module,)
