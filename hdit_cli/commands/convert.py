@@ -16,7 +16,8 @@ def convert(
         typer.Argument(
             metavar="SRC",
             help="A checkpoint of k-diffusion's HDiT or of DiT (.safetensors, .pt, .pth, or a diffusers folder), "
-            "an AutoencoderKL (a diffusers folder, or a file of latent diffusion), or pytorch-fid's weights.",
+            "an AutoencoderKL (a diffusers folder, or a file of latent diffusion), Paella's VQ model (the authors' .pt, or a "
+            "diffusers folder), or pytorch-fid's weights.",
         ),
     ],
     config: Annotated[
@@ -37,6 +38,7 @@ def convert(
     from hdit_cli.engine.sharing.convert_codec import convert_codec
     from hdit_cli.engine.sharing.foreign import name_of
     from hdit_cli.errors import UsageError
+    from hdit_cli.recipe.codec import made
 
     path = out or Path(f"{name_of(source)}.hdit.safetensors")
     if path.exists() and not force:
@@ -56,9 +58,10 @@ def convert(
 
     codec = convert_codec(source, out=path, config=given, tell=tell)
     if codec is not None:
-        factor = 2 ** (len(codec.widths) - 1)
-        told = {"path": str(path), "codec": codec.type, "factor": factor, "channels": codec.channels}
-        words = f"{path}: a codec, {codec.channels} channels at 1/{factor} of the size, for `[codec] path` and --codec"
+        told = {"path": str(path), "codec": codec.type, "factor": codec.factor, "channels": codec.channels}
+        told |= {"vocabulary": codec.vocabulary} if codec.vocabulary else {}
+        what = made(codec.channels, codec.vocabulary)
+        words = f"{path}: a codec, {what} at 1/{codec.factor} of the size, for `[codec] path` and --codec"
         say(json.dumps(told) if json_ else words)
         return
     model = run_conversion(source, out=path, config=given, tell=tell)

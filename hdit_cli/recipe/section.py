@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError
 from pydantic_core import PydanticCustomError
 
 from hdit_cli import catalog
@@ -24,6 +24,14 @@ def stop_at(problems: Iterable[Problem]) -> None:
     found = [(list(path), sentence) for path, sentence in problems]
     if found:
         raise PydanticCustomError("problems", "several values do not fit together", {"problems": found})
+
+
+def first_problem(error: ValidationError) -> Problem:
+    """The first thing that pydantic found wrong, of a section that is chosen by its type: its key path there, and what."""
+    first = error.errors()[0]
+    found = first.get("ctx", {}).get("problems")
+    path, what = found[0] if found else (first["loc"][1:], first["msg"])  # the first of a place is the type
+    return tuple(path), what
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:

@@ -22,10 +22,12 @@ from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.models.codecs.latents import Absent, Latents, file_name
 from hdit_cli.models.codecs.tokens import Tokens
 from hdit_cli.recipe.codec import ANY, CodecSection, made
+from hdit_cli.recipe.section import first_problem
 from hdit_cli.recipe.vq_vae import VQVAE
 
 _HINT = (
-    "`hdit convert SRC` makes one of an AutoencoderKL: a folder of the diffusers library, or a file of latent diffusion"
+    "`hdit convert SRC` makes one of an AutoencoderKL (a folder of the diffusers library, or a file of latent diffusion), or of "
+    "Paella's VQ model"
 )
 
 
@@ -59,9 +61,7 @@ def section_of(metadata: dict[str, str], *, where: str) -> CodecSection:
     except header.Garbled as error:
         raise CheckpointError(f"the header of {where} cannot be read: {error}", hint="get it again") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        problems = first.get("ctx", {}).get("problems", [(first["loc"][1:], "")])  # the first of its place is the type
-        place = ".".join(map(str, problems[0][0])) or "type"
+        place = ".".join(map(str, first_problem(error)[0])) or "type"
         raise CheckpointError(
             f"the header of {where} describes no codec: {place[:100]} is not what it must be", hint="get it again"
         ) from error

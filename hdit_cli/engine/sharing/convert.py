@@ -14,7 +14,7 @@ from hdit_cli.engine.model import Model, build_network, build_task, class_count
 from hdit_cli.engine.run import header
 from hdit_cli.engine.run.assemble import assemble
 from hdit_cli.engine.run.checkpoint import metadata_of, save_inference
-from hdit_cli.engine.sharing.convert_codec import TITLE as CODEC
+from hdit_cli.engine.sharing.convert_codec import TITLES as CODECS
 from hdit_cli.engine.sharing.foreign import (
     Foreign,
     is_pickled,
@@ -97,7 +97,7 @@ class _Conversion:
         known = self.config if isinstance(self.config, dict) else None
         found = format_of(foreign.table, known)
         if found is None:
-            titles = ", ".join([*(catalog.get("foreign", name).TITLE for name in catalog.names("foreign")), CODEC])
+            titles = ", ".join([*(catalog.get("foreign", name).TITLE for name in catalog.names("foreign")), CODECS])
             raise CheckpointError(
                 f"{source}: its tensors have names that nothing here knows", hint=f"it takes {titles}"
             )

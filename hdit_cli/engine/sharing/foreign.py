@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,12 +28,17 @@ from hdit_cli.models.codecs.kl_vae_names import is_whole_model, of_whole_model
 _WEIGHTS = (
     "model_ema",
     "ema",
+    "ema_state_dict",
     "state_dict",
+    "model_state_dict",
     "model",
 )  # averages first; k-diffusion's own name, then those of other trainers
+_COUNT = "num_batches_tracked"  # of a batch norm: how often it was called, a whole number and no weight
 _CONFIGS = ("config", "args")  # under what trainers keep their settings
 _STEM = "diffusion_pytorch_model"  # of the files of weights in a folder of the diffusers library
 _NETWORK = "transformer"  # the folder of the network in that of a pipeline
+T = TypeVar("T")
+
 _COPIES = 2  # how often a file's bytes may stand in its tensors: parts of a network may share weights
 
 
@@ -77,11 +82,19 @@ def open_foreign(path: Path) -> Foreign:
                 return Foreign(table, None, 0, lambda: read_tensors(path)[0], ours=metadata)
             raise UsageError(f"{path} is an hdit checkpoint already", hint="`hdit export` writes it in other forms")
         config = _json(metadata["config"], where=path) if "config" in metadata else None
-        some: dict[str, Any] = {"wanted": of_whole_model} if is_whole_model(table) else {}  # what converts of it
-        found = Foreign(table, config, 0, lambda: read_tensors(path, **some)[0])
+        wanted = of_whole_model if is_whole_model(table) else _is_weight  # what converts of it
+        found = Foreign(_weights_of(table), config, 0, lambda: read_tensors(path, wanted=wanted)[0])
     if found.config is None and path.name.startswith(_STEM):
         return replace(found, config=_config_in(path.parent))  # the folder's, of which this file was taken
     return found
+
+
+def _is_weight(name: object) -> bool:
+    return str(name).rpartition(".")[2] != _COUNT
+
+
+def _weights_of(table: Mapping[str, T]) -> dict[str, T]:
+    return {name: value for name, value in table.items() if _is_weight(name)}
 
 
 def _json(text: str | bytes, *, where: Path) -> Any:
@@ -154,9 +167,9 @@ def _open_shards(folder: Path, index: Mapping[str, str]) -> Foreign:
         raise CheckpointError(f"{folder} {told}", hint="download it again, whole")
 
     def read() -> dict[str, Tensor]:
-        return {name: tensor for path in paths for name, tensor in read_tensors(path)[0].items()}
+        return {name: t for path in paths for name, t in read_tensors(path, wanted=_is_weight)[0].items()}
 
-    return Foreign(table, _config_in(folder), 0, read)
+    return Foreign(_weights_of(table), _config_in(folder), 0, read)
 
 
 # Files of torch.save
@@ -210,6 +223,7 @@ def _open_pickled(path: Path) -> Foreign:
     step = stored.get("step", 0) if tensors is not stored else 0
     if not header.is_count(step):
         raise CheckpointError(f"{path}: its step is {short(step)}, no count", hint="it is damaged; get it again")
+    tensors = _weights_of(tensors)
     return Foreign(table_of(tensors, where=path), _config_of(stored), step, lambda: tensors)
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hdit_cli.models.foreign import Misfit, Unsupported
 
+TITLE = "AutoencoderKL (diffusers' and latent diffusion's)"
+
 _PREFIX = "first_stage_model."
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _LDM_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
@@ -24,6 +26,19 @@ _BLOCKS = {
     "down_block_types": {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True},
     "up_block_types": {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True},
 }
+SETTINGS = frozenset(
+    {
+        *_BLOCKS,
+        *("act_fn", "norm_num_groups", "block_out_channels", "latent_channels", "layers_per_block", "in_channels"),
+        *("out_channels", "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv"),
+        *("shift_factor", "scaling_factor", "latents_mean", "latents_std"),
+    }
+)
+
+
+def knows(names: Mapping[str, Any]) -> bool:
+    """Whether these are the names of a KL autoencoder's tensors."""
+    return is_diffusers(names) or is_ldm(names)
 
 
 def is_ldm(names: Mapping[str, Any]) -> bool:
@@ -137,6 +152,13 @@ def arguments_of(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any
     }
     _check(found, config)
     return found
+
+
+def section_of(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a codec's file says of the network whose state dict has these shapes; see `arguments_of` and `normalisation_of`."""
+    arguments = arguments_of(shapes, config)
+    shift, scale = normalisation_of(config, channels=arguments["channels"])
+    return {"type": "kl-vae", **arguments, "shift": shift, "scale": scale}
 
 
 def _check(found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
