@@ -144,10 +144,13 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
     from hdit_cli.engine.run.assemble import check_announced, check_is_ours
     from hdit_cli.engine.run.checkpoint import read_announced
     from hdit_cli.engine.run.codec_file import is_codec
+    from hdit_cli.engine.run.lpips_file import is_lpips
 
     tensors, metadata = read_announced(path)
     if is_codec(metadata):
         return _codec_facts(path)
+    if is_lpips(metadata):
+        return _lpips_facts(path)
     check_is_ours(tensors, metadata, where=str(path))
     facts = check_announced(tensors, metadata, where=str(path))
     data = dict(facts.data)
@@ -184,6 +187,24 @@ def _codec_facts(path: Path) -> dict[str, Any]:
         **({"vocabulary": section.vocabulary} if section.vocabulary else {}),
         **section.model_dump(mode="json", exclude={"type"}),
         f"gmacs_at_{32 * factor}": {"encode": round(encode / 1e9, 9), "decode": round(decode / 1e9, 9)},
+        "sha256": files.sha256(path),
+        "bytes": path.stat().st_size,
+    }
+
+
+def _lpips_facts(path: Path) -> dict[str, Any]:
+    from math import prod
+
+    from hdit_cli import files
+    from hdit_cli.engine.run.lpips_file import announced, wanted
+
+    heads, sources = announced(path)
+    return {
+        "kind": "perceptual loss",
+        "network": "vgg16",
+        "heads": "lpips" if heads else "none: every channel counts the same",
+        "params": sum(map(prod, wanted(heads=heads).values())),
+        "sources": sources,
         "sha256": files.sha256(path),
         "bytes": path.stat().st_size,
     }

@@ -19,6 +19,10 @@ def check_is_ours(tensors: header.Table, metadata: Mapping[str, str], *, where: 
         raise CheckpointError(
             f"{where} is a codec, not a model", hint="--codec FILE gives it to a model, `[codec] path` to a recipe"
         )
+    if metadata.get("hdit.format") == header.LPIPS_FORMAT:
+        raise CheckpointError(
+            f"{where} holds weights of LPIPS, not a model", hint="a recipe that trains a codec takes it as a loss"
+        )
     if metadata.get("hdit.format") != header.FORMAT:
         raise not_ours(where, names=tensors, has_config="config" in metadata)
 

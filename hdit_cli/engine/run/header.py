@@ -23,6 +23,7 @@ from hdit_cli.recipe import Recipe
 
 FORMAT = "hdit-checkpoint/1"
 CODEC_FORMAT = "hdit-codec/1"
+LPIPS_FORMAT = "hdit-lpips/1"
 LARGEST = 1 << 25  # bytes of a header: half a million names of classes
 _MOST_TABLES = 1 << 20  # objects and lists of a JSON text
 _DEEPEST = 32  # of them inside each other; a recipe has 5
@@ -50,6 +51,11 @@ def expect(condition: object, what: str) -> None:
     """Raises Garbled, saying what is wrong, unless the condition holds."""
     if not condition:
         raise Garbled(what)
+
+
+def is_sha256(value: Any) -> bool:
+    """Whether a JSON value is the SHA-256 of a file, in lower-case hexadecimal."""
+    return isinstance(value, str) and bool(_SHA256.fullmatch(value))
 
 
 def is_count(value: Any) -> bool:
@@ -336,7 +342,7 @@ def _codec(value: Any, *, recipe: Recipe) -> dict[str, Any]:
     expect(isinstance(value, dict) and value.keys() - {"vocabulary"} == known, "its codec is no table")
     sha256, vocabulary = value["sha256"], value.get("vocabulary", 0)
     expect(value["type"] in catalog.names("codec"), "its codec is of a kind that this version does not know")
-    expect(isinstance(sha256, str) and _SHA256.fullmatch(sha256), "its codec has no SHA-256")
+    expect(is_sha256(sha256), "its codec has no SHA-256")
     expect(is_count(value["factor"]) and 1 <= value["factor"] <= 1024, "its codec has no factor")
     expect(
         is_count(value["channels"]) and value["channels"] == recipe.model.channels,

@@ -27,6 +27,7 @@ from hdit_cli.engine.sharing.foreign import (
 from hdit_cli.errors import CheckpointError, UsageError
 from hdit_cli.metrics import fid_inception
 from hdit_cli.models.foreign import Described, Format, Misfit, Unknown, Unsupported, format_of
+from hdit_cli.models.lpips_names import TITLE as LPIPS
 from hdit_cli.recipe import Recipe, plain_name
 
 _LARGEST_NET = 1 << 28  # pytorch-fid's file has 95 MB; a larger one is not read twice
@@ -97,7 +98,8 @@ class _Conversion:
         known = self.config if isinstance(self.config, dict) else None
         found = format_of(foreign.table, known)
         if found is None:
-            titles = ", ".join([*(catalog.get("foreign", name).TITLE for name in catalog.names("foreign")), CODECS])
+            known_foreign = (catalog.get("foreign", name).TITLE for name in catalog.names("foreign"))
+            titles = ", ".join([*known_foreign, CODECS, LPIPS])
             raise CheckpointError(
                 f"{source}: its tensors have names that nothing here knows", hint=f"it takes {titles}"
             )
