@@ -22,6 +22,7 @@ CATALOG: dict[str, dict[str, str]] = {
     "task": {
         "denoise": "hdit_cli.tasks.denoise:Denoise",
         "ddpm": "hdit_cli.tasks.ddpm:DDPM",
+        "autoencode": "hdit_cli.tasks.autoencode:Autoencode",
     },
     "foreign": {  # checkpoints of other programs, which `hdit convert` takes
         "k-diffusion": "hdit_cli.models.hdit_names",
@@ -103,6 +104,11 @@ OVER_TIMESTEPS = ("ddpm", "ddim")  # samplers of networks that are told timestep
 def names(kind: str) -> list[str]:
     """All names of a kind, in catalog order."""
     return list(CATALOG[kind])
+
+
+def network(name: str) -> Any:
+    """The class of a network by the type of its [model] section: a backbone, or a codec that can be trained."""
+    return get("model" if name in CATALOG["model"] else "codec", name)
 
 
 def check(kind: str, name: str) -> None:

@@ -379,6 +379,30 @@ def wait_for_all() -> None:
         torch.distributed.barrier()
 
 
+class _Summed(torch.autograd.Function):
+    """Sum over processes, whose gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        found = tensor.clone()
+        torch.distributed.all_reduce(found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        found = gradients[0].clone()
+        torch.distributed.all_reduce(found)
+        return found
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, which all must ask for at once; gradients go through."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return tensor
+    found: Tensor = _Summed.apply(tensor)  # type: ignore[assignment]
+    return found
+
+
 def gather(value: Any) -> list[Any]:
     """One picklable value of each process, in the order of ranks, on every process."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

@@ -178,7 +178,7 @@ def _codec_facts(path: Path) -> dict[str, Any]:
     section = codec_section(path)
     network = blank(section)
     factor = network.factor
-    encode, decode = network.macs(32 * factor, 32 * factor)
+    encode, decode = network.macs_each(32 * factor, 32 * factor)
     return {
         "kind": "codec",
         "codec": section.type,

@@ -11,7 +11,15 @@ from hdit_cli.engine.model import Model
 from hdit_cli.engine.run import posthoc, snapshots
 from hdit_cli.engine.run import weights as names
 from hdit_cli.engine.run.assemble import assemble, check_announced, check_is_ours
-from hdit_cli.engine.run.checkpoint import MANIFEST, list_steps, read_announced, read_header, read_tensors, step_name
+from hdit_cli.engine.run.checkpoint import (
+    BESIDE,
+    MANIFEST,
+    list_steps,
+    read_announced,
+    read_header,
+    read_tensors,
+    step_name,
+)
 from hdit_cli.engine.run.codec_file import found_for, load_codec
 from hdit_cli.engine.run.header import Table, read_facts
 from hdit_cli.engine.run.trained import missing
@@ -93,7 +101,7 @@ def is_checkpoint_folder(path: Path) -> bool:
 def weights_in(folder: Path) -> list[Path]:
     """The files of weights directly in a folder, by name; what a desktop or file system left there is none."""
     found = sorted(file for file in folder.glob("*.safetensors") if not files.left_by_others(file.name))
-    return [file for file in found if file.name != "optimizer.safetensors"]
+    return [file for file in found if file.name != "optimizer.safetensors" and not file.name.startswith(BESIDE)]
 
 
 def _in_folder(folder: Path, name: str) -> Path:

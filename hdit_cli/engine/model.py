@@ -58,6 +58,11 @@ class Model:
         return self.task.denoiser
 
     @property
+    def reconstructs(self) -> bool:
+        """Whether it is an autoencoder, which gives pictures back and makes none."""
+        return self.network.told == "nothing"
+
+    @property
     def codec(self) -> Pixels | Frozen | Absent:
         """What stands between pictures and the network."""
         return self.latents or Pixels(self.channels)
@@ -136,9 +141,8 @@ def class_count(recipe: Recipe, *, classes: Sequence[str]) -> int:
 def build_network(recipe: Recipe, *, classes: int) -> Any:
     """The bare network of a recipe (`models.network.Network`, an `nn.Module`), new, on the default device."""
     section = recipe.model
-    network: Network = catalog.get("model", section.type)(
-        **section.arguments(outputs=recipe.task.outputs), classes=classes
-    )
+    told = {} if section.told == "nothing" else {"classes": classes}  # an autoencoder is told of none
+    network: Network = catalog.network(section.type)(**section.arguments(outputs=recipe.task.outputs), **told)
     return network
 
 

@@ -14,6 +14,7 @@ from hdit_cli import catalog
 from hdit_cli.recipe.section import Listed, Problem, Section
 
 _MAX_CLASSES = 1_000_000
+TRAINED_CODECS = ("kl-vae", "vq-vae")  # codecs that are networks too: those that a run can train
 
 
 def _classes(value: Any) -> Any:
@@ -36,7 +37,7 @@ class NetworkSection(Protocol):
     """A [model] section.
 
     Attributes:
-        told: what the network is told of the noise, "sigma" or "timestep".
+        told: what the network is told of the noise, "sigma" or "timestep"; "nothing" for an autoencoder.
         takes_augment: whether it can be told what was done to a picture.
         unit: (height, width) of which an image's sides must be multiples.
         recomputes: whether training computes something a second time instead of keeping it.
@@ -89,4 +90,7 @@ def sections() -> dict[str, type[Section]]:
     for name in catalog.names("model"):
         attribute = catalog.CATALOG["model"][name].partition(":")[2]
         found[name] = getattr(import_module(f"hdit_cli.recipe.{name}"), attribute)
+    for name in TRAINED_CODECS:
+        attribute = catalog.CATALOG["codec"][name].partition(":")[2]
+        found[name] = getattr(import_module("hdit_cli.recipe.autoencoder"), attribute)
     return found

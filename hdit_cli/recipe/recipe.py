@@ -23,7 +23,7 @@ from hdit_cli.recipe.overrides import overridden
 from hdit_cli.recipe.section import Section, stop_at
 from hdit_cli.recipe.sections import Data, Ema, Eval, Log, Optimizer, Sample, Train, Validation
 from hdit_cli.recipe.source import Source, is_of_a_run, locate, read, stand_in
-from hdit_cli.recipe.task import AnyTask, Ddpm, Denoise
+from hdit_cli.recipe.task import AnyTask, Autoencode, Ddpm, Denoise
 
 _BAD_IN_NAME = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 
@@ -171,7 +171,7 @@ def _key_tree() -> messages.KeyTree:
             sections[(key,)] = tuple(info.annotation.model_fields)
     for tagged, kinds in {
         ("model",): network_sections().values(),
-        ("task",): (Denoise, Ddpm),
+        ("task",): (Denoise, Ddpm, Autoencode),
         ("diffusion", "density"): diffusion.Density.__subclasses__(),
     }.items():
         for kind in kinds:

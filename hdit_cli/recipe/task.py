@@ -12,6 +12,7 @@ from hdit_cli.recipe.section import Problem, Section
 from hdit_cli.recipe.sections import Sample
 
 DEFAULT_TASK = "denoise"
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
 
 
 class Denoise(Section):
@@ -23,6 +24,8 @@ class Denoise(Section):
 
     def problems(self, *, model: NetworkSection, diffusion: Diffusion, sample: Sample) -> Iterator[Problem]:
         """What of the rest of a recipe does not go with the task; arguments as in `Ddpm.problems`."""
+        if model.told == "nothing":
+            yield ("task", "type"), 'is "denoise", and an autoencoder is trained by task.type = "autoencode"'
         if sample.sampler in catalog.OVER_TIMESTEPS:
             fitting = ", ".join(name for name in catalog.names("sampler") if name not in catalog.OVER_TIMESTEPS)
             yield ("sample", "sampler"), f'is {sample.sampler!r}, which is for task.type = "ddpm"; one of: {fitting}'
@@ -88,11 +91,88 @@ class Ddpm(Section):
         return self.model_dump(exclude={"type", "cfg_channels"}) | {"class_dropout": diffusion.class_dropout}
 
 
+class Autoencode(Section):
+    """Pictures to a latent and back: what trains a codec. The loss is a mean over the values of a picture.
+
+    L1, the pyramid and what the latent is charged for from the start; from `gan_start` on, where `gan_weight` is set, also a critic.
+    """
+
+    outputs: ClassVar[int] = 1
+    cfg_channels: ClassVar[int] = 0
+    type: Literal["autoencode"] = "autoencode"
+    multiscale: Weight = 1.0  # of the bands of a Laplacian pyramid, beside 1 for L1
+    kl: Weight = 1e-6  # kl-vae: of the divergence of a whole latent in nats, to the sum over a picture's values
+    commitment: Weight = 1.0  # vq-vae: of the distance between latents and codes
+    codebook: Literal["ema", "gradient"] = (
+        "ema"  # vq-vae: a code is the mean of what it stands for, or learns by gradient
+    )
+    codebook_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99  # of that mean, per step
+    restart_every: Annotated[int, Field(ge=0, le=1_000_000)] = (
+        50  # steps after which rare codes are put elsewhere; 0 = never
+    )
+    gan_weight: Weight = 0.0  # of the critic, balanced against the rest at the last layer; 0 = none
+    gan_start: Annotated[int, Field(ge=0, le=1_000_000_000_000)] = 0  # image of the run from which on it judges
+    feature_matching: Weight = (
+        2.0  # of the distance between what the critic sees in a picture and in its reconstruction
+    )
+    critic_width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)] = 64
+    critic_layers: Annotated[int, Field(ge=1, le=5)] = 3  # convolutions that halve the map
+    critic_lr: Annotated[float, Field(gt=0.0, le=10.0)] = 1e-4
+
+    def problems(self, *, model: NetworkSection, diffusion: Diffusion, sample: Sample) -> Iterator[Problem]:
+        """What of the rest of a recipe does not go with the task; arguments as in `Ddpm.problems`."""
+        if model.told != "nothing":
+            yield ("task", "type"), 'is "autoencode", which is for model.type = "kl-vae" or "vq-vae"'
+            return
+        for key in _OF_CODEBOOKS if model.type == "kl-vae" else ("kl",):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                yield ("task", key), f"acts on nothing: model.type is {model.type!r}"
+        if self.codebook == "gradient":
+            for key in ("codebook_decay", "restart_every"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    yield ("task", key), 'acts on nothing with codebook = "gradient"'
+        for key in _OF_CRITICS if not self.gan_weight else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                yield ("task", key), "acts on nothing while gan_weight is 0"
+        if model.type == "vq-vae" and self.gan_weight == 0 and self.multiscale == 0 and self.commitment == 0:
+            yield ("task", "commitment"), "is 0, and nothing keeps the latents near their codes"
+        sides = [side for side in model.size if side < 2 ** (self.critic_layers + 1) + 4]
+        if self.gan_weight and sides:
+            yield (
+                ("task", "critic_layers"),
+                f"is {self.critic_layers}, and of {sides[0]} pixels nothing is left to judge",
+            )
+        yield from _only_default(diffusion.chosen(), Diffusion().chosen(), "diffusion", "is of tasks with noise")
+        shown = ("n", "batch_size")
+        usual = Sample()
+        for key in Sample.model_fields:
+            if key not in shown and getattr(sample, key) != getattr(usual, key):
+                yield ("sample", key), "is of tasks that draw pictures; an autoencoder reads n and batch_size alone"
+
+    def facts(self, diffusion: Diffusion) -> dict[str, Any]:
+        """What `hdit info` tells of it."""
+        return {"task": self.type, **self.model_dump(exclude={"type"})}
+
+    def arguments(self, diffusion: Diffusion) -> dict[str, Any]:
+        """Keyword arguments of the task, beside its network."""
+        return self.model_dump(exclude={"type"})
+
+
+_OF_CODEBOOKS = ("commitment", "codebook", "codebook_decay", "restart_every")
+_OF_CRITICS = ("gan_start", "feature_matching", "critic_width", "critic_layers", "critic_lr")
+
+
+def _only_default(found: dict[str, Any], usual: dict[str, Any], section: str, why: str) -> Iterator[Problem]:
+    for key in Diffusion.model_fields:
+        if found[key] != usual[key]:
+            yield (section, key), f"{why}, so leave it out"
+
+
 def _task_type(value: Any) -> Any:
     return value.get("type", DEFAULT_TASK) if isinstance(value, dict) else getattr(value, "type", None)
 
 
 AnyTask = Annotated[
-    Annotated[Denoise, Tag("denoise")] | Annotated[Ddpm, Tag("ddpm")],
+    Annotated[Denoise, Tag("denoise")] | Annotated[Ddpm, Tag("ddpm")] | Annotated[Autoencode, Tag("autoencode")],
     Discriminator(_task_type),
 ]

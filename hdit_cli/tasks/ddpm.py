@@ -18,6 +18,7 @@ from hdit_cli.tasks.task import (
     Losses,
     Noise,
     Place,
+    Plain,
     Wrap,
     blank_conditions,
     drawn_conditions,
@@ -28,7 +29,7 @@ from hdit_cli.tasks.task import (
 )
 
 
-class DDPM(nn.Module):
+class DDPM(Plain, nn.Module):
     """A network that is told timesteps, as DiT's authors trained theirs.
 
     Args:
@@ -102,6 +103,9 @@ class DDPM(nn.Module):
         return mse + self.table.bound(frozen, x0, x, t)
 
     # Validation
+
+    def once(self, x: Tensor) -> None:
+        self.denoiser(x, x.new_ones(len(x)))
 
     def levels(self, n: int) -> Tensor:
         """The noise levels of the timesteps in the middles of n equal shares of the process."""

@@ -18,6 +18,7 @@ from hdit_cli.tasks.task import (
     Losses,
     Noise,
     Place,
+    Plain,
     Wrap,
     blank_conditions,
     drawn_conditions,
@@ -28,7 +29,7 @@ from hdit_cli.tasks.task import (
 )
 
 
-class Denoise(nn.Module):
+class Denoise(Plain, nn.Module):
     """A network under EDM's preconditioning, trained at noise levels of a density.
 
     Args:
@@ -110,6 +111,9 @@ class Denoise(nn.Module):
         return Losses(self.losses(drawn.x0, drawn.noise, drawn.level, **drawn.conditions), drawn.level)
 
     # Validation
+
+    def once(self, x: Tensor) -> None:
+        self.denoiser(x, x.new_ones(len(x)))
 
     def levels(self, n: int) -> Tensor:
         """The middles of n equal shares of the density."""

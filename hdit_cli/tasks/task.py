@@ -65,10 +65,42 @@ class Drawn(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Loss and noise level sigma of each image, (N,)."""
+    """What a batch costs.
+
+    Attributes:
+        loss, sigma: of each image, (N,); a sigma that is no number is in no line by noise level.
+        told: parts of the loss worth telling, means over the batch: 0-d float32 each.
+    """
 
     loss: Tensor
     sigma: Tensor
+    told: dict[str, Tensor] = {}  # noqa: RUF012  (a NamedTuple's default, never changed)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A module that a training changes beside the network.
+
+    Attributes:
+        lr, betas: of the AdamW that takes its gradients, without weight decay; lr None: it has buffers alone, which the task moves.
+    """
+
+    module: nn.Module
+    lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+class Plain:
+    """What a task has that changes nothing beside its network."""
+
+    def beside(self) -> dict[str, Beside]:
+        return {}
+
+    def after(self, keep: Tensor) -> None:
+        return None
+
+    def status(self) -> dict[str, float]:
+        return {}
 
 
 class Task(Protocol):
@@ -101,6 +133,22 @@ class Task(Protocol):
 
     def forward(self, drawn: Drawn) -> Losses:
         """The one way into training: what wrappers for several processes and compilers hook into."""
+        ...
+
+    def beside(self) -> dict[str, Beside]:
+        """What training changes beside the network, by name: each is a file of its own in a checkpoint."""
+        ...
+
+    def after(self, keep: Tensor) -> None:
+        """Ends a step, on every process: what moves otherwise than by gradients. Nothing may where `keep`, 0-d, is 0."""
+        ...
+
+    def status(self) -> dict[str, float]:
+        """What a line of the log says besides its losses; what was counted since the last line is counted anew."""
+        ...
+
+    def once(self, x: Tensor) -> None:
+        """Calls the network as sampling does, with (N, C, H, W): how long that takes tells what a picture costs."""
         ...
 
     def levels(self, n: int) -> Tensor:

@@ -39,9 +39,9 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
         # the update: all gradients, one difference for each weight
         gradients, activations = step.trained, step.weights
     parts = {
-        "weights": step.weights,
+        "weights": step.weights + step.beside,
         "average": step.weights * (1 + len(recipe.ema.stds)),
-        "moments": 2 * step.trained,
+        "moments": 2 * (step.trained + step.beside),
         "gradients": gradients,
         "activations": activations,
     }
@@ -80,6 +80,7 @@ class _Step:
 
     Attributes:
         weights, trained: bytes of all parameters, and of those that take gradients.
+        beside: bytes of what is trained beside the network.
         largest, outside: bytes of the parameters of the largest layer, and of those in no layer.
         histories: by the number of images.
     """
@@ -90,6 +91,8 @@ class _Step:
         with torch.device("meta"):
             network = build_network(recipe, classes=classes).to(self.dtype)
         self.task = build_task(network, recipe).train()
+        beside = [parameter for part in self.task.beside().values() for parameter in part.module.parameters()]
+        self.beside = sum(parameter.nbytes for parameter in beside)
         layers = [sum(parameter.nbytes for parameter in layer.parameters()) for layer in network.layers()]
         self.weights = sum(parameter.nbytes for parameter in network.parameters())
         self.trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
@@ -103,7 +106,7 @@ class _Step:
             like = torch.zeros((), dtype=self.dtype, device=self.device)
             told = {"augment": like.new_zeros(images, augment.INPUTS)} if augmented else {}
             drawn = task.blank(images, size, like=like, told=told)
-            drawn = drawn._replace(noise=torch.zeros_like(drawn.x0))
+            drawn = drawn._replace(noise=torch.zeros_like(drawn.noise))
             with lower_precision(self.recipe.train.precision == "bf16"):
                 losses = task(drawn)
             losses.loss.mean().backward()

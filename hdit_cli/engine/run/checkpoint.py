@@ -30,6 +30,7 @@ from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.models.codecs.latents import Absent
 
 MANIFEST = "manifest.json"
+BESIDE = "beside-"  # how files begin that hold what is trained beside the network
 _STEP = re.compile(r"step-(\d{8})")
 _DAMAGE = (
     errno.ENOENT,
@@ -48,7 +49,7 @@ _DAMAGE = (
 def metadata_of(model: Model) -> dict[str, str]:
     """The header of an inference file: all that sample, eval-fid, export and info need besides the tensors."""
     height, width = model.image_size
-    network = catalog.get("model", model.recipe["model"]["type"])
+    network = catalog.network(model.recipe["model"]["type"])
     needs = {} if model.latents is None else {"hdit.needs_codec": json.dumps(needs_of(model.latents))}
     return {
         "format": "pt",
@@ -204,6 +205,7 @@ class Snapshot:
         state: JSON facts: step, images_seen, window of the loss log, size of metrics.jsonl.
         averages: the power-function ones, where the recipe has any.
         headers: of the two inference files, when it is to be written.
+        beside: what is trained beside the network, by name: tensors "weights/<name>" and "<state>/<parameter>".
     """
 
     raw: dict[str, Tensor]
@@ -212,11 +214,12 @@ class Snapshot:
     state: dict[str, Any]
     averages: Averages = field(default_factory=Averages)
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    beside: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """Bytes of its tensors."""
-        tensors = [t for part in (self.raw, self.ema, self.optimizer) for t in part.values()]
+        tensors = [t for part in (self.raw, self.ema, self.optimizer, *self.beside.values()) for t in part.values()]
         return sum(t.numel() * t.element_size() for t in tensors) + self.averages.size
 
 
@@ -231,7 +234,7 @@ def save_snapshot(run: Path, snapshot: Snapshot, *, proceed: Callable[[], None] 
         StorageError: too little space (nothing was written), or the disk failed.
     """
     named = {"weights": snapshot.raw, "average": snapshot.ema, "optimizer": snapshot.optimizer}
-    check_publishable({**named, **snapshot.averages.tensors}, step=snapshot.state["step"])
+    check_publishable({**named, **snapshot.beside, **snapshot.averages.tensors}, step=snapshot.state["step"])
     step = int(snapshot.state["step"])
     target = run / "checkpoints" / step_name(step)
     files.make_own_folder(target.parent)
@@ -242,6 +245,10 @@ def save_snapshot(run: Path, snapshot: Snapshot, *, proceed: Callable[[], None] 
     parts = {
         "model.safetensors": lambda: serialise(snapshot.raw, snapshot.headers["raw"]),
         "optimizer.safetensors": lambda: serialise(snapshot.optimizer, {"format": "pt"}),
+        **{
+            f"{BESIDE}{name}.safetensors": partial(serialise, part, {"format": "pt"})
+            for name, part in snapshot.beside.items()
+        },
         "state.json": lambda: (json.dumps(state, indent=2, allow_nan=False) + "\n").encode(),
         **snapshot.averages.parts(),
         "ema.safetensors": lambda: serialise(snapshot.ema, snapshot.headers["ema"]),
@@ -362,7 +369,9 @@ def load_snapshot(
     optimizer = read(folder / "optimizer.safetensors")
     state = _read_state(folder / "state.json")
     tensors = {path.name: read(path) for path in sorted(folder.glob("ema-*.safetensors"))}
-    return Snapshot(raw, ema, optimizer, state, Averages(tensors, updates=state.get("ema_updates", 0)))
+    beside = {path.stem.removeprefix(BESIDE): read(path) for path in sorted(folder.glob(f"{BESIDE}*.safetensors"))}
+    averages = Averages(tensors, updates=state.get("ema_updates", 0))
+    return Snapshot(raw, ema, optimizer, state, averages, beside=beside)
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from hdit_cli.errors import CheckpointError, UsageError
 from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.models.codecs.latents import Absent, Latents, file_name
 from hdit_cli.models.codecs.tokens import Tokens
+from hdit_cli.recipe.autoencoder import Autoencoder
 from hdit_cli.recipe.codec import ANY, CodecSection, made
 from hdit_cli.recipe.section import first_problem
 from hdit_cli.recipe.vq_vae import VQVAE
@@ -43,7 +44,7 @@ def write(path: Path, tensors: dict[str, Tensor], section: CodecSection) -> None
 
 
 def is_codec(metadata: dict[str, str]) -> bool:
-    """Whether the metadata of a safetensors file are those of a codec."""
+    """Whether the metadata of a safetensors file are those of a codec's own file."""
     return metadata.get("hdit.format") == header.CODEC_FORMAT
 
 
@@ -53,6 +54,8 @@ def section_of(metadata: dict[str, str], *, where: str) -> CodecSection:
     Raises:
         CheckpointError: it is no codec, or its header cannot be read.
     """
+    if metadata.get("hdit.format") == header.FORMAT:
+        return _of_checkpoint(metadata, where=where)
     if not is_codec(metadata):
         raise CheckpointError(f"{where} is no codec", hint=_HINT)
     try:
@@ -65,6 +68,17 @@ def section_of(metadata: dict[str, str], *, where: str) -> CodecSection:
         raise CheckpointError(
             f"the header of {where} describes no codec: {place[:100]} is not what it must be", hint="get it again"
         ) from error
+
+
+def _of_checkpoint(metadata: dict[str, str], *, where: str) -> CodecSection:
+    """An autoencoder that a run trained is a codec as it lies there; one of a Gaussian without statistics of its latents."""
+    model = header.read_facts(metadata, where=where).recipe.model
+    if not isinstance(model, Autoencoder):
+        raise CheckpointError(
+            f"{where} is no codec: it holds a network of type {model.type}",
+            hint='one that task.type = "autoencode" trained, or that `hdit convert` made',
+        )
+    return model.codec()
 
 
 def blank(section: CodecSection) -> Any:

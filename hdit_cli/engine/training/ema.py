@@ -22,6 +22,10 @@ class EMA:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        known = {name for name, _ in network.named_parameters()}
+        saved = network.state_dict(keep_vars=True)
+        own = self.network.state_dict(keep_vars=True)
+        self._buffers = [(own[name], saved[name]) for name in saved if name not in known]  # running statistics
 
     @torch.no_grad()
     def update(
@@ -34,6 +38,11 @@ class EMA:
             keep: 0-d tensor, 1 or 0, on the device: a refused step is masked without asking the host.
             one_pass: read and write each weight once, in one launch; rounded otherwise.
         """
+        for (
+            mine,
+            now,
+        ) in self._buffers:  # a mean of what is a mean already says nothing more; a refused step did not move it
+            mine.copy_(now)
         average: list[Tensor] = [*self.network.parameters()]
         current: list[Tensor] = [*parameters]
         if one_pass:

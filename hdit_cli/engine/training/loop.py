@@ -35,6 +35,7 @@ from hdit_cli.engine.training.clock import Clock, is_due, peak_bytes
 from hdit_cli.engine.training.draw import Tell, draw_grids
 from hdit_cli.engine.training.evaluator import Evaluator
 from hdit_cli.engine.training.outlook import Outlook, changed_rate
+from hdit_cli.engine.training.reconstruct import draw_reconstructions
 from hdit_cli.engine.training.setup import (
     at_largest,
     centred,
@@ -49,7 +50,7 @@ from hdit_cli.engine.training.setup import (
 from hdit_cli.engine.training.state import Window
 from hdit_cli.engine.training.step import Stepper, compile_step
 from hdit_cli.engine.training.trackers import Trackers, check_trackers
-from hdit_cli.engine.training.validate import Validator, open_validator
+from hdit_cli.engine.training.watch import Watcher, open_watcher
 from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.recipe import Recipe
 
@@ -99,7 +100,7 @@ class Trainer:
         self.owed: list[str] = []  # of what belongs to this step, what is still to be done
         self.rate_before: float | None = None  # where it was changed and no line of the log says so yet
         # a pass without gradients keeps far less than a training step
-        self.validator = open_validator(
+        self.validator = open_watcher(
             recipe, self.reader, batch_size=4 * len(self.slots[0]), accelerator=self.accelerator
         )
         self.evaluator: Evaluator | None = None
@@ -115,6 +116,7 @@ class Trainer:
         window = state.window
         parts = runtime.gather(self.stepper.own())
         loss, norm = window.means(parts)
+        status = state.model.task.status()
         images = state.step * self.recipe.train.batch_size
         values: dict[str, Any] = {}
         if self.accelerator.is_main_process:
@@ -127,11 +129,13 @@ class Trainer:
             if self.recipe.train.nonfinite == "skip":
                 values["skipped"] = int(window.skipped)
             values["loss_by_sigma"] = Window.loss_by_sigma([part["by_sigma"] for part in parts])
+            values |= {name: None if value != value else value for name, value in window.means_besides(parts).items()}
+            values |= status
             self.folder.log_metrics(values)
         state.window, self.rate_before = Window.empty(device=self.device), None
         return Logged(state.step, loss, norm, values, peak_bytes(self.device))
 
-    def validate(self, validator: Validator, stop: StopRequest) -> Validated:
+    def validate(self, validator: Watcher, stop: StopRequest) -> Validated:
         """One line of validation.jsonl for each weights and split."""
         state = self.state
         images = state.step * self.recipe.train.batch_size
@@ -234,9 +238,14 @@ class Trainer:
             whole = f"all {self.recipe.sample.n} would take about {self.outlook.grid_seconds() / 60:,.0f} minutes here"
             yield Noted(f"the first grids have {n} pictures: {whole}; later grids have them all")
         how: dict[str, Any] = {"step": self.state.step, "stop": stop, "tell": self.tell}
+        if self.state.model.reconstructs:  # what no training saw, where there is such
+            seen = self.validator.splits[0].reader if self.validator else centred(self.recipe, self.reader)
+            draw = partial(draw_reconstructions, reader=seen)
+        else:
+            draw = partial(draw_grids, n=n)
         with self.state.models() as models:
             for name in ("raw", "ema"):
-                yield from draw_grids({name: models[name]}, self.recipe, folder=self.folder.samples, n=n, **how)
+                yield from draw({name: models[name]}, self.recipe, folder=self.folder.samples, **how)
 
     def catch_up(self, stop: StopRequest) -> Iterator[Event]:
         """What this step still owes. What `stop` breaks off stays owed, and is done when the run goes on."""

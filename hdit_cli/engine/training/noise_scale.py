@@ -32,6 +32,7 @@ class NoiseScale:
         world: processes.
         like: a 0-d tensor that gives device and dtype of the averages.
         shards: where the network is divided.
+        apart: parameters that are no part of the network.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class NoiseScale:
         world: int,
         like: Tensor,
         shards: Shards | None = None,
+        apart: Sequence[Tensor] = (),
     ) -> None:
         self.batch, self.accumulate, self.shares = batch, accumulate, accumulate * world
         self.small, self.big = torch.zeros_like(like), torch.zeros_like(like)
-        self._order = [id(parameter) for parameter in loss_of.parameters()]
+        others = {id(parameter) for parameter in apart}
+        self._order = [id(parameter) for parameter in loss_of.parameters() if id(parameter) not in others]
         self._norms: dict[int, Tensor] = {}  # of the small batch's gradient, by parameter
         self.first_pass = True  # of a step
         if shards is not None:  # which exchange gradients after every pass

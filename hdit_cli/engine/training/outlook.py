@@ -126,6 +126,8 @@ class Outlook:
     def grid_seconds(self) -> float:
         """What both grids would take with all their pictures, about; 0 where nobody knows."""
         section = self.recipe.sample
+        if self.model.reconstructs:
+            return section.n * (self.forward or 0.0)
         evaluations = section.steps * (2 if section.sampler in _TWICE else 1) * (2 if section.cfg != 1 else 1)
         return 2 * section.n * evaluations * (self.forward or 0.0) / self.world
 
@@ -138,7 +140,7 @@ def _timed(model: Model, *, precision: str) -> float:
         x = torch.zeros((1, *model.shape()), device=model.device, dtype=model.dtype)
         for _ in range(3):
             started = time.perf_counter()
-            model.denoiser(x, x.new_ones(1))
+            model.task.once(x)
             taken.append(time.perf_counter() - started)
     model.task.train(training)
     return min(taken)

@@ -16,6 +16,7 @@ from hdit_cli.engine.run.assemble import check_tensors
 from hdit_cli.engine.run.checkpoint import Averages, Snapshot, metadata_of
 from hdit_cli.engine.run.weights import file_name, name_of
 from hdit_cli.engine.training.arithmetic import FIRST
+from hdit_cli.engine.training.beside import Besides
 from hdit_cli.engine.training.ema import EMA, PowerAverages
 from hdit_cli.engine.training.shard import Shards
 from hdit_cli.errors import CheckpointError
@@ -31,6 +32,9 @@ class Window:
     skipped: Tensor  # steps that were refused, and count in no sum
     by_sigma: Tensor  # (2, BINS): images and sum of their losses in each bin of noise levels
     steps: int = 0
+    extra: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # (2,) each: sum and number of steps of what a task tells besides
 
     @classmethod
     def empty(cls, *, device: torch.device) -> "Window":
@@ -38,8 +42,21 @@ class Window:
         loss, grad_norm, skipped = torch.zeros(3, device=device, dtype=dtype)
         return cls(loss, grad_norm, skipped, torch.zeros((2, BINS), device=device, dtype=dtype))
 
-    def add(self, loss: Tensor, grad_norm: Tensor, *, by_sigma: Tensor, refused: Tensor) -> None:
+    def add(
+        self,
+        loss: Tensor,
+        grad_norm: Tensor,
+        *,
+        by_sigma: Tensor,
+        refused: Tensor,
+        extra: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """One step; `refused` is 1 or 0 on the device."""
+        for name, value in (extra or {}).items():
+            pair = torch.stack([value.to(self.loss.dtype), torch.ones_like(self.loss)])
+            self.extra[name] = self.extra.get(name, torch.zeros_like(pair)) + torch.where(
+                refused > 0, 0 * self.loss, pair
+            )
         zero = torch.zeros_like(loss)
         self.loss += torch.where(refused > 0, zero, loss)
         self.grad_norm += torch.where(refused > 0, zero, grad_norm)
@@ -62,7 +79,15 @@ class Window:
             "grad_norm": float(self.grad_norm),
             "skipped": int(self.skipped),
             "steps": self.steps,
+            **({"extra": [part["extra"] for part in parts]} if self.extra else {}),
         }
+
+    @staticmethod
+    def means_besides(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """What a task tells besides its loss, means over steps and processes."""
+        pairs = {name: [part["extra"][name] for part in parts if name in part["extra"]] for name in parts[0]["extra"]}
+        means = {name: (sum(a for a, _ in found), sum(b for _, b in found)) for name, found in pairs.items()}
+        return {name: total / count if count else math.nan for name, (total, count) in means.items()}
 
     @staticmethod
     def loss_by_sigma(parts: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
@@ -85,6 +110,7 @@ class TrainState:
     arithmetic: int = FIRST  # by which formulas it computes
     shards: Shards | None = None  # where weights are divided among the processes
     base_lrs: list[float] = field(default_factory=list)
+    besides: Besides = field(default_factory=Besides)
 
     @property
     def held(self) -> Any:
@@ -137,7 +163,8 @@ class TrainState:
         """Of weights, averages and moments, as this process has them between two steps."""
         networks = [self.held, self.ema.network, *(ema.network for ema in self.averages.by_std.values())]
         weights = sum(tensor.nbytes for network in networks for tensor in network.parameters())
-        return weights + sum(tensor.nbytes for tensor in self.optimizer_tensors().values())
+        moments = sum(tensor.nbytes for tensor in self.optimizer_tensors().values())
+        return weights + moments + self.besides.held_bytes()
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """The optimizer's state as "<state>/<parameter>"."""
@@ -163,6 +190,7 @@ class TrainState:
             facts,
             self.copied_averages(),
             headers={"raw": metadata_of(self.model), "ema": metadata_of(ema)},
+            beside={name: _copied(part) for name, part in self.besides.tensors().items()},
         )
 
     def restore(self, snapshot: Snapshot, *, rank: int, world: int) -> None:
@@ -174,6 +202,7 @@ class TrainState:
         for name, network in networks.items():
             check_tensors(network.state_dict(), snapshot.averages.tensors.get(name, {}), where=name)
         self._restore_optimizer(snapshot.optimizer)
+        self.besides.restore(snapshot.beside)
         self.held.load_state_dict(snapshot.raw)
         self.ema.network.load_state_dict(snapshot.ema)
         for name, network in networks.items():
@@ -193,6 +222,10 @@ class TrainState:
         for table in [tables[rank]] if len(tables) == world else tables if rank == 0 else []:
             self.window.by_sigma += torch.tensor(table, dtype=self.window.by_sigma.dtype, device=device)
         self.window.steps = window["steps"]
+        told = window.get("extra", [])
+        for name in told[0] if told else ():
+            pairs = torch.tensor([part[name] for part in told], dtype=self.window.loss.dtype, device=device)
+            self.window.extra[name] = pairs[rank] if same else pairs.mean(0)
         self.model.step = self.step
 
     def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from hdit_cli.diffusion.bins import sums_by_sigma
 from hdit_cli.engine.model import DTYPES, Model, build_network
 from hdit_cli.engine.sampling.compiled import Compiled, told, wants_compiled
 from hdit_cli.engine.training import arithmetic
+from hdit_cli.engine.training.beside import Besides
 from hdit_cli.engine.training.ema import EMA, PowerAverages, ema_decay
 from hdit_cli.engine.training.exchange import alone, exchanging, place
 from hdit_cli.engine.training.guard import FiniteGuard
@@ -55,6 +56,7 @@ class Stepper:
         held = self.shards.held if self.shards else model.network
         averages = PowerAverages(held, stds=recipe.ema.stds)
         self.state = TrainState(model, EMA(held), build_optimizer(held, recipe), window, averages, shards=self.shards)
+        self.state.besides = Besides.of(model.task)
         self.state.arithmetic = arithmetic.of_new_run(self.device, weights=self.dtype)
         self.state.base_lrs = [group["lr"] for group in self.state.optimizer.param_groups]
         self.lr_factor = learning_rate(recipe)
@@ -67,6 +69,7 @@ class Stepper:
             world=self.world,
             like=window.loss,
             shards=self.shards,
+            apart=self.state.besides.parameters,
         )
         cap = recipe.train.nonfinite_cap if recipe.train.nonfinite == "skip" else 1
         self.guard = FiniteGuard(cap=cap, device=self.device)
@@ -131,6 +134,7 @@ class Stepper:
             "loss": float(window.loss),
             "by_sigma": window.by_sigma.tolist(),
             "small_norm": float(self.noise_scale.small),
+            "extra": {name: pair.tolist() for name, pair in window.extra.items()},
         }
 
     def blank(self, images: int) -> Drawn:
@@ -178,7 +182,9 @@ class Stepper:
         state, section = self.state, self.recipe.train
         first = state.step * section.batch_size
         state.optimizer.zero_grad(set_to_none=True)
+        state.besides.clear()
         total, by_sigma = torch.zeros_like(state.window.loss), torch.zeros_like(state.window.by_sigma)
+        extra: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             self.noise_scale.first_pass = i == 0
@@ -188,6 +194,7 @@ class Stepper:
                 # 1, or NaN where the loss is not finite: then every process finds its gradient not finite
                 loss.backward(1 + 0 * loss.detach())
             total += loss.detach()
+            extra = {name: extra.get(name, 0) + value / len(batches) for name, value in each.told.items()}
             by_sigma += sums_by_sigma(each.sigma, each.loss.detach(), dtype=by_sigma.dtype)
             if i == 0 and not last and self.shards is None:
                 self.noise_scale.see_first(state.parameters)
@@ -196,9 +203,10 @@ class Stepper:
         gradients = [parameter.grad for parameter in state.parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         norm = self.shards.norm(norm) if self.shards else norm
-        refused = self.guard.judge(norm)
+        beside = state.besides.norm()
+        refused = self.guard.judge(norm if beside is None else norm + beside.to(norm.dtype))
         self.update(refused, norm=norm)
-        state.window.add(total, norm, by_sigma=by_sigma, refused=refused)
+        state.window.add(total, norm, by_sigma=by_sigma, refused=refused, extra=extra)
         self.noise_scale.add(norm, refused=refused)
         state.step += 1
 
@@ -215,6 +223,8 @@ class Stepper:
         scale = self.clip(norm, one_pass=one_pass)
         state.optimizer.grad_scale, state.optimizer.found_inf = scale, refused  # type: ignore[attr-defined]
         state.optimizer.step()
+        state.besides.update(refused, factor=factor, max_norm=self.recipe.train.grad_clip)
+        state.model.task.after(1 - refused)
         decay = ema_decay(state.step, power=self.recipe.ema.power, max_value=self.recipe.ema.max_decay)
         keep = (1 - refused).to(self.dtype)
         state.ema.update(state.parameters, decay=decay, keep=keep, one_pass=one_pass)

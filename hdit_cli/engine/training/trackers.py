@@ -173,6 +173,10 @@ def _validation_scalars(lines: list[dict[str, Any]]) -> dict[str, float]:
     for line in lines:
         name = f"{line['split']}-{line['weights']}"
         found[f"validation/{name}"] = line["mean"]
+        others = line.keys() - {"step", "images", "n", "mean"}
+        found |= {
+            f"validation-{each}/{name}": line[each] for each in sorted(others) if isinstance(line[each], (int, float))
+        }
         for sigma, loss in zip(line["sigmas"], line["loss"], strict=True):
             found[f"validation-by-sigma/{name}/{sigma:.3g}"] = loss
     return {name: value for name, value in found.items() if value is not None}

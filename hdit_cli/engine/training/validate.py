@@ -63,12 +63,21 @@ def open_held_out(recipe: Recipe, training: ShardReader) -> ShardReader | None:
 
 
 @dataclass(frozen=True)
-class _Split:
+class Split:
     """Pictures `chosen` (int64 (n,)) of a data set."""
 
     name: str
     reader: ShardReader
     chosen: np.ndarray
+
+
+def splits_of(recipe: Recipe, *, training: ShardReader, held_out: ShardReader) -> list[Split]:
+    """The pictures that a run is validated on: as many of each set, always the same ones."""
+    n = min(recipe.validation.images, len(held_out))
+    return [
+        Split("held-out", held_out, some_of(len(held_out), n)),
+        Split("training", training, some_of(len(training), min(n, len(training)))),
+    ]
 
 
 class Validator:
@@ -93,11 +102,7 @@ class Validator:
         self.seed, self.batch_size, self.accelerator = recipe.train.seed, batch_size, accelerator
         section = recipe.validation
         self.sigmas = build_task(nn.Identity(), recipe).levels(section.levels)  # (levels,), ascending
-        n = min(section.images, len(held_out))
-        self.splits = [
-            _Split("held-out", held_out, some_of(len(held_out), n)),
-            _Split("training", training, some_of(len(training), min(n, len(training)))),
-        ]
+        self.splits = splits_of(recipe, training=training, held_out=held_out)
 
     def lines(
         self,
@@ -138,15 +143,15 @@ class Validator:
                 "split": split.name,
                 "n": len(split.chosen),
                 "sigmas": self.sigmas.tolist(),
-                "loss": [_number(value) for value in tables[split.name][name].mean(0)],
-                "mean": _number(tables[split.name][name].mean()),
+                "loss": [number(value) for value in tables[split.name][name].mean(0)],
+                "mean": number(tables[split.name][name].mean()),
             }
             for name in models
             for split in self.splits
         ]
 
     def _losses(
-        self, split: _Split, models: Mapping[str, Model], *, stop: Stop | None, tell: Callable[[int], None]
+        self, split: Split, models: Mapping[str, Model], *, stop: Stop | None, tell: Callable[[int], None]
     ) -> dict[str, np.ndarray]:
         """Per model float64 (n, levels), put together from all processes."""
         here, done = runtime.ranks(), 0
@@ -154,7 +159,7 @@ class Validator:
         tables = {name: np.zeros((len(split.chosen), len(self.sigmas))) for name in models}
         broken_off = False
         try:
-            for rows in _batches(mine, split.reader.bucket_numbers[split.chosen[mine]], most=self.batch_size):
+            for rows in of_one_size(mine, split.reader.bucket_numbers[split.chosen[mine]], most=self.batch_size):
                 for name, losses in self._batch(split, rows, models, stop=stop):
                     tables[name][rows] = losses
                 done += len(rows)
@@ -168,7 +173,7 @@ class Validator:
 
     @torch.no_grad()
     def _batch(
-        self, split: _Split, rows: np.ndarray, models: Mapping[str, Model], *, stop: Stop | None
+        self, split: Split, rows: np.ndarray, models: Mapping[str, Model], *, stop: Stop | None
     ) -> Iterator[tuple[str, np.ndarray]]:
         """(name, float64 (N, levels)) of each model."""
         chosen = split.chosen[rows]
@@ -188,7 +193,7 @@ class Validator:
         for name, losses in found.items():
             yield name, torch.stack(losses, 1).cpu().double().numpy()
 
-    def _conditions(self, split: _Split, chosen: np.ndarray, *, classes: int, like: Tensor) -> dict[str, Tensor]:
+    def _conditions(self, split: Split, chosen: np.ndarray, *, classes: int, like: Tensor) -> dict[str, Tensor]:
         if not classes:
             return {}
         label = split.reader.labels[chosen].astype(np.int64)
@@ -196,7 +201,7 @@ class Validator:
         return {"label": torch.from_numpy(label).to(like.device)}
 
 
-def _batches(rows: np.ndarray, buckets: np.ndarray, *, most: int) -> Iterator[np.ndarray]:
+def of_one_size(rows: np.ndarray, buckets: np.ndarray, *, most: int) -> Iterator[np.ndarray]:
     """Rows int64 (n,) in pieces of at most `most`, each of one bucket, which `buckets` (n,) tells."""
     for bucket in np.unique(buckets):
         here = rows[buckets == bucket]
@@ -207,17 +212,6 @@ def _further(tell: Callable[[int, int], None], done: int, *, before: int, total:
     tell(before + done, total)
 
 
-def _number(value: float) -> float | None:
+def number(value: float | np.floating[Any]) -> float | None:
     """A number as JSON knows it."""
     return float(value) if math.isfinite(value) else None
-
-
-def open_validator(
-    recipe: Recipe, training: ShardReader, *, batch_size: int, accelerator: Accelerator
-) -> Validator | None:
-    """The validator of a run; None where there is nothing to validate on. See `open_held_out` and `Validator`."""
-    held_out = open_held_out(recipe, training)
-    if held_out is None:
-        return None
-    reader = centred(recipe, training)
-    return Validator(recipe, training=reader, held_out=held_out, batch_size=batch_size, accelerator=accelerator)

@@ -13,6 +13,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hdit_cli.models.codecs.autoencoder import Autoencoder, Through
+
 _EPS = 1e-6  # of every group norm
 _LOG_VARIANCE = (-30.0, 20.0)  # what a log variance is clamped to, before anything is made of it
 
@@ -264,7 +266,7 @@ class Gaussian:
 _LN_2PI = 1.8378770664093453
 
 
-class KLVAE(nn.Module):
+class KLVAE(Autoencoder):
     """Encoder, decoder, and the 1 x 1 convolutions between them and the latent, where there are any.
 
     Args:
@@ -277,6 +279,11 @@ class KLVAE(nn.Module):
         quant, post_quant: whether there is a 1 x 1 convolution after the encoder, and before the decoder.
         pictures: channels of the pixels.
     """
+
+    title: ClassVar[str] = "KL autoencoder"
+    paper: ClassVar[str] = "2112.10752"
+    architecture: ClassVar[str] = "kl-autoencoder"
+    gaussian: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -294,6 +301,7 @@ class KLVAE(nn.Module):
         if bad := [width for width in widths if width % groups]:
             raise ValueError(f"a width of {bad[0]} is no multiple of {groups} groups")
         self.channels, self.factor, self.pictures = channels, 2 ** (len(widths) - 1), pictures
+        self.latents = channels
         flags = [level in set(attends) for level in range(len(widths))]
         same = {"widths": widths, "layers": layers, "groups": groups, "middle": middle_attention}
         self.encoder = Encoder(pictures, channels, attends=flags, **same)
@@ -319,7 +327,17 @@ class KLVAE(nn.Module):
         gaussian = self.encode(pixels)
         return self.decode(gaussian.sample(noise)), gaussian
 
-    def macs(self, height: int, width: int) -> tuple[int, int]:
+    @property
+    def last(self) -> Tensor:
+        return self.decoder.conv_out.weight
+
+    def through(self, pixels: Tensor, noise: Tensor | None) -> Through:
+        """As `Autoencoder.through`; charged for the divergence from N(0, 1), in nats of the whole latent."""
+        gaussian = self.encode(pixels)
+        z = gaussian.mean if noise is None else gaussian.sample(noise)
+        return Through(self.decode(z), gaussian.kl(), gaussian.mean, gaussian.std)
+
+    def macs_each(self, height: int, width: int) -> tuple[int, int]:
         """Multiply-accumulates of encoding, and of decoding, a picture of this size."""
         h, w = height // self.factor, width // self.factor
         between = [

@@ -5,12 +5,15 @@ published weights. Maps are (N, C, H, W); pixels are in [0, 1], as its weights w
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hdit_cli import runtime
+from hdit_cli.models.codecs.autoencoder import Autoencoder, Through
 
 _EPS = 1e-6
 _LAYERS = (nn.Conv2d, nn.Linear)
@@ -47,13 +50,39 @@ class ResBlock(nn.Module):
 class Norm(nn.BatchNorm2d):
     """A batch norm that does not count its batches: nothing hangs on the count, and all that it keeps are floats.
 
-    A state dict that has the count, as every other program writes it, loads as it is.
+    A state dict that has the count, as every other program writes it, loads as it is. In training the statistics are those of all
+    processes' images, and the running ones move when they are told to: a step that is refused must leave no trace in them.
     """
+
+    seen: tuple[Tensor, Tensor] | None = None  # mean and variance of the last batch
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
         self.num_batches_tracked = None
         self.register_load_state_dict_pre_hook(_forget_count)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        over = (0, 2, 3)
+        wide = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+        values = runtime.summed(wide.new_tensor(wide.numel() / wide.shape[1]))
+        mean = runtime.summed(wide.sum(over)) / values
+        centred = wide - mean[:, None, None]
+        variance = runtime.summed(centred.square().sum(over)) / values
+        self.seen = (mean.detach(), (variance * values / (values - 1).clamp(min=1)).detach())
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+    @torch.no_grad()
+    def follow(self, keep: Tensor) -> None:
+        """Moves the running statistics towards the last batch's where `keep` is 1."""
+        if self.seen is None or self.momentum is None:
+            return
+        for running, now in zip((self.running_mean, self.running_var), self.seen, strict=True):
+            assert running is not None
+            running.copy_(torch.where(keep > 0, torch.lerp(running, now.to(running.dtype), self.momentum), running))
+        self.seen = None
 
 
 def _forget_count(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -67,11 +96,13 @@ class Quantised(NamedTuple):
         codes: (N, C, h, w), rows of the codebook, through which gradients go to z as if it were they.
         indices: int64 (N, h, w).
         loss: 0-d, the pull of the codes towards z and, 0.25 times, of z towards its codes; means over all values.
+        each: (N,), the same of each image.
     """
 
     codes: Tensor
     indices: Tensor
     loss: Tensor
+    each: Tensor
 
 
 class Quantiser(nn.Module):
@@ -85,7 +116,9 @@ class Quantiser(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """Index of the nearest row by Euclidean distance, the first of equals: (N, C, h, w) to int64 (N, h, w)."""
         rows, book = rearrange(z, "n c h w -> (n h w) c"), self.codebook.weight
-        distance = rows.square().sum(1, keepdim=True) - 2 * rows @ book.mT + book.square().sum(1)
+        with torch.autocast(z.device.type, enabled=False):  # in bfloat16 the nearest is often another one
+            rows = rows.to(book.dtype)
+            distance = rows.square().sum(1, keepdim=True) - 2 * rows @ book.mT + book.square().sum(1)
         return distance.argmin(1).view(z.shape[0], *z.shape[2:])
 
     def rows(self, indices: Tensor) -> Tensor:
@@ -95,8 +128,10 @@ class Quantiser(nn.Module):
     def forward(self, z: Tensor) -> Quantised:
         indices = self.nearest(z.detach())
         codes = self.rows(indices)
-        loss = (codes - z.detach()).square().mean() + COMMITMENT * (z - codes.detach()).square().mean()
-        return Quantised(z + (codes - z).detach(), indices, loss)
+        pull, commitment = (codes - z.detach()).square(), (z - codes.detach()).square()
+        loss = pull.mean() + COMMITMENT * commitment.mean()
+        each = pull.flatten(1).mean(1) + COMMITMENT * commitment.flatten(1).mean(1)
+        return Quantised(z + (codes - z).detach(), indices, loss, each)
 
 
 class Encoded(NamedTuple):
@@ -108,7 +143,7 @@ class Encoded(NamedTuple):
     loss: Tensor
 
 
-class VQVAE(nn.Module):
+class VQVAE(Autoencoder):
     """Encoder, codebook, decoder.
 
     Args:
@@ -118,7 +153,14 @@ class VQVAE(nn.Module):
         c_latent: channels of a code.
         codebook_size: number of codes.
         scale_factor: what latents are divided by for a network that draws them.
+        codebook_start: "uniform" as the authors begin, U(-1/K, 1/K), or "normal", N(0, 1), as the batch norm before it has its latents:
+            then far more codes are used.
     """
+
+    title: ClassVar[str] = "Vector-quantised autoencoder"
+    paper: ClassVar[str] = "2211.07292"
+    architecture: ClassVar[str] = "paella-vq"
+    gaussian: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -129,6 +171,7 @@ class VQVAE(nn.Module):
         c_latent: int = 4,
         codebook_size: int = 8192,
         scale_factor: float = 0.3764,
+        codebook_start: str = "uniform",
     ) -> None:
         super().__init__()
         self.factor, self.vocabulary, self.channels, self.scale_factor = (
@@ -146,7 +189,10 @@ class VQVAE(nn.Module):
             down.append(ResBlock(width, 4 * width))
         down.append(nn.Sequential(nn.Conv2d(widths[-1], c_latent, 1, bias=False), Norm(c_latent)))
         self.down_blocks = nn.Sequential(*down)
+        self.latents = c_latent
         self.vquantizer = Quantiser(codebook_size, c_latent)
+        if codebook_start == "normal":
+            nn.init.normal_(self.vquantizer.codebook.weight)
         up: list[nn.Module] = [nn.Sequential(nn.Conv2d(c_latent, widths[-1], 1))]
         for i in reversed(range(levels)):
             up += [ResBlock(widths[i], 4 * widths[i]) for _ in range(bottleneck_blocks if i == levels - 1 else 1)]
@@ -180,12 +226,34 @@ class VQVAE(nn.Module):
         blocks = sum(isinstance(module, ResBlock) for module in self.up_blocks)
         return blocks + levels
 
-    def macs(self, height: int, width: int) -> tuple[int, int]:
+    def macs_each(self, height: int, width: int) -> tuple[int, int]:
         """Multiply-accumulates of encoding a picture of this size, with the search for the nearest codes, and of decoding it."""
         h, w = height // self.factor, width // self.factor
         encode = _macs([*self.in_block, *self.down_blocks], height, width)
         search = h * w * self.vquantizer.codebook.weight.numel()
         return encode + search, _macs([*self.up_blocks, *self.out_block], h, w)
+
+    # While it is trained
+
+    @property
+    def last(self) -> Tensor:
+        return self.out_block[0].weight  # type: ignore[return-value]
+
+    @property
+    def codebook(self) -> Tensor:
+        """(K, C)."""
+        return self.vquantizer.codebook.weight
+
+    def norms(self) -> list[Norm]:
+        """What keeps running statistics."""
+        return [module for module in self.modules() if isinstance(module, Norm)]
+
+    def through(self, pixels: Tensor, noise: Tensor | None = None) -> Through:
+        """As `Autoencoder.through`; charged for the distance between latent and codes."""
+        z = self.latent((pixels + 1) / 2)
+        found = self.vquantizer(z)
+        picture = self.out_block(self.up_blocks(found.codes))
+        return Through(picture * 2 - 1, found.each, z, found.indices)
 
 
 def _macs(modules: Iterable[nn.Module], height: int, width: int) -> int:

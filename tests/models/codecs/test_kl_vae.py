@@ -41,9 +41,9 @@ def test_counts_of_the_halves():
 
 
 def test_multiply_accumulates():
-    assert [round(macs / 1e9, 1) for macs in built(SD, 4).macs(256, 256)] == [136.4, 311.1]
-    assert [round(macs / 1e9) for macs in built(SD, 4).macs(512, 512)] == [558, 1257]
-    assert [round(macs / 1e9, 2) for macs in built((32, 64, 128), 4).macs(64, 64)] == [0.63, 1.26]
+    assert [round(macs / 1e9, 1) for macs in built(SD, 4).macs_each(256, 256)] == [136.4, 311.1]
+    assert [round(macs / 1e9) for macs in built(SD, 4).macs_each(512, 512)] == [558, 1257]
+    assert [round(macs / 1e9, 2) for macs in built((32, 64, 128), 4).macs_each(64, 64)] == [0.63, 1.26]
 
 
 def small(**options):
