@@ -1,5 +1,7 @@
 """A critic that judges patches (PatchGAN; Isola et al. 2017, arXiv 1611.07004): which parts of a picture look real."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +22,7 @@ class PatchCritic(nn.Module):
         widths = [pictures, *(width * min(2**i, 8) for i in range(layers + 1))]
         self.convolutions = nn.ModuleList(
             nn.Conv2d(before, after, 4, stride=1 if i == layers else 2, padding=1)
-            for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (before, after) in enumerate(pairwise(widths))
         )
         self.norms = nn.ModuleList(nn.GroupNorm(_GROUPS, after) for after in widths[2:])
         self.judge = nn.Conv2d(widths[-1], 1, 4, padding=1)

@@ -120,7 +120,7 @@ class KLVAE(Autoencoder):
 
 
 class VQVAE(Autoencoder):
-    """Paella's tokenizer; `factor` is 2^levels. A new codebook begins as N(0, 1) here, which is what the batch norm before it gives."""
+    """Paella's tokenizer; `factor` is 2^levels. A new codebook begins as N(0, 1), as its latents are."""
 
     type: Literal["vq-vae"] = "vq-vae"
     levels: Annotated[int, Field(ge=1, le=8)] = 2

@@ -94,7 +94,7 @@ class Ddpm(Section):
 class Autoencode(Section):
     """Pictures to a latent and back: what trains a codec. The loss is a mean over the values of a picture.
 
-    L1, the pyramid and what the latent is charged for from the start; from `gan_start` on, where `gan_weight` is set, also a critic.
+    L1, the pyramid and what the latent is charged for from the start; from `gan_start` on a critic, where `gan_weight` is set.
     """
 
     outputs: ClassVar[int] = 1

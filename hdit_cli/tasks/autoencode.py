@@ -37,7 +37,7 @@ class Pictures(NamedTuple):
         conditions: none.
         slot: int64 (N,), places of the images in their step.
         judged: whether the critic has begun.
-        restarts: a row (image of the step, place in its latent) for each code, int64 (K, 2), where codes are put elsewhere; else (0, 2).
+        restarts: int64 (K, 2), an image of the step and a place in its latent for each code, where rare codes are put; else (0, 2).
     """
 
     x0: Tensor

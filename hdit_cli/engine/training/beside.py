@@ -1,4 +1,4 @@
-"""What a run trains beside its network: a critic with an optimizer of its own, sums that the task moves. Saved and restored with it."""
+"""What a run trains beside its network: a critic with an optimizer of its own, sums that a task moves. Saved with the network."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -153,8 +153,8 @@ class VQVAE(Autoencoder):
         c_latent: channels of a code.
         codebook_size: number of codes.
         scale_factor: what latents are divided by for a network that draws them.
-        codebook_start: "uniform" as the authors begin, U(-1/K, 1/K), or "normal", N(0, 1), as the batch norm before it has its latents:
-            then far more codes are used.
+        codebook_start: "uniform" as the authors begin, U(-1/K, 1/K), or "normal", N(0, 1), as the batch norm has the latents: then
+            far more codes are used.
     """
 
     title: ClassVar[str] = "Vector-quantised autoencoder"
