@@ -59,6 +59,8 @@ def check(model: Model, sampling: Sampling) -> None:
     """Raises UsageError for settings that this model cannot be sampled with."""
     catalog.check("sampler", sampling.sampler)
     catalog.check("schedule", sampling.schedule)
+    if model.reconstructs:
+        model.task.check(sampling)
     if why := model.codec.pictures():
         raise UsageError(
             f"this model makes no pictures: {why}",

@@ -182,7 +182,7 @@ def _keep(evaluation: Evaluation, source: Path) -> list[str]:
             "n": max(score.n for score in scores),
             "scores": {score.metric: score.value for score in scores},
             "details": {s.metric: {"n": s.n, "n_reference": s.n_reference, **s.details} for s in scores},
-            "sampling": facts["sampling"],
+            "sampling": facts.get("sampling"),
             "reference": facts["reference"],
             "features": net,
             "environment": facts["environment"],

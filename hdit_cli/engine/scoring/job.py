@@ -17,7 +17,8 @@ from hdit_cli.engine.sampling.settings import notes as notes_on_guidance
 from hdit_cli.engine.scoring.able import able
 from hdit_cli.engine.scoring.affordable import Count, affordable
 from hdit_cli.engine.scoring.one_pass import Fed, needs_net
-from hdit_cli.engine.scoring.picture_sets import Generated, Reconstructed, StatisticsFile, Stored, open_stored
+from hdit_cli.engine.scoring.picture_sets import Generated, StatisticsFile, Stored, open_stored
+from hdit_cli.engine.scoring.reconstructed import Reconstructed, Trained
 from hdit_cli.engine.scoring.references import told_of
 from hdit_cli.engine.scoring.request import (
     Request,
@@ -30,6 +31,7 @@ from hdit_cli.engine.scoring.request import (
     open_nets,
     pictures_of,
     reference_of,
+    refuse_sampling,
 )
 from hdit_cli.engine.scoring.scores import check_counts, check_reference, share_out
 from hdit_cli.errors import UsageError
@@ -157,10 +159,15 @@ def plan(
     moments = all(kind.alone or issubclass(kind, FID) for kind in metrics)
     reference, notes = reference_of(request, model, session, moments=moments)
     count = None
-    if model is not None:
+    pictures: Generated | Stored
+    if model is not None and model.reconstructs:
+        pictures = _given_back(request, model, reference)
+    elif model is not None:
         number, count, more = _number(request, model, session, on_note)
         request, notes = replace(request, n=number), notes + more
-    pictures = pictures_of(request, model) if model else open_stored(request.source, n=request.n)
+        pictures = pictures_of(request, model)
+    else:
+        pictures = open_stored(request.source, n=request.n)
     notes += [note for each in (reference, pictures) if isinstance(each, Stored) for note in each.notes]
     notes += notes_on_guidance(pictures.model, pictures.sampling) if isinstance(pictures, Generated) else []
     if isinstance(pictures, Stored):
@@ -196,6 +203,28 @@ def plan(
         held_out, more = held_out_of(reference)
         notes += more
     return Job(request, model, fed, pictures, reference, held_out, notes, count)
+
+
+def _given_back(request: Request, model: Model, reference: Stored | StatisticsFile) -> Reconstructed:
+    """The reference as an autoencoder gives it back.
+
+    Raises:
+        UsageError: the reference has no pictures, or pictures that the autoencoder cannot be given; what is asked for is for models
+            that make pictures.
+    """
+    refuse_sampling(request, "is an autoencoder: it gives pictures back and nothing is sampled")
+    if not isinstance(reference, Stored):
+        raise UsageError(
+            f"{reference.name} holds no pictures that an autoencoder could give back",
+            hint="--reference a data set or folder",
+        )
+    for height, width in reference.every_size:
+        if why := model.network.fits(height, width):
+            raise UsageError(
+                f"the pictures of {reference.name}: {why}", hint="`hdit prepare` makes them of one size that fits"
+            )
+    name = f"{reference.name} through {request.source}"
+    return Reconstructed(reference, Trained(model, digest(model)), name=name, n=request.n)
 
 
 def digest(model: Model) -> str:
@@ -256,13 +285,13 @@ def facts_of(job: Job) -> dict[str, Any]:
     if pictures.classes:
         facts["classes"] = list(pictures.classes)
     if isinstance(pictures, Generated):
-        model = pictures.model
-        facts["sampling"] = {**asdict(pictures.sampling), "label": label_name(model, request.label)}
+        facts["sampling"] = {**asdict(pictures.sampling), "label": label_name(pictures.model, request.label)}
+    if (model := job.model) is not None:
         facts["model"] = {"step": model.step, "images_seen": model.images_seen, "weights": model.weights}
         facts["model"] |= {"origin": model.origin, "sha256": job.weights}
         if model.latents is not None:
             facts["model"]["codec"] = model.latents.fingerprint()
-    else:
+    if isinstance(pictures, Stored):
         facts["fingerprint"] = pictures.fingerprint
     return {**facts, "processes": runtime.ranks().world, "environment": environment(request.device)}
 

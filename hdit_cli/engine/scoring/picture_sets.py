@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hdit_cli import files, runtime
 from hdit_cli.data.folder import READING, FolderReader
-from hdit_cli.data.loader import to_x0
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.sample_file import SampleFileReader, arrays_in, holds_samples
 from hdit_cli.data.shards import MANIFEST
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.run.file_kind import SAMPLES, looked_at
-from hdit_cli.engine.sampling.generate import stream, to_uint8
+from hdit_cli.engine.sampling.generate import stream
 from hdit_cli.engine.sampling.sample_folder import GRID, RECORD, STRIP, named_in
 from hdit_cli.engine.sampling.watched import Stop, Watched
 from hdit_cli.errors import DataError
@@ -27,8 +25,6 @@ from hdit_cli.metrics.frechet import FID
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.moments import Gaussian
 from hdit_cli.metrics.statistics_file import SPATIAL, read_statistics
-from hdit_cli.models.codecs.frozen import Frozen
-from hdit_cli.precision import computing
 from hdit_cli.tasks.sampling import Sampling
 
 Batch = tuple[list[int], list[np.ndarray]]  # numbers, and uint8 (H, W, 3) for each; sizes may differ in a folder
@@ -179,29 +175,6 @@ class Stored:
         for start in range(0, len(index), _READ):
             numbers = [int(i) for i in index[start : start + _READ]]
             yield numbers, [self.reader.picture(int(self._chosen[i])) for i in numbers]
-
-
-class Reconstructed(Stored):
-    """Pictures that a codec has encoded, to the mean of its latents, and decoded: what a perfect model of latents could make."""
-
-    def __init__(self, stored: Stored, codec: Frozen) -> None:
-        super().__init__(stored.reader, name=f"{stored.name} through the codec", n=stored.count)
-        self._codec = codec
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the pictures and the codec."""
-        return files.sha256_of(f"{self.reader.fingerprint} {self._codec.fingerprint()}".encode())
-
-    def batches(self, index: Sequence[int]) -> Iterator[Batch]:
-        for numbers, pictures in super().batches(index):
-            yield numbers, [self._through(picture) for picture in pictures]
-
-    def _through(self, picture: np.ndarray) -> np.ndarray:
-        device = self._codec.device
-        x = to_x0(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(device))
-        with torch.no_grad(), computing("fp32", device):
-            return to_uint8(self._codec.decode(self._codec.encode(x)))[0].numpy()
 
 
 @dataclass(frozen=True)

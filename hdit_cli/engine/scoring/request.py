@@ -128,7 +128,7 @@ def model_of(request: Request, session: Session) -> Model | None:
     """The model to sample from; None where the source is pictures."""
     source = request.source
     if holds_pictures(source):
-        _refuse_sampling(request)
+        refuse_sampling(request, "holds pictures: nothing is sampled there")
         if request.reference is None:
             raise UsageError(f"{source} names no data to compare with", hint="--reference DIR: a data set, or a folder")
         return None
@@ -139,16 +139,15 @@ def model_of(request: Request, session: Session) -> Model | None:
     return session.models[key]
 
 
-def _refuse_sampling(request: Request) -> None:
-    """Pictures that are there already are not sampled: options that say how would do nothing."""
-    wanted = {"class": request.label, "save": request.save, "weights": request.weights, "codec": request.codec}
-    wanted |= request.sampling
-    unset = {"weights": "ema", "seed": 0}
+def refuse_sampling(request: Request, why: str) -> None:
+    """Pictures that are there already, or that are given back, are not sampled: options that say how would do nothing."""
+    wanted = {"class": request.label, "save": request.save, "codec": request.codec} | request.sampling
+    unset: dict[str, Any] = {"seed": 0}
+    if holds_pictures(request.source):
+        wanted, unset = wanted | {"weights": request.weights}, unset | {"weights": "ema"}
     given = [f"--{name.replace('_', '-')}" for name, value in wanted.items() if value not in (None, unset.get(name))]
     if given:
-        raise UsageError(
-            f"{request.source} holds pictures: nothing is sampled there", hint=f"leave out {', '.join(given)}"
-        )
+        raise UsageError(f"{request.source} {why}", hint=f"leave out {', '.join(given)}")
 
 
 def reference_of(

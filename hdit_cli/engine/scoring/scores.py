@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hdit_cli.engine.scoring.one_pass import Breaks, Fed, OnProgress, collect
-from hdit_cli.engine.scoring.picture_sets import PictureSet, Reconstructed, StatisticsFile, Stored
+from hdit_cli.engine.scoring.picture_sets import PictureSet, StatisticsFile, Stored
+from hdit_cli.engine.scoring.reconstructed import Reconstructed
 from hdit_cli.engine.scoring.references import collect_reference
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.metrics import inception

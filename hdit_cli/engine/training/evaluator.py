@@ -26,6 +26,7 @@ from hdit_cli.engine.run.stop import StopRequest
 from hdit_cli.engine.sampling.generate import choose_labels
 from hdit_cli.engine.scoring.one_pass import Breaks, Fed, needs_net
 from hdit_cli.engine.scoring.picture_sets import Generated, Stored
+from hdit_cli.engine.scoring.reconstructed import Reconstructed, Trained
 from hdit_cli.engine.scoring.request import open_net
 from hdit_cli.engine.scoring.scores import Score, check_counts, check_net, check_reference, collect_all, verdicts
 from hdit_cli.errors import Interrupted, OutOfMemory, UsageError
@@ -176,8 +177,12 @@ class Evaluator:
             return True
         return score.value > best["value"] if score.better == "higher" else score.value < best["value"]
 
-    def _pictures(self, model: Model) -> Generated:
+    def _pictures(self, model: Model) -> Generated | Reconstructed:
         n = self.recipe.eval.during_n
+        if model.reconstructs:  # nothing of it is kept by its name: its weights are others at every step
+            return Reconstructed(
+                self.reference, Trained(model, ""), name="reconstructed", n=min(n, self.reference.count)
+            )
         labels = choose_labels(model, n=n, wanted=None, seed=self.sampling.seed)
         return Generated(model, n, labels, self.sampling)
 

@@ -77,7 +77,7 @@ class Outlook:
     def notes(self, step: int) -> list[str]:
         """What the user may not have meant: classes left out, a rate of nothing, a training of days; asked on every process."""
         said = []
-        if self.recipe.model.classes == 0 and len(self.reader.classes) > 1:
+        if self.recipe.model.classes == 0 and len(self.reader.classes) > 1 and not self.model.reconstructs:
             said.append(
                 f"the data has {len(self.reader.classes)} classes, and this recipe trains without them; "
                 "--set model.classes=data in a run of its own (--run DIR) learns them"
