@@ -17,13 +17,14 @@ from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import MANIFEST, Bucket, load_manifest
 from hdit_cli.engine.model import DTYPES, Model, build_network, build_task, class_count
 from hdit_cli.engine.run.checkpoint import Snapshot, read_header
-from hdit_cli.engine.run.codec_file import codec_section, load_codec
+from hdit_cli.engine.run.codec_file import codec_section, is_codec, load_codec
 from hdit_cli.engine.run.header import read_facts
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.models.codecs.pixels import Pixels
 from hdit_cli.recipe import Recipe
 from hdit_cli.recipe.codec import kept as kept_codecs
 from hdit_cli.recipe.codec import made
+from hdit_cli.recipe.kl_vae import KLVAE
 
 
 def check_fit(recipe: Recipe, reader: ShardReader) -> None:
@@ -88,7 +89,13 @@ def _check_bucket(recipe: Recipe, reader: ShardReader, bucket: Bucket) -> None:
 
 
 def _check_codec(recipe: Recipe) -> None:
-    section = codec_section(Path(recipe.codec.path))
+    path = Path(recipe.codec.path)
+    section = codec_section(path)
+    if isinstance(section, KLVAE) and not is_codec(read_header(path)):
+        raise UsageError(
+            f"{path} is an autoencoder as it was trained: nobody has measured its latents yet, which a network must see normalised",
+            hint=f"`hdit encode DATA --codec {shlex.quote(str(path))}` measures them, and writes a codec.safetensors to name here",
+        )
     wanted = getattr(recipe.model, "vocabulary", 0)
     if section.vocabulary != wanted:
         raise UsageError(

@@ -129,8 +129,8 @@ class Validator:
             model.task.eval()
         total, tables = sum(len(split.chosen) for split in self.splits), {}
         try:
-            for number, split in enumerate(self.splits):
-                before = sum(len(earlier.chosen) for earlier in self.splits[:number])
+            for place, split in enumerate(self.splits):
+                before = sum(len(earlier.chosen) for earlier in self.splits[:place])
                 tables[split.name] = self._losses(
                     split, models, stop=stop, tell=partial(_further, tell, before=before, total=total)
                 )
