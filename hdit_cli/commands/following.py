@@ -3,8 +3,12 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hdit_cli.commands.say import say
+
+if TYPE_CHECKING:
+    from hdit_cli.recipe import Recipe
 
 # side of the pictures => shipped recipe for sets without classes and with them; a test holds the table against the recipes
 RECIPES = {
@@ -28,6 +32,13 @@ SHIPPED: dict[str, tuple[str, int | str]] = {
 def tell(words: Sequence[str]) -> None:
     """`next: hdit ...`."""
     say(f"next: {shlex.join(['hdit', *words])}", err=True)
+
+
+def after_train(recipe: "Recipe", folder: Path) -> list[str]:
+    """Pictures of what was trained; of an autoencoder what it makes of its data set."""
+    if recipe.task.type == "autoencode":
+        return ["encode", recipe.data.path, "--codec", str(folder / "ckpt.safetensors")]
+    return ["sample", str(folder)]
 
 
 def after_prepare(out: Path, *, size: tuple[int, int], classes: int) -> list[str]:

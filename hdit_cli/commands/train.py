@@ -163,7 +163,7 @@ def _train_here(folder: Path, recipe: "Recipe", *, init: Path | None, as_json: b
     else:
         say(f"done: step {finished.step}, {folder / 'ckpt.safetensors'}")
     if not finished.stopped_by:
-        following.tell(["sample", str(folder)])
+        following.tell(following.after_train(recipe, folder))
 
 
 class Watcher:
@@ -276,5 +276,7 @@ def _validation(step: int, lines: "list[dict[str, Any]]") -> str:
     splits: dict[str, list[str]] = {}
     for line in lines:
         mean = "not finite" if line["mean"] is None else f"{line['mean']:.4f}"
+        if line.get("psnr") is not None:  # of an autoencoder
+            mean = f"{line['psnr']:.2f} dB"
         splits.setdefault(line["split"], []).append(f"{mean} {line['weights']}")
     return f"validation step {step}: " + ", ".join(f"{name} {' '.join(told)}" for name, told in splits.items())

@@ -107,14 +107,21 @@ class Recipe(Section):
     def without_files(self) -> "Recipe":
         """The same recipe with nothing in it that would be opened and might run: what to make of one that was received.
 
-        A feature net stays by its name in the catalog; the file or folder of it goes, and is remembered in `left_out`. The path of
-        a codec goes too: a checkpoint says by a SHA-256 which one it needs.
+        A feature net stays by its name in the catalog; the file or folder of it goes, and is remembered in `left_out`. The paths
+        of a codec and of a perceptual loss go too: a checkpoint tells its codec by a SHA-256, and a run asks for the loss.
         """
-        return self.with_codec("")._without_net()
+        return self.with_codec("")._without_net()._without_perceptual()
 
     def with_codec(self, path: str) -> "Recipe":
         """The same recipe on the codec at `path`; "" for pixels."""
         return self.model_copy(update={"codec": self.codec.model_copy(update={"path": path})})
+
+    def _without_perceptual(self) -> "Recipe":
+        if not getattr(self.task, "perceptual", ""):
+            return self
+        found = self.model_copy(update={"task": self.task.model_copy(update={"perceptual": ""})})
+        found._left_out = self._left_out
+        return found
 
     def _without_net(self) -> "Recipe":
         named = self.eval.features
@@ -154,6 +161,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     if is_of_a_run(source.place(("codec", "path"))):  # a run of latents keeps a copy of its codec beside its recipe
         kept = kept_codecs(path.parent)
         recipe = recipe.with_codec(str(kept[0]) if len(kept) == 1 and recipe.codec.path else "")
+    if is_of_a_run(source.place(("task", "perceptual"))):
+        recipe = recipe._without_perceptual()
     return recipe._without_net() if is_of_a_run(source.place(("eval", "features"))) else recipe
 
 

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag
 from hdit_cli import catalog
 from hdit_cli.recipe.diffusion import Diffusion
 from hdit_cli.recipe.network import NetworkSection
-from hdit_cli.recipe.section import Problem, Section
+from hdit_cli.recipe.section import PathText, Problem, Section
 from hdit_cli.recipe.sections import Sample
 
 DEFAULT_TASK = "denoise"
@@ -110,6 +110,8 @@ class Autoencode(Section):
     restart_every: Annotated[int, Field(ge=0, le=1_000_000)] = (
         50  # steps after which rare codes are put elsewhere; 0 = never
     )
+    perceptual_weight: Weight = 0.0  # of LPIPS; 0 = none
+    perceptual: PathText = ""  # its weights, a file that `hdit convert` made
     gan_weight: Weight = 0.0  # of the critic, balanced against the rest at the last layer; 0 = none
     gan_start: Annotated[int, Field(ge=0, le=1_000_000_000_000)] = 0  # image of the run from which on it judges
     feature_matching: Weight = (
@@ -131,6 +133,14 @@ class Autoencode(Section):
             for key in ("codebook_decay", "restart_every"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     yield ("task", key), 'acts on nothing with codebook = "gradient"'
+        if self.perceptual and not self.perceptual_weight:
+            yield ("task", "perceptual"), "acts on nothing while perceptual_weight is 0"
+        small = [side for side in model.size if side < SMALLEST_LPIPS]
+        if self.perceptual_weight and small:
+            yield (
+                ("task", "perceptual_weight"),
+                f"needs pictures of {SMALLEST_LPIPS} pixels at least, and a side is {small[0]}",
+            )
         for key in _OF_CRITICS if not self.gan_weight else ():
             if getattr(self, key) != type(self).model_fields[key].default:
                 yield ("task", key), "acts on nothing while gan_weight is 0"
@@ -155,9 +165,10 @@ class Autoencode(Section):
 
     def arguments(self, diffusion: Diffusion) -> dict[str, Any]:
         """Keyword arguments of the task, beside its network."""
-        return self.model_dump(exclude={"type"})
+        return self.model_dump(exclude={"type", "perceptual"})
 
 
+SMALLEST_LPIPS = 16  # pixels of a side: of fewer nothing is left after VGG's poolings
 _OF_CODEBOOKS = ("commitment", "codebook", "codebook_decay", "restart_every")
 _OF_CRITICS = ("gan_start", "feature_matching", "critic_width", "critic_layers", "critic_lr")
 

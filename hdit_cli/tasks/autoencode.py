@@ -5,7 +5,7 @@ with it. There is one backward pass: the autoencoder is judged by a copy of the 
 reconstructions that pass none on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,6 @@ from hdit_cli.tasks.task import Beside, Losses, Place
 
 _MOST = 1e4  # of the weight that balances the critic
 _TINY = 1e-4
-Perceptual = Callable[[Tensor, Tensor], Tensor]
 
 
 class Pictures(NamedTuple):
@@ -64,7 +63,7 @@ class Autoencode(nn.Module):
         gan_start: image of the run from which on there is a critic.
         feature_matching: weight of the distance of the critic's maps.
         critic_width, critic_layers, critic_lr: of the critic.
-        perceptual_weight: of a perceptual loss, where `perceptual` is set.
+        perceptual_weight: of a perceptual loss, the module `perceptual` of (x, y) to (N,), once it is set.
         critic: one that is there already.
     """
 
@@ -99,7 +98,7 @@ class Autoencode(nn.Module):
         self.decay, self.restart_every = codebook_decay, restart_every
         self.gan_weight, self.gan_start, self.feature_matching = gan_weight, gan_start, feature_matching
         self.critic_lr, self.perceptual_weight = critic_lr, perceptual_weight
-        self.perceptual: Perceptual | None = None  # given by the engine, which reads its weights
+        self.perceptual: nn.Module | None = None  # given by the engine, which reads its weights
         like = next(iter(network.parameters()))
         with torch.device(like.device):
             self.critic = critic

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from hdit_cli.engine.model import build_network, build_task
@@ -216,6 +217,38 @@ def test_nearest_codes_are_found_in_full_precision():
 
 
 # Runs
+
+
+def test_a_perceptual_loss_is_charged_and_its_file_is_asked_for(tmp_path, data):  # noqa: F811
+    from hdit_cli.engine.run import lpips_file
+    from hdit_cli.errors import UsageError
+    from hdit_cli.models.lpips import LPIPS
+    from hdit_cli.recipe import load_recipe
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    wanted = recipe_of("kl-vae", task={"perceptual_weight": 0.5})
+    with pytest.raises(UsageError, match="names no file of LPIPS"):
+        train(tmp_path / "run", wanted, data=data, watch=lambda event: None)
+    torch.manual_seed(0)
+    weights = {name: tensor.abs() if "lin" in name else tensor for name, tensor in LPIPS().state_dict().items()}
+    for name in ("a", "b"):
+        lpips_file.write(tmp_path / f"{name}.safetensors", weights, {"vgg16": name * 64, "heads": "1" * 64})
+    told = []
+
+    def with_file(name, steps):
+        task = {"perceptual_weight": 0.5, "perceptual": str(tmp_path / f"{name}.safetensors")}
+        recipe = recipe_of("kl-vae", task=task, steps=steps)
+        train(tmp_path / "run", recipe, data=data, watch=lambda event: told.append(event))
+        return recipe
+
+    first = with_file("a", 2)
+    logged = [event.values for event in told if isinstance(event, events.Logged)]
+    parts = logged[0]["l1"] + 0.5 * logged[0]["lpips"]
+    assert logged[0]["loss"] > parts > 0 and first.without_files().task.perceptual == ""
+    assert load_recipe(str(tmp_path / "run" / "recipe.toml")).task.perceptual == ""  # a run may have been received
+    with pytest.raises(UsageError, match="another file"):
+        with_file("b", 4)
+    with_file("a", 4)
 
 
 def test_whole_is_accumulated():

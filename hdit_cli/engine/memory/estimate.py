@@ -10,6 +10,7 @@ from hdit_cli.engine.memory.trace import ByImages, History, follow, lower_precis
 from hdit_cli.engine.model import DTYPES, build_network, build_task, class_count
 from hdit_cli.engine.run.codec_file import blank, codec_section
 from hdit_cli.models.conditions import augment
+from hdit_cli.models.lpips import LPIPS
 from hdit_cli.recipe import Recipe
 
 
@@ -39,7 +40,7 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
         # the update: all gradients, one difference for each weight
         gradients, activations = step.trained, step.weights
     parts = {
-        "weights": step.weights + step.beside,
+        "weights": step.weights + step.beside + step.judge,
         "average": step.weights * (1 + len(recipe.ema.stds)),
         "moments": 2 * (step.trained + step.beside),
         "gradients": gradients,
@@ -81,6 +82,7 @@ class _Step:
     Attributes:
         weights, trained: bytes of all parameters, and of those that take gradients.
         beside: bytes of what is trained beside the network.
+        judge: bytes of the net of a perceptual loss.
         largest, outside: bytes of the parameters of the largest layer, and of those in no layer.
         histories: by the number of images.
     """
@@ -91,8 +93,13 @@ class _Step:
         with torch.device("meta"):
             network = build_network(recipe, classes=classes).to(self.dtype)
         self.task = build_task(network, recipe).train()
+        if getattr(recipe.task, "perceptual_weight", 0.0):
+            with torch.device("meta"):
+                self.task.perceptual = LPIPS().to(self.dtype)
         beside = [parameter for part in self.task.beside().values() for parameter in part.module.parameters()]
         self.beside = sum(parameter.nbytes for parameter in beside)
+        held = getattr(self.task, "perceptual", None)
+        self.judge = 0 if held is None else sum(parameter.nbytes for parameter in held.parameters())
         layers = [sum(parameter.nbytes for parameter in layer.parameters()) for layer in network.layers()]
         self.weights = sum(parameter.nbytes for parameter in network.parameters())
         self.trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)

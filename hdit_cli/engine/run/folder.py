@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "name",
     "data.path",  # the fingerprint must stay
     "codec.path",  # likewise
+    "task.perceptual:",  # likewise
     "data.workers",
     "train.steps",  # unless the learning rate follows a curve that ends there
     "train.accumulate",  # like the number of processes: the same losses but for rounding and dropout

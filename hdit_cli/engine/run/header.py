@@ -292,6 +292,10 @@ def check_state(value: Any) -> None:
     expect(isinstance(tables, list) and all(map(_is_table, tables)), "its losses by noise level are none")
     for key in ("nonfinite_in_row", "metrics_bytes", "ema_updates"):
         expect(is_count(value.get(key, 0)), f"{key} is no count")
+    extra, perceptual = window.get("extra", []), value.get("perceptual", "")
+    expect(isinstance(extra, list) and all(map(_is_extra, extra)), "what its task tells is no table")
+    expect(not extra or len({tuple(part) for part in extra}) == 1, "what its tasks tell differs")
+    expect(isinstance(perceptual, str), "its perceptual loss has no SHA-256")
     arithmetic = value.get("arithmetic", 1)
     known = is_count(arithmetic) and 1 <= arithmetic <= ARITHMETIC
     expect(known, f"it computes by arithmetic {str(arithmetic)[:20]}, which this version does not know")
@@ -311,6 +315,12 @@ def check_state(value: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_extra(value: Any) -> bool:
+    """Of each name a sum and a number of steps."""
+    pairs = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) for pair in pairs)
 
 
 def _is_table(value: Any) -> bool:

@@ -102,7 +102,7 @@ class Besides:
             tensors, where = found[name], f"{BESIDE}{name}.safetensors"
             weights = {key.removeprefix(_WEIGHTS): value for key, value in tensors.items() if key.startswith(_WEIGHTS)}
             check_tensors(part.module.state_dict(), weights, where=where)
-            parameters = dict(part.module.named_parameters())
+            parameters: dict[str, Tensor] = dict(part.module.named_parameters())
             for key in tensors.keys() - {f"{_WEIGHTS}{key}" for key in weights}:
                 kind, _, of = key.partition("/")
                 if name not in self.optimizers or of not in parameters:

@@ -51,6 +51,7 @@ from hdit_cli.engine.training.state import Window
 from hdit_cli.engine.training.step import Stepper, compile_step
 from hdit_cli.engine.training.trackers import Trackers, check_trackers
 from hdit_cli.engine.training.watch import Watcher, open_watcher
+from hdit_cli.errors import UsageError
 from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.recipe import Recipe
 
@@ -195,6 +196,8 @@ class Trainer:
             "data": self.reader.fingerprint,
             "environment": runtime.environment(),
         }
+        if (perceptual := self._perceptual()) is not None:
+            facts["perceptual"] = perceptual
         if self.owed:
             facts["owed"] = list(self.owed)
         if self.rate_before is not None:
@@ -202,6 +205,11 @@ class Trainer:
         if self.evaluator:
             facts["evaluation"] = self.evaluator.told()
         return facts
+
+    def _perceptual(self) -> str | None:
+        """SHA-256 of the weights of a perceptual loss, where there is one."""
+        found = getattr(self.state.model.task, "perceptual", None)
+        return None if found is None else str(found.sha256)
 
     def keep_averages(self) -> list[Event]:
         """Copies the power-function averages to the host and has a snapshot written in a thread, by the main process.
@@ -274,6 +282,10 @@ class Trainer:
             )
             check_same_data(snapshot, self.reader, run=self.folder.path)
             check_same_codec(Path(name), self.state.model, run=self.folder.path)
+            if snapshot.state.get("perceptual") != self._perceptual():
+                raise UsageError(
+                    f"task.perceptual is another file than {self.folder.path} was started with", hint="give that one"
+                )
             self.resumed, owed = True, snapshot.state.get("owed", [])
             self.owed = runtime.gather(self.folder.still_owed(owed, step=snapshot.state["step"]))[0]
             self.state.restore(snapshot, rank=self.rank, world=self.world)

@@ -19,8 +19,10 @@ from hdit_cli.engine.model import DTYPES, Model, build_network, build_task, clas
 from hdit_cli.engine.run.checkpoint import Snapshot, read_header
 from hdit_cli.engine.run.codec_file import codec_section, is_codec, load_codec
 from hdit_cli.engine.run.header import read_facts
+from hdit_cli.engine.run.lpips_file import how_to_make, load_lpips
 from hdit_cli.errors import DataError, UsageError
 from hdit_cli.models.codecs.pixels import Pixels
+from hdit_cli.models.lpips import LPIPS
 from hdit_cli.recipe import Recipe
 from hdit_cli.recipe.codec import kept as kept_codecs
 from hdit_cli.recipe.codec import made
@@ -249,7 +251,21 @@ def new_model(recipe: Recipe, reader: ShardReader, *, path: str) -> Model:
     if classes:
         data["class_counts"] = np.bincount(reader.labels[reader.labels >= 0], minlength=len(classes)).tolist()
     latents = load_codec(recipe.codec.path) if recipe.codec.path else None
-    return Model(build_task(network, recipe), recipe.to_dict(), classes, weights="raw", data=data, latents=latents)
+    task = build_task(network, recipe)
+    if weight := getattr(recipe.task, "perceptual_weight", 0.0):
+        task.perceptual = _perceptual(recipe, weight=weight).to(DTYPES[recipe.train.precision])
+    return Model(task, recipe.to_dict(), classes, weights="raw", data=data, latents=latents)
+
+
+def _perceptual(recipe: Recipe, *, weight: float) -> LPIPS:
+    """The perceptual loss of a recipe that has one."""
+    path = getattr(recipe.task, "perceptual", "")
+    if not path:
+        raise UsageError(
+            f"task.perceptual_weight is {weight:g}, and task.perceptual names no file of LPIPS",
+            hint=f"--set task.perceptual=FILE names it: {how_to_make('lpips.safetensors')}",
+        )
+    return load_lpips(path)
 
 
 def new_accelerator(recipe: Recipe) -> Accelerator:
