@@ -18,6 +18,8 @@ CATALOG: dict[str, dict[str, str]] = {
     "growth": {  # what `train --init` asks a network of that type
         "hdit": "hdit_cli.models.hdit_growth:HDiTGrowth",
         "dit": "hdit_cli.models.dit_growth:DiTGrowth",
+        "kl-vae": "hdit_cli.models.codecs.growth:AutoencoderGrowth",
+        "vq-vae": "hdit_cli.models.codecs.growth:AutoencoderGrowth",
     },
     "task": {
         "denoise": "hdit_cli.tasks.denoise:Denoise",

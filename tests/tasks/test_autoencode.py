@@ -1,13 +1,16 @@
 """What holds for autoencoders in training: the formulas of their losses, who learns by what, and runs that go on."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from torch import nn
 
 from hdit_cli.engine.model import build_network, build_task
@@ -310,3 +313,105 @@ def test_two_processes_come_to_the_weights_of_one(kind, data, tmp_path):  # noqa
     for part in parts:
         one, two = (load_file(tmp_path / name / part) for name in ("one", "two"))
         assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-5) for name in one), part
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):  # noqa: F811
+    """A run of a tokenizer, four steps, validated and drawn."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = tmp_path_factory.mktemp("codec") / "run"
+    recipe = recipe_of("vq-vae", sample_every=2).model_copy()
+    recipe = Recipe.from_dict(
+        {**recipe.to_dict(), "validation": {"every": 2, "path": str(held_out_of(data, run.parent))}, "sample": {"n": 6}}
+    )
+    train(run, recipe, data=data, watch=lambda event: None)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return run
+
+
+def held_out_of(data, root):  # noqa: F811
+    from PIL import Image
+
+    from hdit_cli.data.prepare import PrepareOptions, prepare
+
+    (root / "more").mkdir()
+    for i in range(5):
+        pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "more" / f"{i}.png")
+    prepare(root / "more", out=root / "held", options=PrepareOptions(size=(16, 16)), workers=1)
+    return root / "held"
+
+
+def test_what_a_run_tells_and_draws(trained):
+    lines = [json.loads(line) for line in (trained / "validation.jsonl").read_text().splitlines()]
+    assert {(line["weights"], line["split"], line["n"]) for line in lines} == {
+        (weights, split, 5) for weights in ("raw", "ema") for split in ("held-out", "training")
+    }
+    for line in lines:
+        assert 0 < line["psnr"] < 30 and line["swd"] > 0 and 0 < line["codes_used"] <= 1 and line["perplexity"] >= 1
+    logged = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert logged[0]["l1"] < logged[0]["loss"] and logged[0]["loss_by_sigma"] == []
+    with Image.open(trained / "samples" / "step-00000004-ema.png") as grid:
+        assert grid.width > 2 * 64  # each picture, and its reconstruction beside it
+
+
+def test_a_trained_codec_is_a_codec_and_makes_no_pictures(trained, data, tmp_path):  # noqa: F811
+    import hdit_cli
+    from hdit_cli.engine.scoring.evaluate import evaluate
+    from hdit_cli.engine.scoring.request import Request
+    from hdit_cli.errors import UsageError
+    from hdit_cli.tasks.sampling import Sampling
+
+    codec, model = hdit_cli.load_codec(trained / "ckpt.safetensors"), hdit_cli.load(trained)
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    found = codec.encode(pixels)
+    assert found.shape == (2, 8, 8) and found.dtype == torch.int64 and codec.vocabulary == 24
+    with torch.no_grad():
+        wanted = model.network.through(pixels, None).picture.clamp(-1, 1)
+    torch.testing.assert_close(codec.decode(found), wanted, rtol=1e-4, atol=1e-4)
+    for sampled in (lambda: hdit_cli.generate(model), lambda: model.task.check(Sampling())):
+        with pytest.raises(UsageError, match="makes no pictures of its own"):
+            sampled()
+    asked = Request(trained, metrics=("swd",), reference=data, allow_small=True)
+    assert evaluate(asked, on_progress=lambda *done: None).scores[0].value > 0
+    with pytest.raises(UsageError, match="nothing is sampled"):
+        evaluate(replace(asked, sampling={"steps": 4}), on_progress=lambda *done: None)
+
+
+def test_latents_that_nobody_measured_train_no_network(data, tmp_path):  # noqa: F811
+    from hdit_cli.data.reader import ShardReader
+    from hdit_cli.engine.training.setup import check_fit
+    from hdit_cli.errors import UsageError
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(tmp_path / "run", recipe_of("kl-vae", steps=1), data=data, watch=lambda event: None)
+    path = tmp_path / "run" / "ckpt.safetensors"
+    model = {"type": "dit", "size": [8, 8], "channels": 3, "patch": 2, "depth": 1, "width": 24, "heads": 2}
+    latent = Recipe.from_dict({"model": model, "codec": {"path": str(path)}})
+    with pytest.raises(UsageError, match="nobody has measured") as error:
+        check_fit(latent, ShardReader(data))
+    assert "hdit encode" in error.value.hint
+    AcceleratorState._reset_state(reset_partial_state=True)
+    again = recipe_of("kl-vae", steps=1)
+    train(tmp_path / "again", again, data=data, watch=lambda event: None, init=path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "told"),
+    [
+        ("kl-vae", {"codebook": "gradient"}, "acts on nothing"),
+        ("vq-vae", {"kl": 0.1}, "acts on nothing"),
+        ("kl-vae", {"gan_start": 5}, "gan_weight is 0"),
+        ("kl-vae", {"perceptual": "x"}, "perceptual_weight is 0"),
+        ("vq-vae", {"codebook": "gradient", "restart_every": 7}, "acts on nothing"),
+        ("kl-vae", {"gan_weight": 0.1, "critic_layers": 4}, "nothing is left to judge"),
+    ],
+)
+def test_keys_that_would_act_on_nothing_are_told(kind, task, told):
+    from hdit_cli.errors import UsageError
+
+    with pytest.raises(UsageError) as error:
+        Recipe.from_dict({"model": KINDS[kind], "task": {"type": "autoencode", **task}})
+    assert told in f"{error.value.message} {error.value.hint}"
+    with pytest.raises(UsageError):
+        Recipe.from_dict({"model": KINDS[kind]})  # an autoencoder under the task of another network

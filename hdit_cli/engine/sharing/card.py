@@ -28,6 +28,7 @@ from hdit_cli.errors import UsageError
 from hdit_cli.models.codecs.latents import file_name as codec_name
 from hdit_cli.recipe import Recipe, named
 
+GENERATES, RECONSTRUCTS = "unconditional-image-generation", "image-to-image"  # tasks, as model hubs call them
 _INSTALL = (  # `pip install hdit` would fetch a stranger's package
     "It needs `hdit-cli`, which brings the command `hdit`. There is no release on the package index yet (`hdit` there is another "
     "project): `pip install .` in a clone of its repository."
@@ -138,7 +139,7 @@ def index_entry(model: Model, *, scores: dict[str, Scored]) -> str:
     for data in dict.fromkeys(each.reference for each in scores.values()):
         lines += [
             "  - task:",
-            "      type: unconditional-image-generation",
+            f"      type: {RECONSTRUCTS if model.reconstructs else GENERATES}",
             "    dataset:",
             f"      type: {scalar(data or trained)}",
             f"      name: {scalar(data or trained)}",
@@ -156,10 +157,15 @@ def about(model: Model, *, grid_name: str | None) -> str:
     """The head: what the model is, and what it makes."""
     height, width = model.image_size
     classes, title, paper = model.network.classes, model.network.title, model.network.paper
+    does = f"makes pictures of {height}×{width} pixels{f' in {classes} classes' if classes else ''}"
+    if model.reconstructs:
+        factor = model.network.factor
+        small = f"{height // factor}×{width // factor} of {height}×{width} pixels"
+        does = f"makes small maps of pictures, such as {small}, and pictures of them"
     parts = [
         f"# {plain(str(model.recipe['name']))}",
-        f"{'An' if title[0] in 'AEIOU' else 'A'} {title} ([arXiv {paper}](https://arxiv.org/abs/{paper})) that makes pictures of "
-        f"{height}×{width} pixels{f' in {classes} classes' if classes else ''}. Trained with `hdit` {__version__}.",
+        f"{'An' if title[0] in 'AEIOU' else 'A'} {title} ([arXiv {paper}](https://arxiv.org/abs/{paper})) that {does}. "
+        f"Trained with `hdit` {__version__}.",
         f"![samples]({quote(grid_name)})" if grid_name else "",
     ]
     return "\n\n".join(part for part in parts if part)
@@ -258,6 +264,12 @@ def _use(model: Model, done: Exported) -> str:
     if done.path.suffix != ".pt2":
         option = " --weights raw" if model.weights == "raw" else ""
         weights = ', weights="raw"' if model.weights == "raw" else ""
+        if model.reconstructs:
+            return (
+                f"{_INSTALL}\n\n```bash\nhdit encode DATA --codec {file}\n```\n\n"
+                f'```python\nimport hdit_cli\n\ncodec = hdit_cli.load_codec("{file}")\n'
+                "pixels = codec.decode(codec.encode(pixels))  # (N, 3, H, W) in [-1, 1]\n```"
+            )
         return (
             f"{_INSTALL}\n\n```bash\nhdit sample {file}{option} -n 16\n```\n\n"
             f'```python\nimport hdit_cli\n\nmodel = hdit_cli.load("{file}"{weights})\n'

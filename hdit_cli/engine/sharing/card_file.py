@@ -14,9 +14,20 @@ from urllib.parse import quote, unquote
 from hdit_cli import catalog, files
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.run.folder import run_of
-from hdit_cli.engine.sharing.card import about, best_known, index_entry, key_of, more, of_file, read_scores
+from hdit_cli.engine.sharing.card import (
+    GENERATES,
+    RECONSTRUCTS,
+    about,
+    best_known,
+    index_entry,
+    key_of,
+    more,
+    of_file,
+    read_scores,
+)
 from hdit_cli.engine.sharing.export import Exported
 from hdit_cli.engine.sharing.markdown import scalar
+from hdit_cli.recipe.network import sections
 
 _MARK = re.compile(r"^<!-- hdit card: (about|file|more) ([0-9a-f]{12})(?: (\S+))? -->\n", re.MULTILINE)
 _ENTRY = re.compile(r"^# hdit ([0-9a-f]{12})\n((?:(?!---$)[- ].*\n)+)", re.MULTILINE)
@@ -88,7 +99,8 @@ def write_card(
     keys = list(dict.fromkeys(part.key for part in parts))
     entries = {**dict(_ENTRY.findall(before)), key: index_entry(model, scores=best_known(scored, model))}
     tags = _tags(model, before=before if len(keys) > 1 else "")
-    front = _front_matter(licence, {each: entries[each] for each in keys if entries.get(each)}, tags=tags)
+    does = RECONSTRUCTS if model.reconstructs and len(keys) == 1 else GENERATES
+    front = _front_matter(licence, {each: entries[each] for each in keys if entries.get(each)}, tags=tags, does=does)
     files.write_text(path, "\n".join([front, *(part.written() for part in parts)]))
     return path, grid_path
 
@@ -114,21 +126,21 @@ def _tags(model: Model, *, before: str) -> list[str]:
     """Words that a card is found by: its networks, as the other models of the card before have theirs there, and their papers."""
     head = before.split("\n---\n")[0].splitlines()
     found: list[str] = [*_TAGS]
-    for name in catalog.names("model"):
-        network = catalog.get("model", name)
+    for name in sections():
+        network = catalog.network(name)
         kind = network.title.lower().replace(" ", "-")
         if isinstance(model.network, network) or f"- {scalar(kind)}" in head:
             found += [kind, f"arxiv:{network.paper}"]
     return found
 
 
-def _front_matter(licence: str, entries: dict[str, str], *, tags: list[str]) -> str:
+def _front_matter(licence: str, entries: dict[str, str], *, tags: list[str], does: str) -> str:
     """YAML between lines of dashes: licence, library, tags, and the scores of each model as a model-index."""
     lines = [
         "---",
         f"license: {scalar(licence)}",
         "library_name: hdit-cli",
-        "pipeline_tag: unconditional-image-generation",
+        f"pipeline_tag: {does}",
         "tags:",
         *(f"- {scalar(tag)}" for tag in tags),
     ]

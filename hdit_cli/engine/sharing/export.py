@@ -115,6 +115,8 @@ def to_torch_export(model: Model, path: Path, *, dtype: str) -> Exported:
         UsageError: the model needs a condition vector.
         CheckpointError: the program that was written computes something else.
     """
+    if model.reconstructs:
+        raise UsageError("an autoencoder has no torch-export form yet", hint="--to safetensors: load_codec reads it")
     if needed := needed_of(model):
         raise UsageError(f"a model that needs {needed} has no torch-export form yet", hint="--to safetensors")
     model.task.to(DTYPES[dtype])
