@@ -14,6 +14,7 @@ CATALOG: dict[str, dict[str, str]] = {
     "codec": {  # what stands between pictures and a network of latents or tokens
         "kl-vae": "hdit_cli.models.codecs.kl_vae:KLVAE",
         "vq-vae": "hdit_cli.models.codecs.vq_vae:VQVAE",
+        "dc-ae": "hdit_cli.models.codecs.dc_ae:DCAE",
     },
     "growth": {  # what `train --init` asks a network of that type
         "hdit": "hdit_cli.models.hdit_growth:HDiTGrowth",

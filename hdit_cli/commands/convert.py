@@ -17,7 +17,8 @@ def convert(
             metavar="SRC",
             help="A checkpoint of k-diffusion's HDiT or of DiT (.safetensors, .pt, .pth, or a diffusers folder), "
             "an AutoencoderKL (a diffusers folder, or a file of latent diffusion), Paella's VQ model (the authors' .pt, or a "
-            "diffusers folder), pytorch-fid's weights, or torchvision's VGG16 for a perceptual loss.",
+            "diffusers folder), an AutoencoderDC (a diffusers folder), pytorch-fid's weights, or torchvision's VGG16 for a "
+            "perceptual loss.",
         ),
     ],
     config: Annotated[

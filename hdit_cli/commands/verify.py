@@ -49,5 +49,5 @@ def verify(
         raise CheckpointError(
             f"{len(bad)} of {len(found)} are damaged: {bad[0].name} {bad[0].problem}",
             hint="`hdit train` sets a damaged checkpoint aside and goes on from the newest whole one; a damaged folder "
-            "in ema/ can be removed, and a codec (kl-vae-*, vq-vae-*) copied there again",
+            "in ema/ can be removed, and a codec (kl-vae-*, vq-vae-*, dc-ae-*) copied there again",
         )

@@ -65,7 +65,7 @@ class Model:
     @property
     def codec(self) -> Pixels | Frozen | Absent:
         """What stands between pictures and the network."""
-        return self.latents or Pixels(self.channels)
+        return self.latents or Pixels(self.channels, getattr(self.network, "vocabulary", 0))
 
     @property
     def image_size(self) -> tuple[int, int]:

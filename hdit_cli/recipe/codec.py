@@ -6,12 +6,13 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from hdit_cli import catalog
+from hdit_cli.recipe.dc_ae import DCAE
 from hdit_cli.recipe.kl_vae import KLVAE
 from hdit_cli.recipe.section import PathText, Section
 from hdit_cli.recipe.vq_vae import VQVAE
 
 # What a codec's file says of it, by its `type`
-CodecSection = KLVAE | VQVAE
+CodecSection = KLVAE | VQVAE | DCAE
 ANY: TypeAdapter[CodecSection] = TypeAdapter(Annotated[CodecSection, Field(discriminator="type")])
 
 

@@ -5,10 +5,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_run import tiny_recipe
 
 from hdit_cli import cli
+from hdit_cli.engine.memory.trace import follow
+from hdit_cli.engine.model import Model, build_network, build_task
 from hdit_cli.engine.run import checkpoint, header
-from hdit_cli.engine.run.codec_file import codec_section, found_for, keep_beside, load_codec, write
+from hdit_cli.engine.run.codec_file import codec_section, found_for, keep_beside, load_codec, outline, write
 from hdit_cli.errors import CheckpointError
 from hdit_cli.models.codecs.latents import Absent
 from hdit_cli.models.codecs.vq_vae import VQVAE as Network
@@ -73,6 +76,37 @@ def test_a_header_that_lies_is_refused(tmp_path, change, said):
     for read in (codec_section, load_codec):
         with pytest.raises(CheckpointError, match=said):
             read(tmp_path / "x.safetensors")
+
+
+def test_a_checkpoint_that_lies_of_its_codec_is_refused():
+    """A network of latents that needs tokens, and the other way round."""
+    recipe = tiny_recipe(model__channels=1)
+    network = build_network(recipe, classes=2)
+    needs = {"type": "vq-vae", "sha256": "0" * 64, "factor": 4, "channels": 1, "vocabulary": 16}
+    model = Model(build_task(network, recipe), recipe.to_dict(), ["a", "b"], weights="ema")
+    metadata = checkpoint.metadata_of(model)
+    for lie, said in (
+        (needs, "another vocabulary than its network"),
+        ({**needs, "vocabulary": True}, "another vocabulary"),
+        ({**needs, "type": "kl-vae"}, "no vocabulary, or one that is not its own"),
+        ({key: value for key, value in needs.items() if key != "vocabulary"}, "no vocabulary"),
+        ({**needs, "more": 1}, "is no table"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            header.read_facts({**metadata, "hdit.needs_codec": json.dumps(lie)}, where="x")
+
+
+def test_encoding_takes_the_memory_of_one_picture(file):
+    """As it is followed beforehand: more pictures are more pixels and tokens, and no more maps."""
+
+    def peak(images):
+        def encode(codec):
+            codec.moments(torch.zeros(images, 3, 32, 32))
+
+        with torch.no_grad():
+            return follow(outline(codec_section(file)), encode, device="cpu").peak
+
+    assert 0 < peak(8) - peak(1) <= 8 * (3 * 32 * 32 * 4 + 8 * 8 * 8) * 2
 
 
 def test_nan_is_refused(tmp_path):

@@ -8,7 +8,8 @@ import torch
 
 from hdit_cli.engine.memory.trace import ByImages, History, follow, lower_precision
 from hdit_cli.engine.model import DTYPES, build_network, build_task, class_count
-from hdit_cli.engine.run.codec_file import blank, codec_section
+from hdit_cli.engine.run.codec_file import codec_section, outline
+from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.models.conditions import augment
 from hdit_cli.models.lpips import LPIPS
 from hdit_cli.recipe import Recipe
@@ -60,15 +61,14 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
 @lru_cache(maxsize=8)
 def _codec(path: str, size: tuple[int, int], *, images: int, device: str) -> tuple[int, int]:
     """Bytes of a codec's weights, and of what encoding pictures takes at its fullest moment."""
-    section = codec_section(Path(path))
-    network = blank(section).eval()
-    pixels = [side * network.factor for side in size]
+    codec = outline(codec_section(Path(path)))
+    pixels = [side * codec.factor for side in size]
 
     @torch.no_grad()
-    def encode(outline: Any) -> None:
-        (outline.encode if section.vocabulary else outline.moments)(torch.zeros(images, 3, *pixels, device=device))
+    def encode(followed: Frozen) -> None:
+        followed.moments(torch.zeros(images, 3, *pixels, device=device))
 
-    return sum(p.nbytes for p in network.parameters()), follow(network, encode, device=device).peak
+    return sum(p.nbytes for p in codec.parameters()), follow(codec, encode, device=device).peak
 
 
 def weights(recipe: Recipe, *, device: str, classes: int = 0) -> int:

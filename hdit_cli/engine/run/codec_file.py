@@ -18,17 +18,19 @@ from hdit_cli.engine.run import header
 from hdit_cli.engine.run.assemble import check_tensors
 from hdit_cli.engine.run.checkpoint import needs_of, read_announced, read_tensors, serialise
 from hdit_cli.errors import CheckpointError, UsageError
+from hdit_cli.models.codecs.dc_ae import Compressed
 from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.models.codecs.latents import Absent, Latents, file_name
 from hdit_cli.models.codecs.tokens import Tokens
 from hdit_cli.recipe.autoencoder import Autoencoder
 from hdit_cli.recipe.codec import ANY, CodecSection, made
+from hdit_cli.recipe.dc_ae import DCAE
 from hdit_cli.recipe.section import first_problem
 from hdit_cli.recipe.vq_vae import VQVAE
 
 _HINT = (
-    "`hdit convert SRC` makes one of an AutoencoderKL (a folder of the diffusers library, or a file of latent diffusion), or of "
-    "Paella's VQ model"
+    "`hdit convert SRC` makes one of an AutoencoderKL (a folder of the diffusers library, or a file of latent diffusion), of "
+    "Paella's VQ model, or of an AutoencoderDC (a folder of the diffusers library)"
 )
 
 
@@ -85,6 +87,12 @@ def blank(section: CodecSection) -> Any:
     """The network that a section describes, without memory for its weights."""
     with torch.device("meta"):
         return catalog.get("codec", section.type)(**section.arguments())
+
+
+def outline(section: CodecSection) -> Frozen:
+    """The codec that a section describes, without memory for its weights."""
+    with torch.device("meta"):
+        return _frozen(blank(section), section, sha256="")
 
 
 def _check(table: header.Table, section: CodecSection, *, where: str) -> None:
@@ -152,6 +160,8 @@ def _frozen(network: Any, section: CodecSection, *, sha256: str) -> Frozen:
     """The codec around its network."""
     if isinstance(section, VQVAE):
         return Tokens(network, sha256=sha256)
+    if isinstance(section, DCAE):
+        return Compressed(network, scale=section.scaling_factor, sha256=sha256)
     return Latents(network, shift=section.shift, scale=section.scale, sha256=sha256)
 
 

@@ -12,8 +12,8 @@ from hdit_cli.engine.run import codec_file, header
 from hdit_cli.engine.run.assemble import check_tensors
 from hdit_cli.engine.sharing.foreign import Foreign, open_foreign, without_wrappers
 from hdit_cli.errors import CheckpointError, UsageError
-from hdit_cli.models.codecs import kl_vae_names, vq_vae_names
-from hdit_cli.models.foreign import Misfit, Unsupported
+from hdit_cli.models.codecs import dc_ae_names, kl_vae_names, vq_vae_names
+from hdit_cli.models.foreign import Misfit, Unknown, Unsupported
 from hdit_cli.recipe.codec import ANY, CodecSection
 from hdit_cli.recipe.section import first_problem
 
@@ -49,11 +49,12 @@ class Format(Protocol):
         Raises:
             Misfit: they are of no such network, or the configuration says otherwise.
             Unsupported: a part that this project does not have.
+            Unknown: what nothing can be built without is in neither.
         """
         ...
 
 
-FORMATS: tuple[Format, ...] = (kl_vae_names, vq_vae_names)
+FORMATS: tuple[Format, ...] = (kl_vae_names, vq_vae_names, dc_ae_names)
 TITLES = ", ".join(each.TITLE for each in FORMATS)
 
 
@@ -91,12 +92,14 @@ def convert_codec(
         floats = {name: tensor.float().contiguous() for name, tensor in found.tensors(foreign.read()).items()}
     except Misfit as error:
         raise CheckpointError(f"{source}: {error}", hint="is the file whole, and is it the right --config?") from error
+    except Unknown as error:
+        raise UsageError(f"{source} {error}", hint="--config FILE.json: its config.json") from error
     except Unsupported as error:
         raise UsageError(
             f"the configuration of {source} has {error}", hint="only autoencoders of this kind convert"
         ) from error
     check_tensors(codec_file.blank(section).state_dict(), floats, where=str(source))
-    if section.type == "kl-vae" and not told.get("scaling_factor"):
+    if not section.vocabulary and not told.get("scaling_factor"):
         tell(
             "nothing says how its latents are scaled: they are taken as they are; --config with scaling_factor says it"
         )

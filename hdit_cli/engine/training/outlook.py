@@ -13,6 +13,7 @@ from hdit_cli.data.reader import ShardReader
 from hdit_cli.engine.model import Model, count
 from hdit_cli.engine.run.checkpoint import read_header
 from hdit_cli.engine.run.events import Started
+from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.recipe import Recipe
 from hdit_cli.recipe.sections import Optimizer
 
@@ -86,6 +87,16 @@ class Outlook:
         if scale != Optimizer().mapping_lr_scale and not any(role.slow for role in roles):
             said.append(
                 f"optimizer.mapping_lr_scale is {scale:g}, and acts on nothing: no part of this network learns at a rate of its own"
+            )
+        codec, asked = self.recipe.codec, self.recipe.codec.model_fields_set
+        if (
+            codec.sample
+            and "sample" in asked
+            and isinstance(self.model.latents, Frozen)
+            and not self.model.latents.draws
+        ):
+            said.append(
+                f"codec.sample is true, and draws nothing: a codec of the kind {self.model.latents.kind} has no Gaussian"
             )
         section = self.recipe.train
         seconds = (section.steps - step) * self._step_seconds()

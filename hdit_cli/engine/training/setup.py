@@ -33,7 +33,7 @@ def check_fit(recipe: Recipe, reader: ShardReader) -> None:
     """Raises UsageError where the recipe and the data cannot go together."""
     if recipe.codec.path:
         _check_codec(recipe)
-    elif why := Pixels(recipe.model.channels).pictures():
+    elif why := Pixels(recipe.model.channels, getattr(recipe.model, "vocabulary", 0)).pictures():
         raise UsageError(
             f"{reader.folder} holds pictures, and this network cannot learn from them: {why}",
             hint="--set codec.path=FILE names it (`hdit convert` makes one); a recipe for pixels has model.channels = 3",

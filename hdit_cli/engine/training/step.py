@@ -165,7 +165,7 @@ class Stepper:
     def latent_noise(self, place: Place, pixels: Tensor) -> Tensor | None:
         """What draws the latents of pixels (N, 3, H, W) from the codec's Gaussian, by (seed, image); None for their mean."""
         codec = self.state.model.latents
-        if codec is None or codec.vocabulary or not self.recipe.codec.sample:
+        if not isinstance(codec, Frozen) or not codec.draws or not self.recipe.codec.sample:
             return None
         shape = (codec.channels, *(side // codec.factor for side in pixels.shape[2:]))
         return place.normal(place.seed, "codec", place.index, shape, like=pixels)

@@ -16,12 +16,14 @@ class Frozen(nn.Module):
     Attributes:
         kind: its name in the catalog.
         file: where it was read, where that is known.
+        draws: whether what a network sees may be drawn by noise.
         vocabulary: how many tokens there are; 0 where a network sees latents.
     """
 
     kind = ""
     file = ""
     vocabulary = 0
+    draws = False
 
     def __init__(self, network: Any, *, sha256: str) -> None:
         super().__init__()
@@ -65,6 +67,10 @@ class Frozen(nn.Module):
     def decode(self, x0: Tensor) -> Tensor:
         """Pixels of what a network sees."""
         raise NotImplementedError
+
+    def _wide(self, x: Tensor) -> torch.dtype:
+        """What it computes around its network in, of the dtype of x: float32 at least."""
+        return torch.promote_types(x.dtype, torch.float32)
 
     def pictures(self) -> str:
         """Why what it decodes is no picture: it is one."""

@@ -23,6 +23,7 @@ class Latents(Frozen):
     """
 
     kind = "kl-vae"
+    draws = True
     shift: Tensor
     scale: Tensor
 
@@ -56,9 +57,6 @@ class Latents(Frozen):
         """Pixels of x0, in its dtype; one image at a time, and a large one in overlapping pieces, so that memory stays flat."""
         z = x0.to(self._wide(x0)) / self.scale + self.shift
         return torch.cat([self._decoded(each[None].to(self.dtype)) for each in z]).to(x0.dtype)
-
-    def _wide(self, x: Tensor) -> torch.dtype:
-        return torch.promote_types(x.dtype, torch.float32)
 
     def _decoded(self, z: Tensor) -> Tensor:
         if max(z.shape[2:]) <= TILE:

@@ -6,6 +6,7 @@ from torch import Tensor
 from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.models.codecs.latents import TILE
 from hdit_cli.models.codecs.vq_vae import VQVAE
+from hdit_cli.precision import computing
 
 
 class Tokens(Frozen):
@@ -30,9 +31,9 @@ class Tokens(Frozen):
 
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
-        """The tokens: one image at a time, so that they never hang on what else is encoded with it."""
-        maps = [self.network.latent((each[None].to(self.dtype) + 1) / 2) for each in pixels]
-        found = [self.network.vquantizer.nearest(z) for z in maps]
+        """The tokens: one image at a time and in IEEE float32 at least, so that they hang on nothing else."""
+        with computing("fp32", pixels.device):
+            found = [self._tokens(each[None].to(self.dtype)) for each in pixels]
         return torch.cat(found) if found else self._none(pixels)
 
     def latent(self, stored: Tensor, noise: Tensor | None) -> Tensor:
@@ -48,6 +49,9 @@ class Tokens(Frozen):
         pixels = [self._decoded(each[None]) for each in x0]
         side = [length * self.factor for length in x0.shape[1:]]
         return torch.cat(pixels) if pixels else torch.empty(0, 3, *side, dtype=self.dtype, device=self.device)
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        return self.network.vquantizer.nearest(self.network.latent((pixels + 1) / 2))
 
     def _none(self, pixels: Tensor) -> Tensor:
         side = [length // self.factor for length in pixels.shape[2:]]

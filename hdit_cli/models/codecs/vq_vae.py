@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 from hdit_cli import runtime
 from hdit_cli.models.codecs.autoencoder import Autoencoder, Through
+from hdit_cli.models.codecs.counts import forget_counts
 
 _EPS = 1e-6
 _LAYERS = (nn.Conv2d, nn.Linear)
+_DISTANCES = 1 << 26  # between places and codes that are held at a time
 COMMITMENT = 0.25  # weight of the pull of the encoder towards its codes, beside 1 for the pull of the codes
 
 
@@ -48,18 +50,17 @@ class ResBlock(nn.Module):
 
 
 class Norm(nn.BatchNorm2d):
-    """A batch norm that does not count its batches: nothing hangs on the count, and all that it keeps are floats.
+    """A batch norm that does not count its batches.
 
-    A state dict that has the count, as every other program writes it, loads as it is. In training the statistics are those of all
-    processes' images, and the running ones move when they are told to: a step that is refused must leave no trace in them.
+    In training the statistics are those of all processes' images, and the running ones move when they are told to: a step that is
+    refused must leave no trace in them.
     """
 
     seen: tuple[Tensor, Tensor] | None = None  # mean and variance of the last batch
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
-        self.num_batches_tracked = None
-        self.register_load_state_dict_pre_hook(_forget_count)
+        forget_counts(self)
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -83,10 +84,6 @@ class Norm(nn.BatchNorm2d):
             assert running is not None
             running.copy_(torch.where(keep > 0, torch.lerp(running, now.to(running.dtype), self.momentum), running))
         self.seen = None
-
-
-def _forget_count(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    state.pop(f"{prefix}num_batches_tracked", None)
 
 
 class Quantised(NamedTuple):
@@ -116,10 +113,15 @@ class Quantiser(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """Index of the nearest row by Euclidean distance, the first of equals: (N, C, h, w) to int64 (N, h, w)."""
         rows, book = rearrange(z, "n c h w -> (n h w) c"), self.codebook.weight
+        at_once = max(1, _DISTANCES // len(book))
         with torch.autocast(z.device.type, enabled=False):  # in bfloat16 the nearest is often another one
-            rows = rows.to(book.dtype)
-            distance = rows.square().sum(1, keepdim=True) - 2 * rows @ book.mT + book.square().sum(1)
-        return distance.argmin(1).view(z.shape[0], *z.shape[2:])
+            found = [self._nearest(some) for some in rows.to(book.dtype).split(at_once)]
+        return torch.cat(found).view(z.shape[0], *z.shape[2:])
+
+    def _nearest(self, rows: Tensor) -> Tensor:
+        book = self.codebook.weight
+        distance = rows.square().sum(1, keepdim=True) - 2 * rows @ book.mT + book.square().sum(1)
+        return distance.argmin(1)
 
     def rows(self, indices: Tensor) -> Tensor:
         """int64 (N, h, w) to the rows (N, C, h, w)."""

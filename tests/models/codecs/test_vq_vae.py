@@ -40,6 +40,13 @@ def test_the_nearest_row_and_the_first_of_equals():
     assert torch.allclose(found.codes, quantiser.rows(slow))
 
 
+def test_many_places_are_looked_up_in_parts(monkeypatch):
+    quantiser, z = Quantiser(8, 3), torch.randn(2, 3, 5, 7)
+    whole = quantiser.nearest(z)
+    monkeypatch.setattr("hdit_cli.models.codecs.vq_vae._DISTANCES", 100)
+    assert torch.equal(quantiser.nearest(z), whole)
+
+
 def test_gradients_pass_the_codes_as_they_are():
     quantiser = Quantiser(8, 3)
     z = torch.randn(1, 3, 2, 2, requires_grad=True)
