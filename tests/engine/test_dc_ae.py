@@ -156,7 +156,7 @@ def test_a_run_on_it_draws_nothing_and_says_so(place, tiny_data, tmp_path):
     model |= {"mapping_width": 16, "mapping_depth": 1, "channels": 4, "classes": "data"}
     said = []
     for changes in ({}, {"codec__sample": True}, {"codec__sample": False}):
-        recipe = tiny_recipe(model=model, codec__path=str(place / "codec.safetensors"), train__steps=2, **changes)
+        recipe = tiny_recipe(model=model, codec__path=str(place / "codec.safetensors"), train__steps=3, **changes)
         run = tmp_path / str(len(said))
         events = []
         train(run, recipe, data=tiny_data, watch=events.append)
