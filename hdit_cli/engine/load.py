@@ -175,7 +175,7 @@ def with_codec(model: Model, *, named: Path | None, beside: Path) -> None:
             raise UsageError("this model works on pixels and needs no codec", hint="leave --codec out")
         model.latents = load_codec(named)
         found = (model.latents.channels, model.latents.vocabulary)
-        wanted = (model.channels, getattr(model.network, "vocabulary", 0))
+        wanted = (model.channels, model.vocabulary)
         if found != wanted:
             raise UsageError(
                 f"{named} makes {made(*found)}, and the network takes {made(*wanted)}",

@@ -65,7 +65,7 @@ class Model:
     @property
     def codec(self) -> Pixels | Frozen | Absent:
         """What stands between pictures and the network."""
-        return self.latents or Pixels(self.channels, getattr(self.network, "vocabulary", 0))
+        return self.latents or Pixels(self.channels, self.vocabulary)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -87,6 +87,11 @@ class Model:
     @property
     def channels(self) -> int:
         return self.recipe["model"]["channels"]
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are of which the network sees one in each place; 0 where it sees numbers."""
+        return self.recipe["model"].get("vocabulary", 0)
 
     @property
     def picture_channels(self) -> int:

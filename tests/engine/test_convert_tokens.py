@@ -28,6 +28,7 @@ def official(**changes):
         network.vquantizer.codebook.weight.normal_()
         network.down_blocks[-1][1].momentum = 1.0
         network.encode(torch.rand(4, 3, 16, 16))
+        network.down_blocks[-1][1].follow(torch.ones(()))
     return {**network.state_dict(), "down_blocks.3.1.num_batches_tracked": torch.tensor(3)}
 
 

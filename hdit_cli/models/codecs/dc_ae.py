@@ -32,7 +32,7 @@ class DCAE(nn.Module):
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         try:
-            from diffusers import AutoencoderDC
+            from diffusers import AutoencoderDC  # type: ignore[import-not-found]
         except (ImportError, RuntimeError) as error:  # it wraps what its own imports raise
             raise UsageError(
                 "this codec is a deep compression autoencoder (DC-AE), and the diffusers library, which computes it, cannot be "
@@ -50,7 +50,7 @@ class DCAE(nn.Module):
         self.factor: int = whole.spatial_compression_ratio
         forget_counts(self)
 
-    def macs(self, height: int, width: int) -> tuple[int, int]:
+    def macs_each(self, height: int, width: int) -> tuple[int, int]:
         """Multiply-accumulates of encoding, and of decoding, a picture of this size; its weights are on the meta device."""
         counts = []
         sizes = ((3, height, width), (self.channels, height // self.factor, width // self.factor))

@@ -5,7 +5,7 @@ published weights. Maps are (N, C, H, W); pixels are in [0, 1], as its weights w
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from einops import rearrange

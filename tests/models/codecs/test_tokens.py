@@ -18,6 +18,7 @@ def random_network(seed=0, **changes):
         network.vquantizer.codebook.weight.normal_()
         network.down_blocks[-1][1].momentum = 1.0
         network.train().encode(torch.rand(4, 3, 16, 16))
+        network.down_blocks[-1][1].follow(torch.ones(()))
         for norm in network.norms():
             norm.follow(torch.ones(()))
     return network.eval()
