@@ -20,6 +20,7 @@ from hdit_cli.commands import (
     convert,
     doctor,
     ema,
+    encode,
     eval_fid,
     export,
     info,
@@ -36,6 +37,7 @@ from hdit_cli.errors import HditError, Interrupted, OutOfMemory, StorageError, U
 
 COMMANDS = {
     "prepare": (prepare.prepare, "Turn pictures into a checked, resized, sharded data set."),
+    "encode": (encode.encode, "Store what a codec makes of each picture beside it."),
     "train": (train.train, "Train a recipe; the same command goes on after a stop."),
     "sample": (sample.sample, "Make images with a checkpoint."),
     "eval-fid": (eval_fid.eval_fid, "Score a checkpoint or a folder of pictures."),
@@ -55,7 +57,7 @@ _NAME_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP}
 _SHOWN = 80  # characters of a name that is too long
 _CLICK_INTERRUPTED = 130  # what typer exits with after Ctrl-C
 
-_GO_ON = ("prepare", "train", "eval-fid")  # commands that find what they had done
+_GO_ON = ("prepare", "encode", "train", "eval-fid")  # commands that find what they had done
 
 # what helps against a full memory, by command: three switches with values that usually do
 _SMALLER = {
@@ -64,6 +66,7 @@ _SMALLER = {
     "sample": "--batch-size 1, a smaller --size, or --cfg 1 (guidance doubles the batch)",
     "eval-fid": "--batch-size 1, --metrics swd (no Inception net), or --cfg 1 (guidance doubles the batch)",
     "prepare": "--workers 1, a smaller --max-pixels, or a smaller --size",
+    "encode": "--batch-size 1, --processes 1, or OMP_NUM_THREADS=1 (fewer batches at once on a CPU)",
     "export": "--dtype bf16, --to safetensors, or closing other programs",
 }
 _SMALLER_ELSEWHERE = "closing other programs, a smaller model, or a machine with more memory"

@@ -25,7 +25,7 @@ FLOORS = {
 # packages with rooms, and these from the ground up: one may import from those before it, and none from the package's own door
 ROOMS = {
     "engine": (
-        "launch", "model", "run", "memory", "load", "sampling", "scoring", "training", "cost", "sharing", "bench",
+        "launch", "model", "run", "memory", "load", "encoding", "sampling", "scoring", "training", "cost", "sharing", "bench",
         "checking", "report",
     ),
     "data.prepare": ("buckets", "options", "facts", "sources", "pictures", "making", "finishing", "run"),

@@ -10,6 +10,7 @@ from hdit_cli.commands.recipe import complete_recipe, tell_stand_in
 from hdit_cli.commands.say import say, say_json
 
 if TYPE_CHECKING:
+    from hdit_cli.data.reader import ShardReader
     from hdit_cli.recipe import Recipe
 
 
@@ -33,6 +34,7 @@ def info(
 
 def _facts(name: str) -> dict[str, Any]:
     from hdit_cli import files
+    from hdit_cli.data.encoded import is_encoded
     from hdit_cli.errors import UsageError
     from hdit_cli.recipe import load_recipe, shipped
 
@@ -42,7 +44,9 @@ def _facts(name: str) -> dict[str, Any]:
         return {"kind": "recipe", **_recipe_facts(load_recipe(name), classes=None)}
     found = sorted(file for file in path.glob("*.safetensors") if not files.left_by_others(file.name))
     inside = [file for file in found if file.name != "optimizer.safetensors"]
-    if inside and (path / "manifest.json").is_file():  # a step's folder in checkpoints/ or ema/
+    if (
+        inside and (path / "manifest.json").is_file() and not is_encoded(path)
+    ):  # a step's folder in checkpoints/ or ema/
         text = f"{path} is a folder of weights: {', '.join(file.name for file in inside)}"
         raise UsageError(text, hint=f"name one of them, {inside[0]}, or the run")
     if (path / "manifest.json").is_file():
@@ -113,10 +117,24 @@ def _data_facts(path: Path) -> dict[str, Any]:
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "fingerprint": reader.fingerprint,
         **held_out,
+        **_encoded_facts(reader),
         **_account(path),
         "source": manifest.source,
         "options": manifest.options,
     }
+
+
+def _encoded_facts(reader: "ShardReader") -> dict[str, Any]:
+    """What a codec made of the pictures; nothing where none did."""
+    from hdit_cli.data.encoded import VIEWS
+
+    if reader.encoded is None:
+        return {}
+    facts = reader.encoded.codec
+    told = {"kind": facts.kind, "sha256": facts.sha256, "factor": facts.factor, "channels": facts.channels}
+    told |= {"vocabulary": facts.vocabulary} if facts.vocabulary else {}
+    told |= {"dtype": facts.dtype, "views": len(VIEWS), "bytes": sum(shard.bytes for shard in facts.shards)}
+    return {"pictures": reader.has_pictures, "encoded": {**told, **facts.statistics}}
 
 
 def _account(path: Path) -> dict[str, Any]:

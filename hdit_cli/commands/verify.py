@@ -19,11 +19,12 @@ def verify(
     from dataclasses import asdict
 
     from hdit_cli.commands.progress import bar
+    from hdit_cli.data.encoded import is_encoded
     from hdit_cli.engine.run.verify import shards_of, verify_data, verify_run
     from hdit_cli.errors import CheckpointError, DataError
 
-    # a checkpoint's folder has a manifest too
-    is_data = (path / "manifest.json").is_file() and not any(path.glob("*.safetensors"))
+    # a checkpoint's folder has a manifest too, and an encoded set has its codec
+    is_data = (path / "manifest.json").is_file() and (is_encoded(path) or not any(path.glob("*.safetensors")))
     found = []
     with bar(total=shards_of(path) if is_data else 0, unit=" shards", quiet=not is_data) as progress:
         for checked in verify_data(path) if is_data else verify_run(path):

@@ -23,14 +23,16 @@ class Batch:
     """One micro-batch of one process.
 
     Attributes:
-        pixels: uint8 (N, 3, H, W).
+        pixels: uint8 (N, 3, H, W); None where `stored` is there.
         label: int64 (N,), the number of classes where there is no class.
         index: int64 (N,), numbers of the images in the run: every random draw for an image is a function of it.
+        stored: what a codec made of the pictures, flipped already: float16 (N, planes, h, w), or tokens, int64 (N, h, w).
     """
 
-    pixels: Tensor
+    pixels: Tensor | None
     label: Tensor
     index: np.ndarray
+    stored: Tensor | None = None
 
 
 class Loader:
@@ -155,5 +157,10 @@ def flip(x0: Tensor, *, index: np.ndarray, seed: int) -> Tensor:
         x0: (N, C, H, W).
         index: int64 (N,), numbers of the images in the run.
     """
-    turned = (runtime.uniform(seed, "flip", index)[:, 0] < 0.5).to(x0.device, non_blocking=True)
-    return torch.where(turned[:, None, None, None], x0.flip(3), x0)
+    chosen = turned(index, seed=seed).to(x0.device, non_blocking=True)
+    return torch.where(chosen[:, None, None, None], x0.flip(3), x0)
+
+
+def turned(index: np.ndarray, *, seed: int) -> Tensor:
+    """Which images of these numbers (N,) are mirrored: bool (N,)."""
+    return runtime.uniform(seed, "flip", index)[:, 0] < 0.5

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from hdit_cli.data import shard_index, shards
+from hdit_cli.data.encoded import load_encoded
 from hdit_cli.data.pixels import Pixels
 from hdit_cli.errors import DataError, UsageError
 
@@ -34,6 +35,7 @@ class ShardReader:
         image_size: (H, W) of the pictures; of several sizes, the one they were made around.
         buckets: the sizes and how many pictures have each; empty where all are of one size.
         bucket_numbers: int (N,), which of `buckets` each picture is in; all 0 without buckets.
+        encoded: what `hdit encode` made of the pictures; None where it made nothing.
 
     Args:
         folder: a data set made by `hdit prepare`.
@@ -48,8 +50,10 @@ class ShardReader:
         self.classes = self.manifest.classes
         self.image_size = (self.manifest.image_size[0], self.manifest.image_size[1])  # (H, W)
         self.fingerprint = shards.fingerprint(self.manifest)
-        for shard in self.manifest.shards:
-            _check_size(os.path.join(self.folder, shard.name), shard.bytes)
+        self.encoded = load_encoded(self.folder, shards=self.manifest.shards, fingerprint=self.fingerprint)
+        if self.has_pictures:
+            for shard in self.manifest.shards:
+                _check_size(os.path.join(self.folder, shard.name), shard.bytes)
         self.buckets = self.manifest.buckets
         index = shard_index.read_indices(self.folder, self.manifest)
         self._index: np.ndarray | None = index
@@ -81,6 +85,36 @@ class ShardReader:
                 f"{self.folder}: the manifest counts other pictures in its buckets than there are", hint=_MEND
             )
         return numbers
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the pictures themselves are there: an encoded set may do without."""
+        return self.encoded is None or self.encoded.pictures
+
+    def require_pictures(self, what: str) -> None:
+        """Raises DataError where the pictures were left out.
+
+        Args:
+            what: for which they are needed, as the beginning of a sentence.
+        """
+        if not self.has_pictures:
+            raise DataError(
+                f"{what} needs pictures, and {self.folder} was encoded without them (--drop-pictures)",
+                hint="name the data set that it was made from, or one that was encoded with its pictures",
+            )
+
+    def place_of(self, index: int) -> tuple[int, int]:
+        """(shard, number in the shard) of picture number `index`."""
+        shard = self._shard(index)
+        return shard, index - self._first[shard]
+
+    def first_of(self, shard: int) -> int:
+        """The number of a shard's first picture; of the number of shards: the end."""
+        return self._first[shard]
+
+    def sizes_in(self, shard: int) -> list[tuple[int, int]]:
+        """(H, W) of each picture of a shard."""
+        return [self.sizes[number] for number in self.bucket_numbers[self._first[shard] : self._first[shard + 1]]]
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -129,6 +163,7 @@ class ShardReader:
         Raises:
             DataError: the shard is gone, shorter than it was, or its bytes are not those that were written.
         """
+        self.require_pictures("this")
         shard = self._shard(index)
         record = self._record(shard, index)
         try:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hdit_cli import files, runtime
+from hdit_cli.data.encoded import is_encoded
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.run import posthoc, snapshots
 from hdit_cli.engine.run import weights as names
@@ -95,7 +96,7 @@ def find(path: Path, *, weights: str | float) -> Source:
 
 def is_checkpoint_folder(path: Path) -> bool:
     """Whether this is the folder of a step: of a checkpoint, or of a snapshot of averages."""
-    return (path / MANIFEST).is_file() and bool(weights_in(path))
+    return (path / MANIFEST).is_file() and not is_encoded(path) and bool(weights_in(path))
 
 
 def weights_in(folder: Path) -> list[Path]:

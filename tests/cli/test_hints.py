@@ -84,6 +84,10 @@ TYPED = {
     "hdit convert FILE.pth --out FILE.safetensors": f"{LATER} convert FILE.pth --out FILE.safetensors",
     "hdit recipe NAME": "recipe flowers256",
     "hdit doctor": "doctor",
+    "hdit encode": f"{LATER} encode data/set --codec plain.safetensors",
+    "hdit prepare SRC --buckets --bucket-step {factor}": (
+        "prepare flowers --size 32x32 --buckets --bucket-step 8 --out data/buckets"
+    ),
 }
 
 

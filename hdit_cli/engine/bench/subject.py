@@ -12,10 +12,11 @@ import torch
 from hdit_cli import counter, runtime
 from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
+from hdit_cli.data.stored_loader import StoredLoader
 from hdit_cli.engine.model import DTYPES, Model, build_network, build_task, count
 from hdit_cli.engine.run.codec_file import load_codec
 from hdit_cli.engine.sampling.generate import check, choose_labels, stream
-from hdit_cli.engine.training.setup import new_accelerator, new_model, open_data, picture_size, random_cut
+from hdit_cli.engine.training.setup import batches_of, new_accelerator, new_model, open_data, picture_size
 from hdit_cli.engine.training.step import Stepper, compile_step
 from hdit_cli.precision import has_tf32
 from hdit_cli.recipe import Recipe
@@ -98,7 +99,7 @@ class Subject:
             pass
         self.model.task.train()
 
-    def loader(self, *, steps: int) -> Loader:
+    def loader(self, *, steps: int) -> Loader | StoredLoader:
         """The data set's batches from the start of a run, of one process.
 
         Raises:
@@ -107,16 +108,14 @@ class Subject:
         if self.reader is None:
             raise ValueError("no data set to load")
         section = self.recipe.train
-        return Loader(
+        return batches_of(
+            self.recipe,
             self.reader,
-            batch_size=section.batch_size,
-            seed=section.seed,
             position=0,
             steps=steps,
             slots=split(section.batch_size, world=1, rank=0, accumulate=section.accumulate),
             workers=self.recipe.data.workers,
-            pin_memory=self.device.type == "cuda",
-            cut=random_cut(self.recipe),
+            device=self.device,
         )
 
     def _load(self) -> list[Batch]:

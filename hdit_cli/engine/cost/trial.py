@@ -11,11 +11,12 @@ import torch
 from hdit_cli import runtime
 from hdit_cli.data.loader import Batch, Loader
 from hdit_cli.data.order import split
+from hdit_cli.data.stored_loader import StoredLoader
 from hdit_cli.engine.memory.estimate import estimate
 from hdit_cli.engine.memory.out_of_memory import ROOM, changed, check_room, in_training, told
 from hdit_cli.engine.memory.peak import Peak
 from hdit_cli.engine.training.exchange import as_first_of, exchanged_bytes
-from hdit_cli.engine.training.setup import at_largest, new_accelerator, new_model, open_data, random_cut
+from hdit_cli.engine.training.setup import at_largest, batches_of, new_accelerator, new_model, open_data
 from hdit_cli.engine.training.step import Stepper, compile_step
 from hdit_cli.errors import is_out_of_memory
 from hdit_cli.recipe import Recipe
@@ -47,20 +48,18 @@ class Bench:
         stepper = Stepper(self.recipe, model=model, accelerator=new_accelerator(self.recipe))
         return stepper, compile_step(stepper, sizes=len(self.reader.sizes) * _SHAPES)
 
-    def loader(self, recipe: Recipe, *, processes: int, steps: int, workers: int) -> Loader:
+    def loader(self, recipe: Recipe, *, processes: int, steps: int, workers: int) -> Loader | StoredLoader:
         """Batches of one process of `processes`, from where the bench stands; the steps follow `recipe` from now on."""
         section = recipe.train
         self.stepper.recipe = recipe
-        return Loader(
+        return batches_of(
+            recipe,
             self.reader,
-            batch_size=section.batch_size,
-            seed=section.seed,
             position=self.stepper.state.step * section.batch_size,
             steps=steps,
             slots=split(section.batch_size, world=processes, rank=0, accumulate=section.accumulate),
             workers=workers,
-            pin_memory=self.device.type == "cuda",
-            cut=random_cut(recipe),
+            device=self.device,
         )
 
     def step(self, batches: Iterator[list[Batch]]) -> float:

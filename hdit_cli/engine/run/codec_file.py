@@ -130,6 +130,23 @@ def _section_at(path: Path, changed: int, size: int) -> CodecSection:
     return section
 
 
+def codec_sha256(path: Path) -> str:
+    """SHA-256 of a codec's file, its fingerprint; read once as long as the file stays the same.
+
+    Raises:
+        CheckpointError: no file.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no codec {path}", hint=_HINT)
+    status = path.stat()
+    return _sha256_at(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=16)
+def _sha256_at(path: Path, changed: int, size: int) -> str:
+    return files.sha256(path)
+
+
 def load_codec(path: str | Path, *, device: str | torch.device | None = None) -> Frozen:
     """Loads a codec that `hdit convert` made.
 

@@ -10,8 +10,11 @@ import numpy as np
 
 from hdit_cli import files
 from hdit_cli.data import shard_index, shards
+from hdit_cli.data.encoded import CODEC_FILE, ENCODED
 from hdit_cli.data.prepare.finishing.report import REPORT, read_report
+from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shard_check import shard_problem
+from hdit_cli.data.stored import StoredReader
 from hdit_cli.engine.run import checkpoint, header, snapshots
 from hdit_cli.engine.run.best import BEST, best_problem
 from hdit_cli.errors import CheckpointError, DataError, StorageError
@@ -136,16 +139,65 @@ def _held_some_out(data: Path, manifest: shards.Manifest) -> bool:
 
 def _verify_shards(data: Path, manifest: shards.Manifest, *, prefix: str = "") -> Iterator[Checked]:
     last_key = -1
-    for shard in manifest.shards:
+    reader, problem = _encoded(data)
+    if problem:
+        yield Checked(prefix + ENCODED, 0, problem)
+        return
+    for shard in manifest.shards if reader is None or reader.has_pictures else ():
         path = data / shard.name
         size = path.stat().st_size if path.is_file() else 0
         problem, last_key = shard_problem(data, shard, manifest, after=last_key)
         yield Checked(prefix + shard.name, size, problem)
+    if reader is not None:
+        yield from _verify_stored(reader, prefix=prefix)
     known = {path for shard in manifest.shards for path in (data / shard.name, shards.index_path(data, shard))}
     for path in sorted({*data.glob("*.tar"), *data.glob("*.idx")} - known):
         if files.left_by_others(path.name):
             continue
         yield Checked(prefix + path.name, path.stat().st_size if path.is_file() else 0, "is not in the manifest")
+
+
+def _encoded(data: Path) -> tuple[ShardReader | None, str]:
+    """The reader of an encoded set, None of another; and what keeps it from being read."""
+    if not (data / ENCODED).exists():
+        return None, ""
+    try:
+        return ShardReader(data), ""
+    except DataError as error:
+        return None, error.message
+
+
+def _verify_stored(reader: ShardReader, *, prefix: str) -> Iterator[Checked]:
+    """The codec of an encoded set, and what it made of each shard; of one without pictures also what is left of the shard."""
+    assert reader.encoded is not None, "it is an encoded set"
+    facts, data = reader.encoded.codec, reader.folder
+    if not prefix:
+        yield _verify_codec(data / CODEC_FILE, facts.sha256)
+    elif (outer := _outer_codec(data)) != facts.sha256:
+        yield Checked(prefix + ENCODED, 0, "was made with another codec than the training pictures" if outer else "")
+    try:
+        stored = StoredReader(reader)
+    except DataError as error:
+        yield Checked(prefix + ENCODED, 0, error.message)
+        return
+    for number, (shard, told) in enumerate(zip(reader.manifest.shards, facts.shards, strict=True)):
+        yield Checked(prefix + told.name, told.bytes, stored.problem(number))
+        if not reader.has_pictures:
+            index = shards.index_path(data, shard)
+            yield Checked(prefix + index.name, index.stat().st_size)  # read and held against the manifest already
+
+
+def _verify_codec(path: Path, sha256: str) -> Checked:
+    if not path.is_file():
+        return Checked(path.name, 0, "is missing, and without it what is stored means nothing; copy it there again")
+    whole = files.sha256(path) == sha256
+    return Checked(path.name, path.stat().st_size, "" if whole else "is not the codec that the set tells of")
+
+
+def _outer_codec(held_out: Path) -> str:
+    """SHA-256 of the codec that the set around a held-out one tells of; "" where that cannot be read, which is told there."""
+    reader, _ = _encoded(held_out.parent)
+    return reader.encoded.codec.sha256 if reader is not None and reader.encoded is not None else ""
 
 
 def _report_problem(data: Path, manifest: shards.Manifest) -> str:

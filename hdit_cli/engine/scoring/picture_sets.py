@@ -89,6 +89,8 @@ class Stored:
         n: int | None = None,
         notes: Sequence[str] = (),
     ) -> None:
+        if isinstance(reader, ShardReader):
+            reader.require_pictures("a score")
         self.reader = reader
         self.name = name
         self.moments: StatisticsFile | None = None  # of a larger set, where the file holds them beside pictures

@@ -45,6 +45,7 @@ from hdit_cli.engine.training.setup import (
     new_model,
     open_data,
     open_loader,
+    told_of_latents,
     with_own_codec,
 )
 from hdit_cli.engine.training.state import Window
@@ -320,7 +321,8 @@ class Trainer:
         yield from self.resume()
         held_out = len(self.validator.splits[0].chosen) if self.validator else 0
         yield self.outlook.started(step=self.state.step, local=len(self.slots[0]), held_out=held_out)
-        yield from (*map(Warned, self.compiling), *map(Noted, self.outlook.notes(self.state.step)))
+        notes = [*told_of_latents(self.recipe, self.reader), *self.outlook.notes(self.state.step)]
+        yield from (*map(Warned, self.compiling), *map(Noted, notes))
         if self.beginning and self.beginning.lines:
             yield Begun(self.beginning.lines)
         if self.evaluator and not self.state.step:

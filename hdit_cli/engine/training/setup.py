@@ -15,9 +15,11 @@ from hdit_cli import runtime
 from hdit_cli.data.loader import Loader
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import MANIFEST, Bucket, load_manifest
+from hdit_cli.data.stored import StoredReader, stored_of
+from hdit_cli.data.stored_loader import StoredLoader
 from hdit_cli.engine.model import DTYPES, Model, build_network, build_task, class_count
 from hdit_cli.engine.run.checkpoint import Snapshot, read_header
-from hdit_cli.engine.run.codec_file import codec_section, is_codec, load_codec
+from hdit_cli.engine.run.codec_file import codec_section, codec_sha256, is_codec, load_codec
 from hdit_cli.engine.run.header import read_facts
 from hdit_cli.engine.run.lpips_file import how_to_make, load_lpips
 from hdit_cli.errors import DataError, UsageError
@@ -38,6 +40,7 @@ def check_fit(recipe: Recipe, reader: ShardReader) -> None:
             f"{reader.folder} holds pictures, and this network cannot learn from them: {why}",
             hint="--set codec.path=FILE names it (`hdit convert` makes one); a recipe for pixels has model.channels = 3",
         )
+    stored_latents(recipe, reader)
     check_sizes(recipe, reader)
     if recipe.model.channels != 3 and not recipe.codec.path:
         raise UsageError(f"model.channels is {recipe.model.channels}, pictures have 3", hint="--set model.channels=3")
@@ -202,20 +205,70 @@ def check_same_codec(checkpoint: Path, model: Model, *, run: Path) -> None:
 
 def open_loader(
     recipe: Recipe, reader: ShardReader, *, step: int, slots: Sequence[np.ndarray], device: torch.device
-) -> Loader:
+) -> Loader | StoredLoader:
     """The batches of a run that goes on from `step`; `slots` are this process's places in each."""
-    section = recipe.train
-    return Loader(
+    return batches_of(
+        recipe,
         reader,
-        batch_size=section.batch_size,
-        seed=section.seed,
-        position=step * section.batch_size,
-        steps=section.steps - step,
+        position=step * recipe.train.batch_size,
+        steps=recipe.train.steps - step,
         slots=slots,
         workers=recipe.data.workers,
-        pin_memory=device.type == "cuda",
-        cut=random_cut(recipe),
+        device=device,
     )
+
+
+def batches_of(
+    recipe: Recipe,
+    reader: ShardReader,
+    *,
+    position: int,
+    steps: int,
+    slots: Sequence[np.ndarray],
+    workers: int,
+    device: torch.device,
+) -> Loader | StoredLoader:
+    """The batches that a recipe trains on: pictures, or what its codec made of them where the data set holds that."""
+    section, pinned = recipe.train, device.type == "cuda"
+    how: dict[str, Any] = {"batch_size": section.batch_size, "seed": section.seed, "position": position}
+    how |= {"steps": steps, "slots": slots, "pin_memory": pinned}
+    stored = stored_latents(recipe, reader)
+    if stored is not None:
+        return StoredLoader(stored, ahead=workers > 0, flip=recipe.data.flip, **how)
+    return Loader(reader, workers=workers, cut=random_cut(recipe), **how)
+
+
+def stored_latents(recipe: Recipe, reader: ShardReader) -> StoredReader | None:
+    """What the recipe's codec made of the pictures of a data set, where the set holds it; None where it holds nothing.
+
+    Raises:
+        UsageError: the set was encoded with another codec, or the recipe changes pictures before they are encoded.
+        DataError: it is damaged, or it lacks what the recipe needs.
+    """
+    if not recipe.codec.path:
+        reader.require_pictures("a recipe without [codec]")
+        return None
+    stored = stored_of(reader, sha256=codec_sha256(Path(recipe.codec.path)), codec=recipe.codec.path)
+    if stored is None:
+        return None
+    for key, value, off in (("crop", recipe.data.crop, "none"), ("augment", recipe.data.augment, 0)):
+        if value != off:
+            raise UsageError(
+                f"data.{key} is {value}: it acts on pictures, and {reader.folder} holds what a codec made of whole ones",
+                hint=f"--set data.{key}={off}, or the data set that it was made from: its pictures are encoded as they come",
+            )
+    return stored
+
+
+def told_of_latents(recipe: Recipe, reader: ShardReader) -> list[str]:
+    """Where a run's latents come from, a sentence for its start; none without a codec."""
+    if not recipe.codec.path:
+        return []
+    stored = stored_latents(recipe, reader)
+    if stored is None:
+        return ["pictures are encoded as they come; `hdit encode` does it once and for all"]
+    what = "tokens" if stored.facts.vocabulary else "latents"
+    return [f"{what} are read from {reader.folder}, where `hdit encode` put them"]
 
 
 def random_cut(recipe: Recipe) -> tuple[int, int] | None:

@@ -149,25 +149,46 @@ class Stepper:
         Args:
             first: place in the run of the step's first image.
         """
-        seed, index = self.recipe.train.seed, batch.index
+        place = Place(
+            self.recipe.train.seed, batch.index, first=first, batch=self.recipe.train.batch_size, normal=self.normal
+        )
+        x0, told = (
+            (self.from_stored(batch.stored, place), {}) if batch.stored is not None else self.encoded(batch, place)
+        )
+        return self.state.model.task.draw(x0, batch.label, place, told=told)
+
+    def encoded(self, batch: Batch, place: Place) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the network sees of a batch of pictures, flipped and augmented before; and what it is told of that."""
+        assert batch.pixels is not None, "a batch has pixels, or what was made of them"
+        seed, index, told = place.seed, batch.index, {}
         pixels = to_x0(batch.pixels.to(self.device, non_blocking=True)).to(self.dtype)
         if self.recipe.data.flip:
             pixels = flip(pixels, index=index, seed=seed)
-        told = {}
         if self.recipe.data.augment:
             pixels, told["augment"] = augment(pixels, index=index, seed=seed, probability=self.recipe.data.augment)
-        place = Place(seed, index, first=first, batch=self.recipe.train.batch_size, normal=self.normal)
-        model = self.state.model
-        return model.task.draw(
-            model.codec.encode(pixels, self.latent_noise(place, pixels)), batch.label, place, told=told
-        )
+        return self.state.model.codec.encode(pixels, self.latent_noise(place, pixels)), told
 
-    def latent_noise(self, place: Place, pixels: Tensor) -> Tensor | None:
-        """What draws the latents of pixels (N, 3, H, W) from the codec's Gaussian, by (seed, image); None for their mean."""
+    def from_stored(self, stored: Tensor, place: Place) -> Tensor:
+        """What `encoded` gives, of what the codec made of the pictures before: with the same draws."""
+        latents: Any = self.state.model.latents
+        stored = stored.to(self.device, non_blocking=True)
+        if not stored.is_floating_point():  # tokens
+            return latents.latent(stored, None)
+        stored = stored.to(torch.promote_types(self.dtype, torch.float32))
+        like = stored.new_zeros((), dtype=self.dtype)
+        noise = self.latent_noise(place, like, size=(stored.shape[2], stored.shape[3]))
+        return latents.latent(stored, noise).to(self.dtype)
+
+    def latent_noise(self, place: Place, pixels: Tensor, size: tuple[int, int] | None = None) -> Tensor | None:
+        """What draws the latents of pixels (N, 3, H, W) from the codec's Gaussian, by (seed, image); None for their mean.
+
+        Args:
+            size: (h, w) of the latents; None is that of the pixels'.
+        """
         codec = self.state.model.latents
         if not isinstance(codec, Frozen) or not codec.draws or not self.recipe.codec.sample:
             return None
-        shape = (codec.channels, *(side // codec.factor for side in pixels.shape[2:]))
+        shape = (codec.channels, *(size or (side // codec.factor for side in pixels.shape[2:])))
         return place.normal(place.seed, "codec", place.index, shape, like=pixels)
 
     @property

@@ -21,10 +21,11 @@ from hdit_cli import runtime
 from hdit_cli.data.loader import to_x0
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shards import HELD_OUT, MANIFEST
+from hdit_cli.data.stored import StoredReader
 from hdit_cli.engine.model import Model, build_task
 from hdit_cli.engine.sampling.watched import BrokenOff, Stop, check
 from hdit_cli.engine.scoring.picture_sets import some_of
-from hdit_cli.engine.training.setup import centred, check_sizes
+from hdit_cli.engine.training.setup import centred, check_sizes, stored_latents
 from hdit_cli.errors import UsageError
 from hdit_cli.recipe import Recipe
 
@@ -64,19 +65,24 @@ def open_held_out(recipe: Recipe, training: ShardReader) -> ShardReader | None:
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures `chosen` (int64 (n,)) of a data set."""
+    """Pictures `chosen` (int64 (n,)) of a data set, and what the codec made of them where the set has no pictures."""
 
     name: str
     reader: ShardReader
     chosen: np.ndarray
+    stored: StoredReader | None
+
+
+def _stored(recipe: Recipe, reader: ShardReader) -> StoredReader | None:
+    return None if reader.has_pictures else stored_latents(recipe, reader)
 
 
 def splits_of(recipe: Recipe, *, training: ShardReader, held_out: ShardReader) -> list[Split]:
     """The pictures that a run is validated on: as many of each set, always the same ones."""
     n = min(recipe.validation.images, len(held_out))
     return [
-        Split("held-out", held_out, some_of(len(held_out), n)),
-        Split("training", training, some_of(len(training), min(n, len(training)))),
+        Split(name, reader, some_of(len(reader), min(n, len(reader))), _stored(recipe, reader))
+        for name, reader in (("held-out", held_out), ("training", training))
     ]
 
 
@@ -177,10 +183,9 @@ class Validator:
     ) -> Iterator[tuple[str, np.ndarray]]:
         """(name, float64 (N, levels)) of each model."""
         chosen = split.chosen[rows]
-        pixels = np.stack([split.reader.picture(int(number)) for number in chosen])  # NHWC
         found: dict[str, list[Tensor]] = {name: [] for name in models}
         first = next(iter(models.values()))
-        x0 = first.codec.encode(to_x0(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(first.device)).to(first.dtype))
+        x0 = self._x0(split, chosen, first)
         conditions = self._conditions(split, chosen, classes=first.network.classes, like=x0)
         for level, sigma in enumerate(self.sigmas.tolist()):
             check(stop)
@@ -192,6 +197,18 @@ class Validator:
                     found[name].append(model.task.loss_at(x0, noise, at, conditions))
         for name, losses in found.items():
             yield name, torch.stack(losses, 1).cpu().double().numpy()
+
+    def _x0(self, split: Split, chosen: np.ndarray, model: Model) -> Tensor:
+        """What the network sees of pictures; of latents that are stored without their pictures, the mean."""
+        if split.stored is not None:
+            found = split.stored.views(chosen, np.zeros(len(chosen), dtype=bool))
+            latents: Any = model.latents
+            if split.stored.facts.vocabulary:
+                return latents.latent(torch.from_numpy(found[:, 0].astype(np.int64)).to(model.device), None)
+            mean = torch.from_numpy(found).to(model.device).to(torch.promote_types(model.dtype, torch.float32))
+            return latents.latent(mean, None).to(model.dtype)
+        pixels = np.stack([split.reader.picture(int(number)) for number in chosen])  # NHWC
+        return model.codec.encode(to_x0(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(model.device)).to(model.dtype))
 
     def _conditions(self, split: Split, chosen: np.ndarray, *, classes: int, like: Tensor) -> dict[str, Tensor]:
         if not classes:

@@ -40,13 +40,14 @@ class Latents(Frozen):
 
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
-        """Mean and standard deviation of x0, stacked: (N, 2 C, h, w), float32 at least."""
+        """What an encoded set keeps, mean and standard deviation of z as it is: (N, 2 C, h, w), float32 at least."""
         gaussian = Gaussian(self.network.moments(pixels.to(self.dtype)).to(self._wide(pixels)))
-        return torch.cat([(gaussian.mean - self.shift) * self.scale, gaussian.std * self.scale], dim=1)
+        return torch.cat([gaussian.mean, gaussian.std], dim=1)
 
     def latent(self, stored: Tensor, noise: Tensor | None) -> Tensor:
         """x0 of what `moments` gave: drawn by `noise` (N, C, h, w), or its mean."""
         mean, std = stored.chunk(2, dim=1)
+        mean, std = (mean - self.shift) * self.scale, std * self.scale
         return mean if noise is None else mean + std * noise
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
