@@ -44,7 +44,8 @@ def verify(
     if bad and is_data:
         raise DataError(
             f"{len(bad)} of {len(found)} are damaged: {bad[0].name} {bad[0].problem}",
-            hint="copy what is named from where it came from, or make the data set again with `hdit prepare`",
+            hint="copy what is named from where it came from, or make the data set again with "
+            f"{'`hdit encode`' if is_encoded(path) else '`hdit prepare`'}",
         )
     if bad:
         raise CheckpointError(

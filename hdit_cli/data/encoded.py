@@ -195,9 +195,8 @@ def _validated_codec(value: Any) -> CodecFacts:
     _expect(told["planes"] == (2 * told["channels"] if is_latents else 1), "planes are not those of its channels")
     if is_latents:
         _check_statistics(told["statistics"], channels=told["channels"])
-    listed = told["shards"]
-    _expect(isinstance(listed, list), "shards is not a list")
-    shards = [_validated_shard(shard) for shard in listed or []]
+    _expect(isinstance(told["shards"], list), "shards is not a list")
+    shards = [*map(_validated_shard, value["shards"])]
     return CodecFacts(**{**told, "statistics": told["statistics"] if is_latents else {}, "shards": shards})
 
 

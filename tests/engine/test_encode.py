@@ -258,6 +258,44 @@ def test_several_sizes(tmp_path):
     assert [each for each in verify_data(tmp_path / "set") if each.problem] == []
 
 
+def test_tokens(source, tmp_path):
+    """The smallest type that holds the vocabulary; batches have them as an embedding takes them, flipped by the same rule."""
+    from hdit_cli.data.loader import turned
+    from hdit_cli.data.stored_loader import StoredLoader
+    from hdit_cli.models.codecs.vq_vae import VQVAE
+    from hdit_cli.recipe.vq_vae import VQVAE as TokenSection
+
+    for vocabulary, dtype in ((200, np.uint8), (300, np.uint16)):
+        torch.manual_seed(0)
+        shape = {"levels": 2, "bottleneck_blocks": 1, "c_hidden": 16, "codebook_size": vocabulary}
+        path = tmp_path / f"vq{vocabulary}.safetensors"
+        codec_file.write(path, VQVAE(**shape).eval().state_dict(), TokenSection(**shape))
+        encode(Asked(source, path, tmp_path / f"set{vocabulary}"))
+        reader, codec = ShardReader(tmp_path / f"set{vocabulary}"), codec_file.load_codec(path)
+        facts = reader.encoded.codec
+        assert (facts.vocabulary, facts.planes, facts.statistics) == (vocabulary, 1, {})
+        assert facts.sha256 == codec.fingerprint()
+        assert [each for each in verify_data(reader.folder) if each.problem] == []
+        stored, index = StoredReader(reader), np.arange(6)
+        assert stored.view(0, mirrored=False).dtype == dtype
+        how = {"batch_size": 6, "seed": 3, "position": 0, "steps": 1, "slots": [index], "flip": True}
+        with StoredLoader(stored, **how) as loader:
+            (batch,) = next(iter(loader))
+        assert batch.stored.dtype == torch.int64 and batch.stored.shape == (6, 4, 4)
+        from hdit_cli.data.order import sample_at
+
+        for row, number in enumerate(sample_at(index, count=len(reader), seed=3)):
+            x = torch.tensor(reader.picture(number)).permute(2, 0, 1)[None] / 127.5 - 1
+            assert torch.equal(batch.stored[row], codec.encode(x.flip(3) if turned(index, seed=3)[row] else x)[0])
+    bad = tmp_path / "bad"
+    shutil.copytree(tmp_path / "set300", bad)
+    told = json.loads((bad / ENCODED).read_text())
+    told["sections"]["codec"]["vocabulary"] = int(StoredReader(ShardReader(bad)).view(0, mirrored=False).max())
+    (bad / ENCODED).write_text(json.dumps(told))
+    with pytest.raises(DataError, match="a token beyond the"):
+        StoredReader(ShardReader(bad)).view(0, mirrored=False)
+
+
 # A received file
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from hdit_cli import files
 from hdit_cli.data import shard_index, shards
-from hdit_cli.data.encoded import CODEC_FILE, ENCODED
+from hdit_cli.data.encoded import CODEC_FILE, ENCODED, is_encoded
 from hdit_cli.data.prepare.finishing.report import REPORT, read_report
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.shard_check import shard_problem
@@ -123,14 +123,14 @@ def verify_data(data: Path) -> Iterator[Checked]:
 
 
 def shards_of(data: Path) -> int:
-    """How many shards `verify_data` reads.
+    """How many files of shards `verify_data` reads.
 
     Raises:
         DataError: a manifest cannot be read.
     """
     inside = data / shards.HELD_OUT
     folders = [data, inside] if (inside / shards.MANIFEST).is_file() else [data]
-    return sum(len(shards.load_manifest(folder).shards) for folder in folders)
+    return sum(len(shards.load_manifest(folder).shards) * (2 if is_encoded(folder) else 1) for folder in folders)
 
 
 def _held_some_out(data: Path, manifest: shards.Manifest) -> bool:
