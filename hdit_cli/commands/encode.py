@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 def encode(
     data: Annotated[Path, typer.Argument(help="A data set made by `hdit prepare`, with its held-out pictures.")],
     codec: Annotated[
-        Path, typer.Option(metavar="FILE", help="The codec: a file that `hdit convert` made.", show_default=False)
+        Path,
+        typer.Option(
+            metavar="CKPT",
+            help="The codec: a file that `hdit convert` made, or a run or checkpoint of one that was trained here.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to be made.", show_default="DATA-<kind of codec>")
@@ -49,9 +54,10 @@ def encode(
         raise typer.Exit(code)
     from hdit_cli import runtime
     from hdit_cli.commands.progress import Bars
-    from hdit_cli.engine.encoding.encode import Asked, default_out
+    from hdit_cli.engine.encoding.encode import Asked, codec_file_of, default_out
     from hdit_cli.engine.encoding.encode import encode as make
 
+    codec = codec_file_of(shared.located(codec))
     asked = Asked(
         data=data,
         codec=codec,

@@ -21,7 +21,9 @@ from hdit_cli.data.stored import misfit
 from hdit_cli.engine.encoding.making import Maker
 from hdit_cli.engine.encoding.sums import statistics
 from hdit_cli.engine.encoding.work import WORK, Record, Task, begin, check_same, finished, read_record, tasks_of
-from hdit_cli.engine.run.codec_file import codec_section, load_codec, write
+from hdit_cli.engine.load import InFile, find
+from hdit_cli.engine.run.checkpoint import read_announced
+from hdit_cli.engine.run.codec_file import codec_section, is_codec, load_codec, write
 from hdit_cli.errors import Interrupted, UsageError
 from hdit_cli.models.codecs.frozen import Frozen
 from hdit_cli.precision import AUTO, resolved
@@ -245,15 +247,33 @@ def _finish(asked: Asked, sides: dict[str, ShardReader], *, facts: CodecFacts, c
 
 
 def _with_codec(asked: Asked, facts: CodecFacts, *, codec: Frozen) -> CodecFacts:
-    """Writes the codec's own file: the one that was given, or one with the measured statistics where that had none."""
+    """Writes the codec's own file: the one that was given, or one with the measured statistics where that had none.
+
+    Of a codec that was trained here, whose file is a checkpoint, it is always a file of its own.
+    """
     section, place = codec_section(asked.codec), asked.out / CODEC_FILE
-    if isinstance(section, KLVAE) and not any(section.shift) and set(section.scale) == {1.0}:
+    measures = isinstance(section, KLVAE) and not any(section.shift) and set(section.scale) == {1.0}
+    if measures:
         scale = tuple(1 / max(std, LEAST_SCALE) for std in facts.statistics["std"])
         section = section.model_copy(update={"shift": tuple(facts.statistics["mean"]), "scale": scale})
+    if measures or not is_codec(read_announced(asked.codec)[1]):
         write(place, {name: tensor.cpu() for name, tensor in codec.network.state_dict().items()}, section)
     else:
         files.write_bytes(place, asked.codec.read_bytes())
     return replace(facts, sha256=files.sha256(place), config=section.model_dump(mode="json"))
+
+
+def codec_file_of(path: Path) -> Path:
+    """The file that a CKPT argument means: a codec's, a checkpoint, or the newest average of a run.
+
+    Raises:
+        CheckpointError: the run has none.
+    """
+    if not path.is_dir():
+        return path
+    found = find(path, weights="ema")
+    assert isinstance(found, InFile), "an average that training keeps lies in a file"
+    return found.file
 
 
 def _complete(asked: Asked, plan: dict[str, Any]) -> Outcome:

@@ -70,7 +70,7 @@ class Split:
     name: str
     reader: ShardReader
     chosen: np.ndarray
-    stored: StoredReader | None
+    stored: StoredReader | None = None
 
 
 def _stored(recipe: Recipe, reader: ShardReader) -> StoredReader | None:
