@@ -208,7 +208,7 @@ def _check_statistics(value: Any, *, channels: int) -> None:
             isinstance(numbers, list) and len(numbers) == channels, f"its statistics lack a {name} for each channel"
         )
         _expect(
-            all(isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) < 1e30 for n in numbers),
+            all(isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) < 1e30 for n in numbers or ()),
             f"a {name} in its statistics is no number",
         )
 
