@@ -70,6 +70,9 @@ def test_it_encodes_and_decodes_as_the_library_does(library, place, capsys):
     assert (codec.kind, codec.factor, codec.channels, codec.vocabulary, codec.draws) == ("dc-ae", 2, 4, 0, False)
     assert torch.allclose(codec.encode(x), latent * 0.25, atol=1e-6)
     assert torch.equal(codec.encode(x, torch.randn(2, 4, 16, 24)), codec.encode(x))  # nothing is drawn
+    stored = codec.moments(x)
+    assert stored.shape == (2, 8, 16, 24) and not stored[:, 4:].any()
+    assert torch.equal(codec.latent(stored, torch.randn(2, 4, 16, 24)), codec.encode(x))
     assert torch.allclose(codec.decode(latent * 0.25), theirs.decode(latent).sample, atol=1e-5)
     assert torch.equal(codec.statistics[1], torch.full((4,), 4.0))
     stored = load_file(place / "codec.safetensors")

@@ -32,7 +32,7 @@ class DCAE(nn.Module):
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         try:
-            from diffusers import AutoencoderDC  # type: ignore[import-not-found]
+            from diffusers import AutoencoderDC  # pyright: ignore[reportMissingImports]
         except (ImportError, RuntimeError) as error:  # it wraps what its own imports raise
             raise UsageError(
                 "this codec is a deep compression autoencoder (DC-AE), and the diffusers library, which computes it, cannot be "
@@ -85,16 +85,21 @@ class Compressed(Frozen):
 
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
-        """x0 of pixels: (N, C, h, w), float32 at least."""
-        return self.network.encoder(pixels.to(self.dtype)).to(self._wide(pixels)) * self.scale
+        """x0 and its standard deviation, which is 0, stacked as those of a Gaussian: (N, 2 C, h, w), float32 at least."""
+        x0 = self._x0(pixels)
+        return torch.cat([x0, torch.zeros_like(x0)], dim=1)
 
     def latent(self, stored: Tensor, noise: Tensor | None) -> Tensor:
-        """x0 of what `moments` gave: it itself."""
-        return stored
+        """x0 of what `moments` gave; nothing is drawn."""
+        return stored.chunk(2, dim=1)[0]
 
+    @torch.no_grad()
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """x0 of pixels, in their dtype; nothing is drawn."""
-        return self.moments(pixels).to(pixels.dtype)
+        return self._x0(pixels).to(pixels.dtype)
+
+    def _x0(self, pixels: Tensor) -> Tensor:
+        return self.network.encoder(pixels.to(self.dtype)).to(self._wide(pixels)) * self.scale
 
     def decode(self, x0: Tensor) -> Tensor:
         """Pixels of x0, in its dtype; one image at a time, and a large one in overlapping pieces, so that memory stays flat."""
