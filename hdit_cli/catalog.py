@@ -10,6 +10,7 @@ CATALOG: dict[str, dict[str, str]] = {
     "model": {
         "hdit": "hdit_cli.models.hdit:HDiT",
         "dit": "hdit_cli.models.dit:DiT",
+        "paella": "hdit_cli.models.paella:Paella",
     },
     "codec": {  # what stands between pictures and a network of latents or tokens
         "kl-vae": "hdit_cli.models.codecs.kl_vae:KLVAE",
@@ -26,6 +27,7 @@ CATALOG: dict[str, dict[str, str]] = {
         "denoise": "hdit_cli.tasks.denoise:Denoise",
         "ddpm": "hdit_cli.tasks.ddpm:DDPM",
         "autoencode": "hdit_cli.tasks.autoencode:Autoencode",
+        "tokens": "hdit_cli.tasks.tokens:Tokens",
     },
     "foreign": {  # checkpoints of other programs, which `hdit convert` takes
         "k-diffusion": "hdit_cli.models.hdit_names",
@@ -50,6 +52,8 @@ CATALOG: dict[str, dict[str, str]] = {
         "dpmpp-3m-sde": "hdit_cli.diffusion.samplers.dpmpp:dpmpp_3m_sde",
         "ddpm": "hdit_cli.diffusion.samplers.timesteps:ddpm",
         "ddim": "hdit_cli.diffusion.samplers.timesteps:ddim",
+        "paella": "hdit_cli.diffusion.tokens:sample",
+        "paella-v1": "hdit_cli.diffusion.tokens:edit",
     },
     "schedule": {
         "karras": "hdit_cli.diffusion.schedules:karras",
@@ -101,7 +105,8 @@ CATALOG: dict[str, dict[str, str]] = {
     },
 }
 
-OVER_TIMESTEPS = ("ddpm", "ddim")  # samplers of networks that are told timesteps; all others go over noise levels
+OVER_TIMESTEPS = ("ddpm", "ddim")  # samplers of networks that are told timesteps
+OVER_TOKENS = ("paella", "paella-v1")  # of networks of tokens; all others go over noise levels
 
 
 def names(kind: str) -> list[str]:
@@ -112,6 +117,11 @@ def names(kind: str) -> list[str]:
 def network(name: str) -> Any:
     """The class of a network by the type of its [model] section: a backbone, or a codec that can be trained."""
     return get("model" if name in CATALOG["model"] else "codec", name)
+
+
+def over_noise_levels() -> list[str]:
+    """The samplers of denoisers of noise levels."""
+    return [name for name in names("sampler") if name not in (*OVER_TIMESTEPS, *OVER_TOKENS)]
 
 
 def check(kind: str, name: str) -> None:

@@ -104,10 +104,32 @@ def normal(
     Returns:
         (N, *shape).
     """
+    found = make(_table(seed, stream, index).to(like.device, non_blocking=True), math.prod(shape))
+    return found.view(len(found), *shape).to(like.dtype)
+
+
+def _table(seed: int, stream: str, index: Sequence[int] | np.ndarray) -> Tensor:
+    """The rows of `normals`, on the CPU."""
     key = runtime.key(seed, stream)
     numbers = np.asarray(index, dtype=np.int64)
     table = np.empty((len(numbers), 4), dtype=np.int64)
     table[:, 0], table[:, 1] = numbers & _WORD, numbers >> 32
     table[:, 2], table[:, 3] = key & _WORD, key >> 32
-    found = make(torch.from_numpy(table).to(like.device, non_blocking=True), math.prod(shape))
-    return found.view(len(numbers), *shape).to(like.dtype)
+    return torch.from_numpy(table)
+
+
+def uniform(
+    seed: int, stream: str, index: Sequence[int] | np.ndarray, shape: Sequence[int], *, device: torch.device
+) -> Tensor:
+    """As `runtime.uniform`, made on the device, other numbers: the same there as on every other.
+
+    Returns:
+        (N, *shape) in (0, 1), in steps of 2^-32 in float64; where a device has none (MPS), of 2^-24 in float32.
+    """
+    count = math.prod(shape)
+    table = _table(seed, stream, index).to(device, non_blocking=True)
+    words = torch.stack(_words(table, torch.arange((count + 3) // 4, device=device)), dim=-1).flatten(1)[:, :count]
+    words = words.view(len(words), *shape)
+    if device.type == "mps":
+        return ((words >> 8).float() + 0.5) * 2.0**-24
+    return (words.double() + 0.5) * 2.0**-32

@@ -10,13 +10,14 @@ from source_tree import dotted, named_imports
 # the files of the backbones themselves, and of what they are built from
 BACKBONES = (
     "models/hdit*.py", "models/dit*.py", "models/grow.py", "models/layers.py", "models/attention/*.py",
-    "recipe/hdit.py", "recipe/dit.py",
+    "recipe/hdit.py", "recipe/dit.py", "models/paella*.py", "recipe/paella.py",
 )  # fmt: skip
 # what only these files say: their classes, and names of parts that nothing else has
 BACKBONE_WORDS = {
-    "HDiT", "DiT", "down_levels", "mid_level", "up_levels", "merges", "patch_in", "patch_out", "class_emb", "time_emb",
+    "HDiT", "DiT", "Paella", "down_levels", "mid_level", "up_levels", "merges", "patch_in", "patch_out", "class_emb", "time_emb",
     "time_in_proj", "aug_emb", "aug_in_proj", "mapping_cond_in_proj", "mapping_inputs", "mapping_width", "mapping_depth",
     "x_embedder", "t_embedder", "y_embedder", "embedding_table", "pos_embed", "final_layer", "adaLN_modulation",
+    "in_mapper", "out_mapper", "seq_norm", "byt5_mapper", "clip_mapper", "clip_image_mapper", "class_embedding", "condition_mapper",
 }  # fmt: skip
 # words of theirs that others have too, who are excused where they use their own: `self.patch`, `task.levels(n)`, and these
 BACKBONE_ATTRIBUTES = {"levels", "patch"}
@@ -84,7 +85,7 @@ def backbone_words(path: str, syntax: ast.Module) -> list[tuple[str, int]]:
             word = _backbone_text(node.value)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             paths = [name.removeprefix("hdit_cli.").replace(".", "/") for name in named_imports(path, node)]
-            of_backbones = [p for p in paths if re.match(r"(models/h?dit\w*|recipe/h?dit)(/|$)", p)]
+            of_backbones = [p for p in paths if re.match(r"(models/(h?dit|paella)\w*|recipe/(h?dit|paella))(/|$)", p)]
             word = of_backbones[0].split("/")[1] if of_backbones else ""
         if word:
             found.append((word, node.lineno))  # pyright: ignore

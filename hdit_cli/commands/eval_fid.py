@@ -92,6 +92,10 @@ def eval_fid(
     cfg: shared.Cfg = None,
     cfg_interval: shared.CfgInterval = None,
     cfg_channels: shared.CfgChannels = None,
+    temperature: shared.Temperature = None,
+    typical: shared.Typical = None,
+    renoise: shared.RenoiseMode = None,
+    renoise_steps: shared.RenoiseSteps = None,
     size: shared.Size = None,
     weights: shared.Weights = "ema",
     batch_size: shared.BatchSize = None,
@@ -162,6 +166,10 @@ def eval_fid(
             cfg=cfg,
             cfg_interval=cfg_interval,
             cfg_channels=cfg_channels,
+            temperature=temperature,
+            typical=typical,
+            renoise=renoise,
+            renoise_steps=renoise_steps,
             size=size,
             batch_size=batch_size,
             precision=precision,
@@ -355,12 +363,14 @@ def _how(facts: dict[str, Any]) -> str:
     """How the pictures were sampled; nothing where they were there already."""
     if "sampling" not in facts:
         return ""
+    from hdit_cli.tasks.sampling import in_words
+
     how, model = facts["sampling"], facts["model"]
     words = [f"step {model['step']:,}", f"{model['weights']} weights", f"{how['sampler']} {how['steps']} steps"]
-    words += [f"cfg {how['cfg']:g}", f"seed {how['seed']}", how["precision"]]
-    if how["cfg_interval"]:
+    words += [f"cfg {in_words(how['cfg'])}", f"seed {how['seed']}", how["precision"]]
+    if how.get("cfg_interval"):
         words.append(f"cfg within sigma {how['cfg_interval'][0]:g}:{how['cfg_interval'][1]:g}")
-    if how["cfg_channels"] and how["cfg"] != 1:
+    if how.get("cfg_channels") and how["cfg"] != 1:
         words.append(f"cfg on the first {how['cfg_channels']} channels")
     if how["label"] is not None:
         words.append(shared.classes_told(how["label"]))

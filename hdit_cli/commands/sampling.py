@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,7 +34,7 @@ Steps = Annotated[
     typer.Option(
         help="Steps of the sampler.",
         parser=whole("--steps", least=1, most=MOST_STEPS),
-        show_default="the recipe's, else 50",
+        show_default="the recipe's, else 50; 12 of tokens",
     ),
 ]
 Sampler = Annotated[
@@ -42,7 +43,7 @@ Sampler = Annotated[
         metavar="NAME",
         help=f"{', '.join(catalog.names('sampler'))}.",
         autocompletion=completion.names("sampler"),
-        show_default="the recipe's, else dpmpp-3m-sde",
+        show_default="the recipe's, else dpmpp-3m-sde; paella of tokens",
     ),
 ]
 Schedule = Annotated[
@@ -89,12 +90,82 @@ ClassNames = Annotated[
         show_default="the proportions of the data",
     ),
 ]
+
+
+def _numbers_or_one(option: str, **bounds: Any) -> Callable[[Any], Any]:
+    """A parser of a number, or of two with a comma: at the first step and at the last."""
+    one = real(option, **bounds)
+
+    def read(text: Any) -> Any:
+        parts = str(text).split(",")
+        return one(text) if len(parts) != 2 else (one(parts[0]), one(parts[1]))
+
+    read.__name__ = "float"  # what `--help` shows
+    return read
+
+
+def _two(option: str, **bounds: Any) -> Callable[[Any], tuple[float, float]]:
+    """A parser of two numbers with a comma; one stands for both."""
+    either = _numbers_or_one(option, **bounds)
+
+    def read(text: Any) -> tuple[float, float]:
+        found = either(text)
+        return found if isinstance(found, tuple) else (found, found)
+
+    read.__name__ = "float"
+    return read
+
+
 Cfg = Annotated[
+    Any,
+    typer.Option(
+        help="Classifier-free guidance; 1 is off. Of tokens also 8,4: at the first step and at the last.",
+        parser=_numbers_or_one("--cfg", least=0, most=MOST_CFG),
+        show_default="the recipe's, else 1",
+    ),
+]
+Temperature = Annotated[
+    Any,
+    typer.Option(
+        metavar="A,B",
+        help="Of tokens: how evenly they are drawn, at the first step and at the last; lower is safer and more alike.",
+        parser=_two("--temperature", least=0, most=100, above=True),
+        show_default="the recipe's, else 0.7,0.3",
+    ),
+]
+Typical = Annotated[
     float | None,
     typer.Option(
-        help="Classifier-free guidance; 1 is off.",
-        parser=real("--cfg", least=0, most=MOST_CFG),
-        show_default="the recipe's, else 1",
+        help="Of tokens by paella-v1: mass of probability of those that may be drawn, 0 to 0.999; 0 is off.",
+        parser=real("--typical", least=0, most=0.999),
+        show_default="the recipe's, else 0.2",
+    ),
+]
+
+
+class Renoise(StrEnum):
+    """What --renoise takes."""
+
+    START = "start"
+    PREV = "prev"
+    RAND = "rand"
+
+
+RenoiseMode = Annotated[
+    Renoise | None,
+    typer.Option(
+        "--renoise",
+        help="Of tokens by paella-v1: what it puts back after a draw: the first noise, the tokens before, or new noise.",
+        show_default="the recipe's, else start",
+    ),
+]
+RenoiseSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--renoise-steps",
+        help="Of tokens: after how many of the draws noise is put back; -1 is all but the last.",
+        parser=whole("--renoise-steps", least=-1, most=MOST_STEPS),
+        show_default="the recipe's, else -1",
     ),
 ]
 CfgInterval = Annotated[
@@ -224,8 +295,18 @@ def wanted(**typed: Any) -> dict[str, Any]:
         if typed[kind] is not None:
             catalog.check(kind, typed[kind])
     # left out where not asked: a sweep finds the table that it began without them
-    younger = ("schedule", "eta", "rho", "cfg_channels", "precision")
-    typed = {name: value.value if isinstance(value, Words) else value for name, value in typed.items()}
+    younger = (
+        "schedule",
+        "eta",
+        "rho",
+        "cfg_channels",
+        "precision",
+        "temperature",
+        "typical",
+        "renoise",
+        "renoise_steps",
+    )
+    typed = {name: value.value if isinstance(value, StrEnum) else value for name, value in typed.items()}
     given = {name: value for name, value in typed.items() if name not in younger or value is not None}
     return {**given, "cfg_interval": parse_interval(typed["cfg_interval"]), "size": parse_size(typed["size"])}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SMOOTHING = 0.1  # of the labels
-_KEPT = 0.3  # what a clean token weighs at t = 0; at t = 1 as much as a noised one
+KEPT = 0.3  # what a clean token weighs at t = 0; at t = 1 as much as a noised one
 _TINY = 1e-20  # keeps the logarithms of a uniform finite
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # tokens, t (N,) => logits (N, K, h, w)
@@ -27,17 +27,24 @@ def noised(tokens: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.bool(), noise, tokens)
 
 
-def loss_weight(mask: Tensor, t: Tensor) -> Tensor:
-    """1 where a token was noised, 1 - 0.7 (1 - t) where it was kept: (N, h, w)."""
-    kept = 1 - mask.to(t.dtype)
-    return 1 - kept * (1 - t[:, None, None]) * (1 - _KEPT)
+def loss_weight(mask: Tensor, t: Tensor, *, kept: float = KEPT) -> Tensor:
+    """1 where a token was noised, 1 - (1 - kept) (1 - t) where it was kept: (N, h, w)."""
+    clean = 1 - mask.to(t.dtype)
+    return 1 - clean * (1 - t[:, None, None]) * (1 - kept)
 
 
-def loss(logits: Tensor, tokens: Tensor, mask: Tensor, t: Tensor, *, smoothing: float = SMOOTHING) -> Tensor:
+def loss(
+    logits: Tensor, tokens: Tensor, mask: Tensor, t: Tensor, *, smoothing: float = SMOOTHING, kept: float = KEPT
+) -> Tensor:
     """Cross-entropy with smoothed labels over all places, the weighted mean of each image: (N,)."""
     each = F.cross_entropy(logits, tokens, label_smoothing=smoothing, reduction="none")
-    weight = loss_weight(mask, t).to(each.dtype)
+    weight = loss_weight(mask, t, kept=kept).to(each.dtype)
     return (each * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+
+
+def _finest(tensor: Tensor) -> torch.dtype:
+    """The widest floats of a device."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def drawn(probabilities: Tensor, u: Tensor) -> Tensor:
@@ -47,7 +54,7 @@ def drawn(probabilities: Tensor, u: Tensor) -> Tensor:
         probabilities: (N, K, h, w).
         u: (N, h, w), uniform in [0, 1).
     """
-    sums = probabilities.double().cumsum(1)
+    sums = probabilities.to(_finest(probabilities)).cumsum(1)
     return (sums <= u[:, None]).sum(1).clamp(max=probabilities.shape[1] - 1)
 
 
@@ -133,7 +140,7 @@ def sample(
         logits = predict(x, t)
         if unconditional is not None and i < guided:
             logits = logits * scales[i] + unconditional(x, t) * (1 - scales[i])
-        x = drawn(torch.softmax(logits.double() / temperatures[i], dim=1), uniform("token", i))
+        x = drawn(torch.softmax(logits.to(_finest(logits)) / temperatures[i], dim=1), uniform("token", i))
         if i < renoised:
             x = noised(x, noise, uniform("renoise", i) <= levels[i + 1])
         if on_step:
@@ -148,7 +155,8 @@ class Edit:
     Attributes:
         steps: T.
         first: the step to begin with; tokens then have its share of noise.
-        cfg: guidance from the unconditional logits to the conditional ones; None is off.
+        cfg: guidance from the unconditional logits to the conditional ones, one number, or at step 0 and at the last, linear
+            between; None is off.
         mass: of typical filtering; None is off.
         temperature: at step 0 and at the last, linear between.
         renoise_steps: noise is put back after steps below this; None: after all but the last.
@@ -157,7 +165,7 @@ class Edit:
 
     steps: int = 12
     first: int = 0
-    cfg: float | None = 6.0
+    cfg: float | tuple[float, float] | None = 6.0
     mass: float | None = 0.2
     temperature: tuple[float, float] = (1.0, 1.0)
     renoise_steps: int | None = None
@@ -190,12 +198,14 @@ def edit(
     """
     x = start
     temperatures = torch.linspace(*plan.temperature, plan.steps).tolist()
+    scales = torch.linspace(*plan.cfg, plan.steps).tolist() if isinstance(plan.cfg, tuple) else [plan.cfg] * plan.steps
     renoised = plan.steps - 1 if plan.renoise_steps is None else plan.renoise_steps
     for i in range(plan.first, plan.steps):
         before, t = x, torch.full((len(x),), plan.level(i), device=x.device)
         logits = predict(x, t)
-        if unconditional is not None and plan.cfg is not None:
-            logits = torch.lerp(unconditional(x, t), logits, plan.cfg)
+        scale = scales[i]
+        if unconditional is not None and scale is not None:
+            logits = torch.lerp(unconditional(x, t), logits, scale)
         if plan.mass is not None:
             logits = typical(logits, mass=plan.mass)
         u = uniform("gumbel", i).movedim(-1, 1)

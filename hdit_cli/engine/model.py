@@ -54,7 +54,7 @@ class Model:
 
     @property
     def denoiser(self) -> Any:
-        """The network as a denoiser of noise levels: (x, sigma (N,), **conditions) to x0."""
+        """The network as a denoiser of noise levels: (x, sigma (N,), **conditions) to x0; networks of tokens have none."""
         return self.task.denoiser
 
     @property
@@ -86,7 +86,7 @@ class Model:
 
     @property
     def channels(self) -> int:
-        return self.recipe["model"]["channels"]
+        return self.network.channels
 
     @property
     def vocabulary(self) -> int:

@@ -33,10 +33,10 @@ class Network(Protocol):
     """A backbone: an `nn.Module` from a noisy image and its level to an answer.
 
     Attributes:
-        told: what it is told of the noise, "sigma" or "timestep".
+        told: what it is told of the noise: "sigma", "timestep", or "share", of tokens that are noise.
         title, paper: its name in words, and the arXiv number that tells of it.
         architecture: what the header of a file calls it (`modelspec.architecture`).
-        channels: of the image.
+        channels: of the image; 1 of tokens.
         classes: number of classes; 0 for none.
         unit: (height, width) of which an image's sides must be multiples.
         seams: (height, width) in pixels of what it makes as one piece; between them seams may show.
@@ -56,7 +56,7 @@ class Network(Protocol):
     def seams(self) -> tuple[int, int]: ...
 
     def __call__(self, x: Tensor, level: Tensor, **conditions: Any) -> Tensor:
-        """(N, C, H, W), (N,) and conditions by name to (N, C or 2C, H, W)."""
+        """(N, C, H, W), (N,) and conditions by name to (N, C or 2C, H, W); tokens int64 (N, h, w) to logits (N, K, h, w)."""
         ...
 
     def wants(self) -> dict[str, Condition]:

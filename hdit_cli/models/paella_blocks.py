@@ -7,8 +7,11 @@ layer norm is over channels, without weights.
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hdit_cli.models.layers import Dropout
 
 _EPS = 1e-6
 
@@ -62,7 +65,7 @@ def perceptron(width: int, *, dropout: float) -> nn.Sequential:
         nn.Linear(width, 4 * width),
         nn.GELU(),
         GlobalResponseNorm(4 * width),
-        nn.Dropout(dropout),
+        Dropout(dropout),
         nn.Linear(4 * width, width),
     )
 
@@ -98,26 +101,59 @@ class FeedForwardBlock(nn.Module):
 
 
 class TimestepBlock(nn.Module):
-    """x (1 + a) + b, both from the time features."""
+    """x (1 + a) + b, both from the time features and, where `condition`, from a condition vector of that width beside them."""
 
-    def __init__(self, width: int, features: int) -> None:
+    def __init__(self, width: int, features: int, *, condition: int = 0) -> None:
         super().__init__()
         self.mapper = nn.Linear(features, 2 * width)
+        if condition:  # with `mapper` one linear of [r; condition], whose parts bear names of their own
+            self.condition_mapper = nn.Linear(condition, 2 * width, bias=False)
 
-    def forward(self, x: Tensor, r: Tensor) -> Tensor:
-        a, b = self.mapper(r)[:, :, None, None].chunk(2, dim=1)
+    def forward(self, x: Tensor, r: Tensor, condition: Tensor | None = None) -> Tensor:
+        both = self.mapper(r)
+        if condition is not None:
+            both = both + self.condition_mapper(condition)
+        a, b = both[:, :, None, None].chunk(2, dim=1)
         return x * (1 + a) + b
 
 
-class Attention(nn.Module):
-    """torch's multi-head attention under the name that the authors' weights have for it."""
+class Heads(nn.Module):
+    """Multi-head attention with torch's names of its weights; which of its weights drop out is a function of the image's key."""
 
     def __init__(self, width: int, heads: int, *, dropout: float) -> None:
         super().__init__()
-        self.attn = nn.MultiheadAttention(width, heads, dropout=dropout, bias=True, batch_first=True)
+        self.width, self.heads = width, heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        self.dropout = Dropout(dropout)
+        nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, query: Tensor, keys: Tensor, *, hidden: Tensor | None) -> Tensor:
-        return self.attn(query, keys, keys, key_padding_mask=hidden, need_weights=False)[0]
+        """(N, Q, width) and (N, S, width) to (N, Q, width); keys where `hidden` (N, S) is true are not seen."""
+        c = self.width
+        q = F.linear(query, self.in_proj_weight[:c], self.in_proj_bias[:c])
+        k, v = F.linear(keys, self.in_proj_weight[c:], self.in_proj_bias[c:]).chunk(2, dim=-1)
+        q, k, v = (rearrange(each, "n l (a d) -> n a l d", a=self.heads) for each in (q, k, v))
+        mask = None if hidden is None else ~hidden[:, None, None]
+        if self.training and self.dropout.p:
+            scores = q @ k.mT * (c // self.heads) ** -0.5
+            scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
+            out = self.dropout(scores.softmax(dim=-1)) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(rearrange(out, "n a l d -> n l (a d)"))
+
+
+class Attention(nn.Module):
+    """The heads under the name that the authors' weights have for them."""
+
+    def __init__(self, width: int, heads: int, *, dropout: float) -> None:
+        super().__init__()
+        self.attn = Heads(width, heads, dropout=dropout)
+
+    def forward(self, query: Tensor, keys: Tensor, *, hidden: Tensor | None) -> Tensor:
+        return self.attn(query, keys, hidden=hidden)
 
 
 class AttentionBlock(nn.Module):
@@ -131,11 +167,20 @@ class AttentionBlock(nn.Module):
         self.kv_mapper = nn.Sequential(nn.SiLU(), nn.Linear(condition, width))
 
     def forward(self, x: Tensor, sequence: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """`hidden`: bool (N, L), true where a place of the sequence is padding."""
+        """`hidden`: bool (N, L), true where a place of the sequence is padding. An image that sees no key stays as it is."""
+        if not self.self_attention and not sequence.shape[1]:
+            return x
         keys = self.kv_mapper(sequence)
         query = self.norm(x).flatten(2).transpose(1, 2)
+        blind = None
         if self.self_attention:
             keys = torch.cat([query, keys], dim=1)
             if hidden is not None:
                 hidden = torch.cat([hidden.new_zeros(query.shape[:2]), hidden], dim=1)
-        return x + self.attention(query, keys, hidden=hidden).transpose(1, 2).reshape(x.shape)
+        elif hidden is not None:
+            blind = hidden.all(dim=1, keepdim=True)  # (N, 1)
+            hidden = hidden & ~blind
+        y = self.attention(query, keys, hidden=hidden)
+        if blind is not None:
+            y = torch.where(blind[:, :, None], 0.0, y)
+        return x + y.transpose(1, 2).reshape(x.shape)

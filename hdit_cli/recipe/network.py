@@ -37,7 +37,8 @@ class NetworkSection(Protocol):
     """A [model] section.
 
     Attributes:
-        told: what the network is told of the noise, "sigma" or "timestep"; "nothing" for an autoencoder.
+        told: what the network is told of the noise: "sigma", "timestep", or "share", of tokens that are noise; "nothing" for an
+            autoencoder.
         takes_augment: whether it can be told what was done to a picture.
         unit: (height, width) of which an image's sides must be multiples.
         recomputes: whether training computes something a second time instead of keeping it.

@@ -23,7 +23,7 @@ from hdit_cli.recipe.overrides import overridden
 from hdit_cli.recipe.section import Section, stop_at
 from hdit_cli.recipe.sections import Data, Ema, Eval, Log, Optimizer, Sample, Train, Validation
 from hdit_cli.recipe.source import Source, is_of_a_run, locate, read, stand_in
-from hdit_cli.recipe.task import AnyTask, Autoencode, Ddpm, Denoise
+from hdit_cli.recipe.task import AnyTask, Autoencode, Ddpm, Denoise, Tokens
 
 _BAD_IN_NAME = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 
@@ -82,7 +82,9 @@ class Recipe(Section):
                 [(("data", "augment"), f"is for a network that is told of it, and {self.model.type} is not; 0 is off")]
             )
         complete = self.diffusion.resolved(image_size=max(self.model.size))
-        stop_at(self.task.problems(model=self.model, diffusion=complete, sample=self.sample))
+        sample = self.sample.of_tokens() if self.task.type == "tokens" else self.sample
+        stop_at([*self.task.problems(model=self.model, diffusion=complete, sample=sample), *sample.problems()])
+        object.__setattr__(self, "sample", sample)
         object.__setattr__(self, "diffusion", complete)  # the last act of construction; frozen from here on
         return self
 
@@ -180,7 +182,7 @@ def _key_tree() -> messages.KeyTree:
             sections[(key,)] = tuple(info.annotation.model_fields)
     for tagged, kinds in {
         ("model",): network_sections().values(),
-        ("task",): (Denoise, Ddpm, Autoencode),
+        ("task",): (Denoise, Ddpm, Autoencode, Tokens),
         ("diffusion", "density"): diffusion.Density.__subclasses__(),
     }.items():
         for kind in kinds:

@@ -1,11 +1,21 @@
 """The sections that are not the model's or the diffusion's: data, training, optimizer, average, sampling, scores."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WrapValidator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from hdit_cli import catalog
 from hdit_cli.recipe.section import (
     FeaturesName,
     LearningRateName,
@@ -13,6 +23,7 @@ from hdit_cli.recipe.section import (
     MetricName,
     PathText,
     Probability,
+    Problem,
     SamplerName,
     ScheduleName,
     Section,
@@ -154,8 +165,40 @@ class Log(Section):
     trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Listed, AfterValidator(_no_repeats)] = ()
 
 
+def _pair_or_number(value: Any, number: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        return number(value)
+    if len(value) != 2:
+        text = f"must be a number, or two: at the first step and at the last; has {len(value)}"
+        raise PydanticCustomError("sentence", "{text}", {"text": text})
+    return tuple(number(each) for each in value)
+
+
+Guidance = Annotated[
+    float,
+    Field(ge=0.0, le=1000.0),
+    WrapValidator(_pair_or_number),
+    PlainSerializer(lambda value: list(value) if isinstance(value, tuple) else value, return_type=Any),
+]
+Temperature = Annotated[float, Field(gt=0.0, le=100.0)]
+
+# of [sample]: what acts with samplers of tokens alone, and what never with them
+OF_TOKENS = ("temperature", "typical", "renoise", "renoise_steps")
+OF_NUMBERS = ("schedule", "eta", "rho")
+
+
+def not_acting(sampler: str) -> tuple[str, ...]:
+    """Settings of [sample] that do nothing with a sampler."""
+    if sampler not in catalog.OVER_TOKENS:
+        return OF_TOKENS
+    return OF_NUMBERS if sampler == "paella-v1" else (*OF_NUMBERS, "typical", "renoise")
+
+
 class Sample(Section):
-    """Defaults of `hdit sample`, and the grids that training draws (`n` images)."""
+    """Defaults of `hdit sample`, and the grids that training draws (`n` images).
+
+    Settings that do not act with the sampler are refused, and not written down.
+    """
 
     sampler: SamplerName = "dpmpp-3m-sde"
     schedule: ScheduleName = "karras"
@@ -164,9 +207,45 @@ class Sample(Section):
         default_factory=lambda data: 0.0 if data.get("sampler") == "ddim" else 1.0
     )
     rho: Annotated[float, Field(gt=0.0, le=100.0)] = 7.0  # of the Karras schedule
-    cfg: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0  # classifier-free guidance; 1 = off
+    cfg: Guidance = 1.0  # classifier-free guidance; 1 = off; of tokens also [first, last step]
+    temperature: Annotated[tuple[Temperature, Temperature], Listed] = (
+        Field(  # of tokens, at the first step and at the last
+            default_factory=lambda data: (1.0, 1.0) if data.get("sampler") == "paella-v1" else (0.7, 0.3)
+        )
+    )
+    typical: Annotated[float, Field(ge=0.0, lt=1.0)] = (
+        0.2  # paella-v1: mass of probability of the tokens it draws from; 0 = all
+    )
+    renoise: Literal["start", "prev", "rand"] = (
+        "start"  # paella-v1: what it puts back: the first noise, the last tokens, new
+    )
+    renoise_steps: Annotated[
+        int, Field(ge=-1, le=100_000)
+    ] = -1  # of tokens: draws after which noise is put back; -1 = all but one
     n: Annotated[int, Field(ge=1, le=4096)] = 36
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
+
+    @model_serializer(mode="wrap")
+    def _acting(self, dump: Any) -> dict[str, Any]:
+        others = not_acting(self.sampler)
+        return {name: value for name, value in dump(self).items() if name not in others}
+
+    def problems(self) -> Iterator[Problem]:
+        """Settings that were made and do nothing."""
+        fitting = {name: " or ".join(catalog.OVER_TOKENS) for name in OF_TOKENS}
+        fitting |= {"typical": "paella-v1", "renoise": "paella-v1"}
+        for name in not_acting(self.sampler):
+            if name in self.model_fields_set:
+                why = f"is read by {fitting[name]} alone" if name in fitting else "is not for samplers of tokens"
+                yield ("sample", name), f"{why}, and sample.sampler is {self.sampler!r}; leave it out"
+        if isinstance(self.cfg, tuple) and self.sampler not in catalog.OVER_TOKENS:
+            yield ("sample", "cfg"), f"must be one number for {self.sampler}; two are for samplers of tokens"
+
+    def of_tokens(self) -> Self:
+        """The section of a model of tokens: its own sampler and number of steps where none was named."""
+        usual: dict[str, Any] = {"sampler": catalog.OVER_TOKENS[0], "steps": 12}
+        missing = {name: value for name, value in usual.items() if name not in self.model_fields_set}
+        return self.model_copy(update=missing)
 
 
 def _some_weights(value: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag
 from hdit_cli import catalog
 from hdit_cli.recipe.diffusion import Diffusion
 from hdit_cli.recipe.network import NetworkSection
-from hdit_cli.recipe.section import PathText, Problem, Section
+from hdit_cli.recipe.section import PathText, Probability, Problem, Section
 from hdit_cli.recipe.sections import Sample
 
 DEFAULT_TASK = "denoise"
@@ -26,9 +26,12 @@ class Denoise(Section):
         """What of the rest of a recipe does not go with the task; arguments as in `Ddpm.problems`."""
         if model.told == "nothing":
             yield ("task", "type"), 'is "denoise", and an autoencoder is trained by task.type = "autoencode"'
-        if sample.sampler in catalog.OVER_TIMESTEPS:
-            fitting = ", ".join(name for name in catalog.names("sampler") if name not in catalog.OVER_TIMESTEPS)
-            yield ("sample", "sampler"), f'is {sample.sampler!r}, which is for task.type = "ddpm"; one of: {fitting}'
+        if model.told == "share":
+            yield ("task", "type"), f'is "denoise", and a network of type "{model.type}" makes tokens: "tokens"'
+        elif sample.sampler in (*catalog.OVER_TIMESTEPS, *catalog.OVER_TOKENS):
+            fitting = ", ".join(catalog.over_noise_levels())
+            other = "tokens" if sample.sampler in catalog.OVER_TOKENS else "ddpm"
+            yield ("sample", "sampler"), f'is {sample.sampler!r}, which is for task.type = "{other}"; one of: {fitting}'
 
     def facts(self, diffusion: Diffusion) -> dict[str, Any]:
         """What `hdit info` tells of it."""
@@ -72,10 +75,10 @@ class Ddpm(Section):
             yield ("task", "cfg_channels"), what
         if model.told != "timestep":
             yield ("task", "type"), 'is "ddpm", which is for a network that is told timesteps: model.type = "dit"'
-        usual, found = Diffusion().chosen(), diffusion.chosen()
-        for key in Diffusion.model_fields:
-            if key != "class_dropout" and found[key] != usual[key]:
-                yield ("diffusion", key), "is of the task denoise; ddpm has a table of its own, so leave it out"
+        elif sample.sampler in catalog.OVER_TOKENS:
+            fitting = ", ".join(name for name in catalog.names("sampler") if name not in catalog.OVER_TOKENS)
+            yield ("sample", "sampler"), f'is {sample.sampler!r}, which is for task.type = "tokens"; one of: {fitting}'
+        yield from _own_noise(diffusion, "ddpm has a table of its own, so leave it out")
         if sample.sampler in catalog.OVER_TIMESTEPS and sample.steps > self.timesteps:
             text = (
                 f"must be at most task.timesteps {self.timesteps}, which {sample.sampler} goes over, is {sample.steps}"
@@ -89,6 +92,46 @@ class Ddpm(Section):
     def arguments(self, diffusion: Diffusion) -> dict[str, Any]:
         """Keyword arguments of the task, beside its network."""
         return self.model_dump(exclude={"type", "cfg_channels"}) | {"class_dropout": diffusion.class_dropout}
+
+
+class Tokens(Section):
+    """Rampas et al. 2022: all clean tokens at once from ones of which a share is replaced by random ones, as Paella was trained.
+
+    Of `[diffusion]`, `class_dropout` alone is read.
+    """
+
+    outputs: ClassVar[int] = 1
+    cfg_channels: ClassVar[int] = 0
+    type: Literal["tokens"] = "tokens"
+    smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1  # of the labels
+    t_min: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.001  # the least share of noise that training draws
+    kept_weight: Probability = 0.3  # of tokens that no noise replaced, in the loss at t = 0; at t = 1 they weigh 1
+
+    def problems(self, *, model: NetworkSection, diffusion: Diffusion, sample: Sample) -> Iterator[Problem]:
+        """What of the rest of a recipe does not go with the task; arguments as in `Ddpm.problems`."""
+        if model.told != "share":
+            yield ("task", "type"), 'is "tokens", which is for a network of tokens: model.type = "paella"'
+        elif sample.sampler not in catalog.OVER_TOKENS:
+            fitting = ", ".join(catalog.OVER_TOKENS)
+            yield ("sample", "sampler"), f"is {sample.sampler!r}, which makes numbers and no tokens; one of: {fitting}"
+        yield from _own_noise(diffusion, "tokens have none of it, so leave it out")
+
+    def facts(self, diffusion: Diffusion) -> dict[str, Any]:
+        """What `hdit info` tells of it."""
+        return {"task": self.type, **self.model_dump(exclude={"type"})}
+
+    def arguments(self, diffusion: Diffusion) -> dict[str, Any]:
+        """Keyword arguments of the task, beside its network."""
+        settings = {"smoothing": self.smoothing, "t_min": self.t_min, "kept_weight": self.kept_weight}
+        return {**settings, "class_dropout": diffusion.class_dropout}
+
+
+def _own_noise(diffusion: Diffusion, why: str) -> Iterator[Problem]:
+    """What a recipe says of the noise of the task denoise, for another task."""
+    usual, found = Diffusion().chosen(), diffusion.chosen()
+    for key in Diffusion.model_fields:
+        if key != "class_dropout" and found[key] != usual[key]:
+            yield ("diffusion", key), f"is of the task denoise; {why}"
 
 
 class Autoencode(Section):
@@ -184,6 +227,9 @@ def _task_type(value: Any) -> Any:
 
 
 AnyTask = Annotated[
-    Annotated[Denoise, Tag("denoise")] | Annotated[Ddpm, Tag("ddpm")] | Annotated[Autoencode, Tag("autoencode")],
+    Annotated[Denoise, Tag("denoise")]
+    | Annotated[Ddpm, Tag("ddpm")]
+    | Annotated[Tokens, Tag("tokens")]
+    | Annotated[Autoencode, Tag("autoencode")],
     Discriminator(_task_type),
 ]

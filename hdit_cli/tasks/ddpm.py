@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from hdit_cli.tasks.task import (
     drawn_conditions,
     guided,
     in_own_dtype,
+    refuse_tokens,
     run_sigmas,
     sigmas_of,
 )
@@ -39,6 +40,9 @@ class DDPM(Plain, nn.Module):
         clip: sampling clamps the predicted image to [-1, 1].
         class_dropout: share of labels that training replaces by "no class".
     """
+
+    usual: ClassVar[Sampling] = Sampling()
+    measures: ClassVar[tuple[str, ...]] = ("loss",)
 
     def __init__(
         self, network: nn.Module, *, timesteps: int, learned_variance: bool, clip: bool, class_dropout: float
@@ -59,6 +63,15 @@ class DDPM(Plain, nn.Module):
     def network(self) -> Any:
         return self.denoiser.network
 
+    def kept(self, shape: tuple[int, int, int]) -> int:
+        """Numbers that a sampler keeps of an image: x, the next x, three denoised ones, noise, and what lies between."""
+        return 8 * math.prod(shape)
+
+    @property
+    def called(self) -> nn.Module:
+        """What a step of sampling calls; over timesteps it is the network inside."""
+        return self.denoiser
+
     def with_network(self, network: nn.Module) -> "DDPM":
         """The same task of another network."""
         return DDPM(network, **self._settings)
@@ -77,6 +90,11 @@ class DDPM(Plain, nn.Module):
         image = like.new_zeros(images, self.network.channels, *size)
         conditions = blank_conditions(self.network, images, like=like, told=told)
         return Drawn(image, image, torch.ones(images, dtype=torch.int64, device=like.device), conditions)
+
+    def example(self, images: int, shape: tuple[int, int, int], *, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Zeros at noise level 1."""
+        x = torch.zeros((images, *shape), device=like.device, dtype=like.dtype)
+        return x, x.new_ones(images)
 
     def forward(self, drawn: Drawn) -> Losses:
         """The loss of each image, and the noise level that its timestep stands for."""
@@ -119,10 +137,19 @@ class DDPM(Plain, nn.Module):
     def _nearest(self, sigma: Tensor) -> Tensor:  # (N,) => int64 (N,)
         return self.denoiser.timestep(sigma).round().long()
 
+    def noise(self, seed: int, stream: str, index: Any, *, like: Tensor) -> Tensor:
+        """Standard normal, like x0 (N, C, H, W)."""
+        return runtime.normal(seed, stream, index, like.shape[1:], like=like)
+
+    def measured(self, x0: Tensor, noise: Tensor, sigma: Tensor, conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The loss."""
+        return {"loss": self.loss_at(x0, noise, sigma, conditions)}
+
     # Sampling
 
     def check(self, sampling: Sampling) -> None:
-        """Raises UsageError for more steps than there are timesteps."""
+        """Raises UsageError for more steps than there are timesteps, and for a sampler of tokens."""
+        refuse_tokens(sampling)
         total = len(self.table)
         if sampling.by_timesteps and sampling.steps > total:
             raise UsageError(

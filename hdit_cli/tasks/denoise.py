@@ -1,9 +1,10 @@
 """The clean image from one with noise of any level (Karras et al. 2022, https://arxiv.org/abs/2206.00364)."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from hdit_cli.tasks.task import (
     drawn_conditions,
     guided,
     in_own_dtype,
+    refuse_tokens,
     run_sigmas,
     sigmas_of,
 )
@@ -40,6 +42,9 @@ class Denoise(Plain, nn.Module):
         density: name of the density of training noise levels, and its options.
         class_dropout: share of labels that training replaces by "no class".
     """
+
+    usual: ClassVar[Sampling] = Sampling()
+    measures: ClassVar[tuple[str, ...]] = ("loss",)
 
     def __init__(
         self,
@@ -78,6 +83,15 @@ class Denoise(Plain, nn.Module):
     def network(self) -> Any:
         return self.denoiser.network
 
+    def kept(self, shape: tuple[int, int, int]) -> int:
+        """Numbers that a sampler keeps of an image: x, the next x, three denoised ones, noise, and what lies between."""
+        return 8 * math.prod(shape)
+
+    @property
+    def called(self) -> nn.Module:
+        """What a step of sampling calls."""
+        return self.denoiser
+
     def with_network(self, network: nn.Module) -> "Denoise":
         """The same task of another network."""
         return Denoise(network, **self._settings)
@@ -106,6 +120,11 @@ class Denoise(Plain, nn.Module):
         conditions = blank_conditions(self.network, images, like=like, told=told)
         return Drawn(image, image, like.new_ones(images), conditions)
 
+    def example(self, images: int, shape: tuple[int, int, int], *, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Zeros at noise level 1."""
+        x = torch.zeros((images, *shape), device=like.device, dtype=like.dtype)
+        return x, x.new_ones(images)
+
     def forward(self, drawn: Drawn) -> Losses:
         """The weighted squared error of each image."""
         return Losses(self.losses(drawn.x0, drawn.noise, drawn.level, **drawn.conditions), drawn.level)
@@ -123,10 +142,19 @@ class Denoise(Plain, nn.Module):
         """As in training."""
         return self.denoiser.loss(x0, noise, sigma, **conditions)
 
+    def noise(self, seed: int, stream: str, index: Any, *, like: Tensor) -> Tensor:
+        """Standard normal, like x0 (N, C, H, W)."""
+        return runtime.normal(seed, stream, index, like.shape[1:], like=like)
+
+    def measured(self, x0: Tensor, noise: Tensor, sigma: Tensor, conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The loss."""
+        return {"loss": self.loss_at(x0, noise, sigma, conditions)}
+
     # Sampling
 
     def check(self, sampling: Sampling) -> None:
-        """Raises UsageError for a sampler of timesteps: there are none."""
+        """Raises UsageError for a sampler of timesteps, or of tokens: there are none."""
+        refuse_tokens(sampling)
         if sampling.by_timesteps:
             raise UsageError(
                 f"{sampling.sampler} goes over timesteps, and this model was trained at noise levels",

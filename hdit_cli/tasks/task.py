@@ -2,23 +2,35 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hdit_cli import runtime
+from hdit_cli import catalog, counter, runtime
 from hdit_cli.diffusion.guidance import Denoise, classifier_free, conditioned
 from hdit_cli.diffusion.samplers import sampler as find_sampler
 from hdit_cli.diffusion.schedules import schedule as find_schedule
+from hdit_cli.errors import UsageError
 from hdit_cli.models.conditions.classes import Classes
 from hdit_cli.models.layers import seed_dropout
 from hdit_cli.models.network import Network
 from hdit_cli.tasks.sampling import WITH_ETA, Sampling
 
-Noise = Callable[[str], Tensor]  # a stream's name => standard normal noise (N, C, H, W), float32, for this batch
 Wrap = Callable[[nn.Module], Callable[..., Tensor]]  # what is called in the place of a module, such as a compiled one
+
+
+class Noise(Protocol):
+    """The random numbers of a sampling's batch, each image's a function of its number and of the name of a stream."""
+
+    def __call__(self, stream: str) -> Tensor:
+        """Standard normal, (N, C, H, W), float32."""
+        ...
+
+    def uniform(self, stream: str, *more: int) -> Tensor:
+        """In (0, 1), one for each token and each of `more`: (N, h, w, *more)."""
+        ...
 
 
 class Normal(Protocol):
@@ -29,6 +41,13 @@ class Normal(Protocol):
 
 def _image_by_image(seed: int, stream: str, index: np.ndarray, shape: Sequence[int], *, like: Tensor) -> Tensor:
     return runtime.normal(seed, stream, index, shape, like=like)
+
+
+def uniforms(
+    seed: int, stream: str, index: Sequence[int] | np.ndarray, shape: Sequence[int], *, like: Tensor
+) -> Tensor:
+    """Uniforms in (0, 1), (N, *shape), the same on every device: each image's a function of (seed, stream, its number) alone."""
+    return counter.uniform(seed, stream, index, shape, device=like.device)
 
 
 @dataclass(frozen=True)
@@ -53,7 +72,7 @@ class Drawn(NamedTuple):
     """A batch with its random numbers, on the device.
 
     Attributes:
-        x0, noise: (N, C, H, W).
+        x0, noise: (N, C, H, W); of tokens int64 (N, h, w).
         level: (N,), as the task means it: a noise level, a timestep.
         conditions: by keyword of the network.
     """
@@ -107,11 +126,18 @@ class Task(Protocol):
     """What is learnt, and how pictures come of it; an `nn.Module` around the network.
 
     Attributes:
-        denoiser: the network as a denoiser of noise levels, (x, sigma (N,), **conditions) => x0.
+        usual: how it is sampled where nobody says.
+        measures: names of what `measured` gives.
+        called: what a step of sampling calls: a denoiser of noise levels, (x, sigma (N,), **conditions) => x0, which is the
+            task's `denoiser` too; or a network of tokens, (tokens, t (N,), **conditions) => logits.
     """
 
     network: Any
-    denoiser: nn.Module
+    usual: ClassVar[Sampling]
+    measures: ClassVar[tuple[str, ...]]
+
+    @property
+    def called(self) -> nn.Module: ...
 
     def with_network(self, network: nn.Module) -> Any:
         """The same task of another network."""
@@ -129,6 +155,14 @@ class Task(Protocol):
 
     def blank(self, images: int, size: tuple[int, int], *, like: Tensor, told: Mapping[str, Tensor]) -> Drawn:
         """A batch of zeros, shaped like a real one; `like` gives dtype and device, `told` the conditions known already."""
+        ...
+
+    def example(self, images: int, shape: tuple[int, int, int], *, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (C, H, W), or tokens, and levels for `called`; `like` gives dtype and device."""
+        ...
+
+    def noise(self, seed: int, stream: str, index: Any, *, like: Tensor) -> Tensor:
+        """What `measured` takes as noise for N images like x0, each a function of (seed, stream, its number)."""
         ...
 
     def forward(self, drawn: Drawn) -> Losses:
@@ -155,12 +189,16 @@ class Task(Protocol):
         """n noise levels sigma to validate at, float64, ascending: the middles of equal shares of those trained at."""
         ...
 
-    def loss_at(self, x0: Tensor, noise: Tensor, sigma: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        """The loss (N,) at noise levels (N,) of `levels`."""
+    def measured(self, x0: Tensor, noise: Tensor, sigma: Tensor, conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The "loss" (N,) at noise levels (N,) of `levels`, and by other names what else there is to tell of each image."""
         ...
 
     def check(self, sampling: Sampling) -> None:
         """Raises UsageError for a sampling that the task cannot do."""
+        ...
+
+    def kept(self, shape: tuple[int, int, int]) -> int:
+        """How many numbers a sampler keeps of an image (C, H, W) beside what a call of the network needs."""
         ...
 
     def steps(self, sampling: Sampling) -> int:
@@ -177,7 +215,8 @@ class Task(Protocol):
         on_step: Callable[[int], None] | None,
         wrap: Wrap,
     ) -> Tensor:
-        """Images (N, C, H, W), about in [-1, 1], from noise; from a picture x0 (1, C, H, W) as SDEdit does (Meng et al. 2021)."""
+        """Images (N, C, H, W), about in [-1, 1], or tokens, from noise; from a picture x0 (1, C, H, W), or its tokens, as SDEdit
+        does (Meng et al. 2021)."""
         ...
 
 
@@ -250,6 +289,21 @@ def run_sigmas(
     return find_sampler(sampling.sampler)(
         denoise, x, sigmas, noise=lambda i: noise(f"sample/step-{i}"), callback=on_step, **options
     )
+
+
+def refuse_tokens(sampling: Sampling) -> None:
+    """Raises UsageError for a sampler of tokens, for a task that makes numbers."""
+    if sampling.of_tokens:
+        raise UsageError(
+            f"{sampling.sampler} draws tokens, and this model makes numbers of noise",
+            hint=f"--sampler {catalog.over_noise_levels()[-1]}, or a model of task tokens",
+        )
+    if isinstance(sampling.cfg, tuple):
+        first, last = sampling.cfg
+        raise UsageError(
+            f"guidance from {first:g} to {last:g} is for models of tokens; {sampling.sampler} takes one number",
+            hint=f"--cfg {first:g}, and --cfg-interval says where it acts",
+        )
 
 
 def in_own_dtype(call: Callable[..., Tensor], *, dtype: torch.dtype) -> Callable[..., Tensor]:

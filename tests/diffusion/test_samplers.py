@@ -19,7 +19,7 @@ DETERMINISTIC = {  # name -> (options, order of convergence)
     "dpmpp-2m-sde": ({"eta": 0.0, "solver": "heun"}, 2),
     "dpmpp-3m-sde": ({"eta": 0.0}, 2),
 }
-SIGMAS = [name for name in catalog.names("sampler") if name not in catalog.OVER_TIMESTEPS]  # the others: test_timesteps
+SIGMAS = catalog.over_noise_levels()  # the others: test_timesteps
 STOCHASTIC = ["euler-ancestral", "dpmpp-2m-sde", "dpmpp-3m-sde"]
 
 

@@ -56,8 +56,10 @@ some_slow = pytest.mark.parametrize(
 
 
 def test_the_cases_are_all_of_the_catalog():
-    assert {section["type"] for section in NETWORKS.values()} == set(catalog.names("model"))
-    assert {*TASKS, "autoencode"} == set(catalog.names("task"))  # whose laws are in test_autoencode.py
+    assert {section["type"] for section in NETWORKS.values()} | {"paella"} == set(catalog.names("model"))
+    assert {*TASKS, "autoencode", "tokens"} == set(
+        catalog.names("task")
+    )  # whose laws are in test_autoencode and test_tokens
 
 
 def recipe_of(case, **changes):

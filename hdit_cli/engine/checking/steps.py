@@ -12,6 +12,7 @@ from torch import Tensor
 from hdit_cli import catalog, runtime
 from hdit_cli.data.loader import Batch
 from hdit_cli.engine.checking.ground import Found, Ground, fresh_accelerate, small_recipes
+from hdit_cli.engine.checking.shades import Shades
 from hdit_cli.engine.memory.out_of_memory import changed
 from hdit_cli.engine.model import DTYPES, Model, build_network, build_task
 from hdit_cli.engine.training.setup import new_accelerator
@@ -159,7 +160,9 @@ def _model(recipe: Recipe) -> Model:
     for parameter in network.parameters():  # gates and the last layer begin at zero
         fan_in = parameter[0].numel() if parameter.dim() > 1 else 64
         parameter.data += torch.randn(parameter.shape, generator=generator) * 0.3 / fan_in**0.5
-    return Model(build_task(network, recipe), recipe.to_dict(), [str(i) for i in range(network.classes)], weights="raw")
+    names = [str(i) for i in range(network.classes)]
+    codec: Any = Shades(network.vocabulary) if recipe.model.told == "share" else None
+    return Model(build_task(network, recipe), recipe.to_dict(), names, weights="raw", latents=codec)
 
 
 def _batch(recipe: Recipe) -> Batch:

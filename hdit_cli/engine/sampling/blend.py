@@ -14,7 +14,7 @@ from torch import Tensor
 from hdit_cli import runtime
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.sampling.classes import Wanted, class_index, class_indices
-from hdit_cli.engine.sampling.generate import choose_labels
+from hdit_cli.engine.sampling.generate import choose_labels, of_seed
 from hdit_cli.errors import UsageError
 from hdit_cli.tasks.sampling import Sampling
 
@@ -41,8 +41,12 @@ class Blend:
             return self.points[-2], self.points[-1], 1.0
         return self.points[before], self.points[before + 1], rest / (self.frames - 1)
 
-    def draw(self, stream: str, index: Sequence[int], shape: Sequence[int], *, like: Tensor) -> Tensor:
-        """A `Draw`: the noise of these frames, (n, *shape)."""
+    def draw(
+        self, stream: str, index: Sequence[int], shape: Sequence[int], *, like: Tensor, kind: str = "normal"
+    ) -> Tensor:
+        """A `Draw`: the noise of these frames, (n, *shape). Uniforms, which tokens are drawn by, are those of the first seed."""
+        if kind != "normal":
+            return of_seed(self.points[0].seed, stream, [0] * len(index), shape, like=like, kind=kind)
         ends = {seed: runtime.normal(seed, stream, [0], shape, like=like)[0] for seed in {p.seed for p in self.points}}
         places = [self.place(frame) for frame in index]
         return torch.stack([slerp(ends[a.seed], ends[b.seed], t) for a, b, t in places])
@@ -98,6 +102,10 @@ def way(
         raise UsageError(f"{frames} frames are fewer than the {stops} ends", hint=f"-n {stops} or more")
     if label is not None and (classes or len(class_indices(model, label)) > 1 or label == "all"):
         raise UsageError("an interpolation takes one --class, or --interpolate-classes", hint="leave --class out")
+    if sampling.of_tokens and len(set(seeds)) > 1:
+        raise UsageError(
+            "between two seeds of tokens lies nothing: their noise is whole numbers", hint="--interpolate-classes A:B"
+        )
     numbers = list(seeds) or [sampling.seed] * stops
     if classes:
         labels: list[int | None] = [class_index(model, name) for name in classes]

@@ -1,7 +1,7 @@
 """A set of samples on the disk: pictures, a grid or strip, and the `samples.json` that makes them again."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from hdit_cli.engine.sampling.grid import grid_png, picture_png
 from hdit_cli.engine.sampling.picture import read_picture_for
 from hdit_cli.engine.sampling.sample_folder import FORMAT, GRID, RECORD, STRIP, clear
 from hdit_cli.errors import CheckpointError, DataError
-from hdit_cli.tasks.sampling import Sampling, usual_eta
+from hdit_cli.recipe.section import plain
+from hdit_cli.tasks.sampling import Sampling, of_section, usual_eta, usual_temperature
 
 FRAMES = 9  # of an interpolation, where nobody says
 
@@ -61,12 +62,14 @@ def sampling_of(model: Model, **wanted: Any) -> Sampling:
     The recipe's guidance is none for a model without classes.
     """
     section = model.recipe["sample"]
-    defaults = {name: section[name] for name in ("steps", "sampler", "schedule", "eta", "rho", "cfg", "batch_size")}
+    defaults = {**of_section(section), "batch_size": section["batch_size"]}
     defaults["cfg_channels"] = model.recipe["task"].get("cfg_channels", 0)
     if not model.network.classes:
         defaults["cfg"] = 1.0
-    if wanted.get("sampler") is not None and section["eta"] == usual_eta(section["sampler"]):
-        defaults["eta"] = usual_eta(wanted["sampler"])
+    if wanted.get("sampler") is not None:
+        for name, usual in (("eta", usual_eta), ("temperature", usual_temperature)):
+            if name in section and defaults[name] == usual(section["sampler"]):
+                defaults[name] = usual(wanted["sampler"])
     return Sampling(**{**defaults, **{name: value for name, value in wanted.items() if value is not None}})
 
 
@@ -299,7 +302,7 @@ def _record(model: Model, order: Order, content: Content, *, sha256: str) -> dic
         "init_image": start if order.init_image is not None else None,
         "interpolate": ends if order.interpolates else None,
         **({"codec": {"path": order.codec, "sha256": model.codec.fingerprint()}} if model.latents is not None else {}),
-        "sampling": asdict(order.sampling),
+        "sampling": plain(order.sampling.told()),
         "overview": STRIP if order.interpolates else GRID,
         "images": content.facts(model),
         "environment": runtime.environment(model.device),

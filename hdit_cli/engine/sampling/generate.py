@@ -1,6 +1,7 @@
 """Images from noise. The noise of image i is a function of (seed, i) alone, whatever the batch or the number of processes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,14 +16,44 @@ from hdit_cli.engine.model import Model
 from hdit_cli.engine.sampling.classes import Wanted, class_indices
 from hdit_cli.engine.sampling.compiled import CompiledDenoiser
 from hdit_cli.engine.sampling.picture import read_picture_for
+from hdit_cli.engine.sampling.settings import check_acting
 from hdit_cli.errors import NonFiniteError, OutOfMemory, UsageError
-from hdit_cli.tasks.sampling import Sampling, usual_eta
+from hdit_cli.tasks.sampling import Sampling, usual_eta, usual_temperature
+from hdit_cli.tasks.task import uniforms
 
 
 class Draw(Protocol):
-    """Standard normal noise (n, *shape) for the images of these numbers: of the start, and of each step of a stochastic sampler."""
+    """Random numbers (n, *shape) for the images of these numbers: of the start, and of each step of a sampler that takes some.
 
-    def __call__(self, stream: str, index: Sequence[int], shape: Sequence[int], *, like: Tensor) -> Tensor: ...
+    Kinds are "normal", standard normal in the dtype of `like`, and "uniform", in (0, 1). Both are on its device.
+    """
+
+    def __call__(
+        self, stream: str, index: Sequence[int], shape: Sequence[int], *, like: Tensor, kind: str = "normal"
+    ) -> Tensor: ...
+
+
+def of_seed(
+    seed: int, stream: str, index: Sequence[int], shape: Sequence[int], *, like: Tensor, kind: str = "normal"
+) -> Tensor:
+    """A `Draw` of a seed."""
+    return (runtime.normal if kind == "normal" else uniforms)(seed, stream, index, shape, like=like)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The random numbers of a batch, see `tasks.task.Noise`."""
+
+    draw: Draw
+    index: Sequence[int]
+    shape: tuple[int, int, int]
+    like: Tensor
+
+    def __call__(self, stream: str) -> Tensor:
+        return self.draw(stream, self.index, self.shape, like=self.like)
+
+    def uniform(self, stream: str, *more: int) -> Tensor:
+        return self.draw(stream, self.index, (*self.shape[1:], *more), like=self.like, kind="uniform")
 
 
 def choose_labels(model: Model, *, n: int, wanted: Wanted, seed: int) -> Tensor | None:
@@ -69,7 +100,7 @@ def check(model: Model, sampling: Sampling) -> None:
     model.task.check(sampling)
     if sampling.size is not None:
         _check_size(model, sampling.size)
-    if sampling.cfg != 1 and not model.network.classes:
+    if sampling.guides and not model.network.classes:
         raise UsageError("--cfg needs a model with classes", hint="leave --cfg out")
     if not 0 < sampling.strength <= 1:
         raise UsageError(f"--strength {sampling.strength:g} is not in (0, 1]", hint="0.3 keeps much, 0.8 little")
@@ -119,7 +150,7 @@ def denoise_batch(
     return decode(
         model.task.sample(
             sampling,
-            noise=lambda stream: draw(stream, indices, shape, like=like),
+            noise=Numbers(draw, indices, shape, like),
             conditions={} if label is None else {"label": label.to(model.device)},
             x0=None if x0 is None else encode(x0.to(model.device)),
             on_step=on_step,
@@ -150,7 +181,7 @@ def stream(
         indices: numbers of the images to make.
         labels: int64 (images,), label of every image by its number, or weights of the classes, float (images, classes + 1);
             None for an unconditional model.
-        draw: source of the noise; None is a function of (seed, image number).
+        draw: source of random numbers; None is a function of (seed, image number).
         x0: a picture (1, C, H, W) in [-1, 1] that every image starts from.
         on_step: called after each sampler step with its number.
         through: what calls of the denoiser, or of a network of timesteps, go through: to be watched.
@@ -161,7 +192,7 @@ def stream(
     Raises:
         NonFiniteError: the model returned NaN or infinity.
     """
-    draw = draw or partial(runtime.normal, sampling.seed)
+    draw = draw or partial(of_seed, sampling.seed)
     wrap = partial(_called, sampling=sampling, images=min(sampling.batch_size, len(indices)), through=through, made={})
     for start in range(0, len(indices), sampling.batch_size):
         batch = [int(i) for i in indices[start : start + sampling.batch_size]]
@@ -205,7 +236,7 @@ def _called(
 def _too_much(model: Model, sampling: Sampling, *, count: int) -> OutOfMemory:
     """A batch of `count` images did not fit."""
     size = sampling.size or model.image_size
-    return in_sampling(images=count, size=size, unit=model.network.unit, cfg=sampling.cfg)
+    return in_sampling(images=count, size=size, unit=model.network.unit, cfg=sampling.strongest)
 
 
 def generate(
@@ -213,7 +244,7 @@ def generate(
     *,
     n: int = 4,
     seed: int = 0,
-    steps: int = 50,
+    steps: int | None = None,
     label: Wanted = None,
     init_image: str | Path | None = None,
     **options: Any,
@@ -223,11 +254,11 @@ def generate(
     Args:
         n: how many.
         seed: image i is a function of (seed, i).
-        steps: of the sampler.
+        steps: of the sampler; None is 50, or 12 of a model of tokens.
         label: a class name, a number as text, a list of them, or "all"; None draws in the proportions of the data.
         init_image: a picture that every image starts from; `strength` says how far it is left behind.
         options: the other fields of `Sampling`: sampler, schedule, eta, rho, cfg, cfg_interval, cfg_channels, size,
-            batch_size, strength, compile, precision.
+            batch_size, strength, compile, precision; of tokens temperature, typical, renoise, renoise_steps.
 
     Returns:
         uint8 (n, H, W, C) on the CPU.
@@ -236,8 +267,12 @@ def generate(
         UsageError: unknown class, sampler, or a size the network cannot be given.
         DataError: the picture cannot be read.
     """
-    options.setdefault("eta", usual_eta(options.get("sampler", Sampling.sampler)))
-    sampling = Sampling(seed=seed, steps=steps, **options)
+    usual = model.task.usual
+    options.setdefault("sampler", usual.sampler)
+    check_acting([options["sampler"]], options, word=str)
+    options.setdefault("eta", usual_eta(options["sampler"]))
+    options.setdefault("temperature", usual_temperature(options["sampler"]))
+    sampling = Sampling(seed=seed, steps=usual.steps if steps is None else steps, **options)
     check(model, sampling)
     labels = choose_labels(model, n=n, wanted=label, seed=seed)
     size = sampling.size or model.image_size

@@ -4,7 +4,6 @@ None changes the noise. Pixels agree to 1/255 between two batch sizes and betwee
 for bit at the same of all three, so all are written into the record of a sampling.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -104,33 +103,34 @@ def halved(attempt: Callable[[int], None], batch: int) -> int:
 
 def needed(model: Model, sampling: Sampling) -> Callable[[int], int]:
     """Bytes that a step of the sampler takes beyond the weights, guidance included, by the number of pictures at once."""
-    device, pictures = model.device.type, math.prod(model.shape(sampling.size)) * 4
-    each = 2 if sampling.cfg != 1 else 1
+    device, pictures = model.device.type, model.task.kept(model.shape(sampling.size)) * 4
+    each = _at_once(model, sampling)
 
-    def run(images: int, denoiser: nn.Module) -> None:
+    def run(images: int, called: nn.Module) -> None:
         with lower_precision(sampling.precision == "bf16" and model.dtype == torch.float32):
-            _call(model, sampling, images, denoiser)
+            _call(model, sampling, images, called)
 
-    call = ByImages(lambda images: follow(model.denoiser, partial(run, images), device=device))
-    return lambda batch: call(each * batch).peak + _KEPT * batch * pictures
-
-
-_KEPT = 8  # float32 pictures of a sampler: x, the next x, three denoised ones, noise, and what lies between
+    call = ByImages(lambda images: follow(model.task.called, partial(run, images), device=device))
+    return lambda batch: call(each * batch).peak + batch * pictures
 
 
-def _call(model: Model, sampling: Sampling, images: int, denoiser: nn.Module) -> None:
-    """One call of the denoiser as the fullest step makes it."""
-    shape = (images, *model.shape(sampling.size))
+def _at_once(model: Model, sampling: Sampling) -> int:
+    """Images that are in the network at once for each that is made: two under guidance, unless it asks one after the other."""
+    return 2 if sampling.guides and not sampling.of_tokens else 1
+
+
+def _call(model: Model, sampling: Sampling, images: int, called: nn.Module) -> None:
+    """One call of the denoiser, or of a network of tokens, as the fullest step makes it."""
     with torch.no_grad():
-        x = torch.zeros(shape, device=model.device, dtype=model.dtype)
-        denoiser(x, x.new_ones(images))
+        like = torch.empty(0, device=model.device, dtype=model.dtype)
+        called(*model.task.example(images, model.shape(sampling.size), like=like))
 
 
 def _try(model: Model, sampling: Sampling, *, batch: int) -> None:
     """The fullest call, made."""
     try:
         with precision.computing(sampling.precision, model.device):
-            _call(model, sampling, batch * (2 if sampling.cfg != 1 else 1), model.denoiser)
+            _call(model, sampling, batch * _at_once(model, sampling), model.task.called)
     finally:
         if model.device.type == "cuda":
             runtime.wait_for_device(model.device)

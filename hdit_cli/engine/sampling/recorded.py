@@ -100,6 +100,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _ANY_LARGEST
 
 
+def _pair(values: dict[str, Any], name: str) -> tuple[Any, Any]:
+    pair = values[name]
+    if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair))):
+        raise ValueError(f"{name} is {pair!r:.100}")
+    return pair[0], pair[1]
+
+
 def _recorded_sampling(values: dict[str, Any]) -> Sampling:
     """The sampling of a record; fields that are younger than the record have their defaults."""
     plain = Sampling(precision="fp32")  # as all were made before they said it
@@ -109,15 +116,17 @@ def _recorded_sampling(values: dict[str, Any]) -> Sampling:
     known: dict[str, Any] = {}
     for name, default in asdict(plain).items():
         if name in ("cfg_interval", "size"):
-            pair = values.get(name)
-            numbers = isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair))
-            if pair is not None and not numbers:
-                raise ValueError(f"{name} is {pair!r:.100}")
-            known[name] = tuple(pair) if pair is not None else None
+            known[name] = _pair(values, name) if values.get(name) is not None else None
+        elif name in values and (name == "temperature" or (name == "cfg" and isinstance(values[name], list))):
+            known[name] = _pair(values, name)
         elif name in values:
             known[name] = _typed(values, name, type(default))
     found = replace(plain, **known)
     if not (found.steps >= 1 and found.batch_size >= 1 and found.eta >= 0 and found.rho > 0):
+        raise ValueError("a setting is out of range")
+    if not (min(found.temperature) > 0 and 0 <= found.typical < 1 and found.renoise in ("start", "prev", "rand")):
+        raise ValueError("a setting of tokens is out of range")
+    if min(found.cfg_ramp) < 0 or found.renoise_steps < -1:
         raise ValueError("a setting is out of range")
     if found.precision not in WORDS:
         raise ValueError(f"precision is {found.precision!r:.40}")

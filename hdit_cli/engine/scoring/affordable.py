@@ -94,16 +94,16 @@ def _measured(model: Model, sampling: Sampling) -> float:
     """Seconds that a sample takes on this process, from the faster one of two small batches through the network."""
     steps = model.task.steps(sampling) * (2 if sampling.sampler in _TWICE else 1)
     images = min(4, sampling.batch_size)
-    calls = images * (2 if sampling.cfg != 1 else 1)  # guidance asks for each image twice
+    calls = images * (2 if sampling.guides else 1)  # guidance asks for each image twice
     taken = []
     chosen = precision.resolved(sampling.precision, dtype=model.dtype, device=model.device)
-    call = precision.within(chosen, model.device, model.denoiser)
+    call = precision.within(chosen, model.device, model.task.called)
     with torch.inference_mode():
-        shape = (calls, *model.shape(sampling.size))
-        x = torch.zeros(shape, device=model.device, dtype=model.dtype)
+        like = torch.empty(0, device=model.device, dtype=model.dtype)
+        inputs = model.task.example(calls, model.shape(sampling.size), like=like)
         for _ in range(2):
             started = time.perf_counter()
-            call(x, x.new_ones(calls))
+            call(*inputs)
             runtime.wait_for_device(model.device)
             taken.append(time.perf_counter() - started)
     return min(taken) * steps / images

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -42,6 +42,7 @@ from hdit_cli.metrics.memorisation import Memorisation
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.per_class import PerClassFID
 from hdit_cli.models.codecs.frozen import Frozen
+from hdit_cli.recipe.section import plain
 from hdit_cli.tasks.sampling import Sampling
 
 
@@ -107,7 +108,7 @@ class Job:
 
 def _keyed(sampling: Sampling) -> dict[str, Any]:
     """A sampling in what tells evaluations apart. One in float32 says no precision, as none did when all were so."""
-    told = asdict(sampling)
+    told = plain(sampling.told())
     if told["precision"] in ("auto", "fp32"):
         del told["precision"]
     return told
@@ -285,7 +286,7 @@ def facts_of(job: Job) -> dict[str, Any]:
     if pictures.classes:
         facts["classes"] = list(pictures.classes)
     if isinstance(pictures, Generated):
-        facts["sampling"] = {**asdict(pictures.sampling), "label": label_name(pictures.model, request.label)}
+        facts["sampling"] = {**plain(pictures.sampling.told()), "label": label_name(pictures.model, request.label)}
     if (model := job.model) is not None:
         facts["model"] = {"step": model.step, "images_seen": model.images_seen, "weights": model.weights}
         facts["model"] |= {"origin": model.origin, "sha256": job.weights}

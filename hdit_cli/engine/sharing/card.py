@@ -27,6 +27,7 @@ from hdit_cli.engine.training.init import class_names
 from hdit_cli.errors import UsageError
 from hdit_cli.models.codecs.latents import file_name as codec_name
 from hdit_cli.recipe import Recipe, named
+from hdit_cli.tasks.sampling import in_words
 
 GENERATES, RECONSTRUCTS = "unconditional-image-generation", "image-to-image"  # tasks, as model hubs call them
 _INSTALL = (  # `pip install hdit` would fetch a stranger's package
@@ -76,7 +77,7 @@ def _conditions(values: dict[str, Any]) -> dict[str, Any]:
     """How the pictures of a line of `scores.jsonl` were made, and what they were compared with."""
     how, reference = values.get("sampling") or {}, values.get("reference") or {}
     words = [str(how["sampler"]) if "sampler" in how else "", f"{how['steps']} steps" if "steps" in how else ""]
-    words += [f"cfg {how['cfg']:g}"] if how.get("cfg", 1) != 1 else []
+    words += [f"cfg {in_words(how['cfg'])}"] if how.get("cfg", 1) != 1 else []
     words += [f"class {how['label']}"] if (part := how.get("label") not in (None, "all")) else []
     words.append(net_words(values.get("features")))
     path = reference.get("path") if isinstance(reference, dict) else reference
@@ -258,6 +259,9 @@ def _score_table(scored: list[Scored]) -> str:
     return "\n".join(lines)
 
 
+_PROGRAM = "it needs PyTorch alone. Such a file is a program: load it only from where you trust it."
+
+
 def _use(model: Model, done: Exported) -> str:
     file, classes = file_name(done.path.name), class_names(model)
     label = f", label={literal(classes[0])}" if classes else ""
@@ -275,15 +279,20 @@ def _use(model: Model, done: Exported) -> str:
             f'```python\nimport hdit_cli\n\nmodel = hdit_cli.load("{file}"{weights})\n'
             f"images = hdit_cli.generate(model, n=4, seed=0{label})  # uint8 (4, H, W, C)\n```"
         )
-    arguments = "x, sigma, label" if classes else "x, sigma"
+    label = ", label" if classes else ""
     meaning = (
         ""
         if not classes
         else f'; label: int64 (N,), 0 ... {len(classes) - 1} in the order of the classes, {len(classes)} "no class"'
     )
+    if model.network.told == "share":
+        return (
+            f"A `torch.export` program of the network; {_PROGRAM}\n\n"
+            f'```python\nimport torch\n\nnetwork = torch.export.load("{file}").module()\n'
+            f"logits = network(x, t{label})  # x: int64 (N, h, w), tokens; t: (N,), share of them that is noise{meaning}\n```"
+        )
     return (
-        "A `torch.export` program of the denoiser; it needs PyTorch alone. Such a file is a program: load it only from "
-        "where you trust it.\n\n"
+        f"A `torch.export` program of the denoiser; {_PROGRAM}\n\n"
         f'```python\nimport torch\n\ndenoiser = torch.export.load("{file}").module()\n'
-        f"x0 = denoiser({arguments})  # x: (N, C, H, W) = x0 + sigma * noise; sigma: (N,){meaning}\n```"
+        f"x0 = denoiser(x, sigma{label})  # x: (N, C, H, W) = x0 + sigma * noise; sigma: (N,){meaning}\n```"
     )

@@ -77,24 +77,27 @@ def to_safetensors(model: Model, path: Path, *, dtype: str) -> Exported:
 
 
 class Callable(nn.Module):
-    """The denoiser with plain positional arguments: (x, sigma), or (x, sigma, label) where there are classes."""
+    """The denoiser, or a network of tokens, with plain positional arguments: (x, level), and label where there are classes."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.denoiser = model.denoiser
+        self.called = model.task.called
         self.has_classes = bool(model.network.classes)
 
-    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.denoiser(x, sigma, label=label if self.has_classes else None)
+    def forward(self, x: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.called(x, level, label=label if self.has_classes else None)
 
 
 def example_inputs(model: Model, *, n: int) -> tuple[Tensor, ...]:
-    """Arguments of the denoiser for n images of the trained size."""
+    """Arguments of the denoiser, or of a network of tokens, for n images of the trained size."""
     like = torch.empty(0, device=model.device, dtype=model.dtype)
     sigma = torch.tensor(
         [CHECK_SIGMAS[i % len(CHECK_SIGMAS)] for i in range(n)], device=model.device, dtype=model.dtype
     )
-    x = runtime.normal(0, "export", range(n), model.shape(), like=like) * sigma[:, None, None, None]
+    if model.network.told == "share":
+        x, sigma = model.task.random(0, "export", range(n), model.shape(), like=like), sigma / (1 + sigma)
+    else:
+        x = runtime.normal(0, "export", range(n), model.shape(), like=like) * sigma[:, None, None, None]
     label = torch.arange(n, device=model.device) % max(model.network.classes, 1)
     return (x, sigma, label) if model.network.classes else (x, sigma)
 
@@ -108,6 +111,8 @@ def _without_traces(program: torch.export.ExportedProgram) -> None:
 
 def to_torch_export(model: Model, path: Path, *, dtype: str) -> Exported:
     """A `torch.export` program of the denoiser: x (N, C, H, W) and sigma (N,), label (N,) where there are classes, any N.
+
+    Of a network of tokens: x int64 (N, h, w) and t (N,) to logits.
 
     The height and width are the trained ones. `hdit.json` inside holds the header of an inference file.
 

@@ -17,7 +17,7 @@ from hdit_cli.engine.sampling.grid import grid_png
 from hdit_cli.engine.sampling.watched import BrokenOff, Stop, Watched, check
 from hdit_cli.errors import OutOfMemory
 from hdit_cli.recipe import Recipe
-from hdit_cli.tasks.sampling import Sampling
+from hdit_cli.tasks.sampling import Sampling, of_section
 
 Tell = Callable[[Working], None]
 
@@ -51,7 +51,7 @@ def draw_grids(
         seed=recipe.train.seed,
         batch_size=section.batch_size,
         cfg_channels=recipe.task.cfg_channels,
-        **{name: getattr(section, name) for name in ("steps", "sampler", "schedule", "eta", "rho", "cfg")},
+        **of_section(recipe.sample.model_dump()),
     )
     for name, model in models.items():
         training = model.task.training

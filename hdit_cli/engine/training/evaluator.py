@@ -35,7 +35,8 @@ from hdit_cli.metrics.frechet import SFID
 from hdit_cli.metrics.metric import Metric
 from hdit_cli.metrics.patch_grid import PatchGrid
 from hdit_cli.recipe import Recipe
-from hdit_cli.tasks.sampling import Sampling
+from hdit_cli.recipe.section import plain
+from hdit_cli.tasks.sampling import Sampling, of_section
 
 
 class Evaluator:
@@ -68,7 +69,7 @@ class Evaluator:
             seed=recipe.train.seed,
             batch_size=section.batch_size,
             cfg_channels=recipe.task.cfg_channels,
-            **{name: getattr(recipe.sample, name) for name in ("steps", "sampler", "schedule", "eta", "rho", "cfg")},
+            **of_section(recipe.sample.model_dump()),
         )
         counts = {"pictures": section.during_n, "reference": self.reference.count}
         self.notes = check_counts(self.metrics, counts=counts, allow_small=True)
@@ -161,7 +162,7 @@ class Evaluator:
 
     def _basis(self) -> dict[str, Any]:
         """What two scores must share to be compared."""
-        how = {name: getattr(self.sampling, name) for name in ("steps", "sampler", "cfg")}
+        how = {name: plain(getattr(self.sampling, name)) for name in ("steps", "sampler", "cfg")}
         if self.metrics[0].needs:
             how["features"] = self._features()
         return {"metric": self.metrics[0].name, "n": self.recipe.eval.during_n, "weights": self.weights[0], **how}
@@ -214,7 +215,7 @@ class Evaluator:
             "n_reference": scores[0].n_reference,
             "features": self._features(),
             "reference": self.reference.fingerprint,
-            "sampling": {name: getattr(self.sampling, name) for name in ("seed", "steps", "sampler", "cfg")},
+            "sampling": {name: plain(getattr(self.sampling, name)) for name in ("seed", "steps", "sampler", "cfg")},
             "best": False,
         }
         return {"step": step, "images": step * self.recipe.train.batch_size, "eval": told}

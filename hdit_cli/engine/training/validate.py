@@ -125,7 +125,8 @@ class Validator:
             tell: called with (pictures done, pictures in all).
 
         Returns:
-            for each model and split: weights, split, n, sigmas (ascending), loss (mean at each sigma), mean (over all).
+            for each model and split: weights, split, n, sigmas (ascending), loss and what else the task measures (mean at each
+            sigma), mean (of the loss over all).
 
         Raises:
             BrokenOff: on every process, where one was asked to stop.
@@ -149,25 +150,32 @@ class Validator:
                 "split": split.name,
                 "n": len(split.chosen),
                 "sigmas": self.sigmas.tolist(),
-                "loss": [number(value) for value in tables[split.name][name].mean(0)],
-                "mean": number(tables[split.name][name].mean()),
+                **self._means(name, tables[split.name]),
+                "mean": number(tables[split.name][name, "loss"].mean()),
             }
             for name in models
             for split in self.splits
         ]
 
+    @staticmethod
+    def _means(name: str, tables: Mapping[tuple[str, str], np.ndarray]) -> dict[str, list[float | None]]:
+        """The mean over pictures at each noise level of all that is measured of a model."""
+        own = {what: table.mean(0) for (model, what), table in tables.items() if model == name}
+        return {what: [number(value) for value in means] for what, means in own.items()}
+
     def _losses(
         self, split: Split, models: Mapping[str, Model], *, stop: Stop | None, tell: Callable[[int], None]
-    ) -> dict[str, np.ndarray]:
-        """Per model float64 (n, levels), put together from all processes."""
+    ) -> dict[tuple[str, str], np.ndarray]:
+        """Per model and thing that is measured float64 (n, levels), put together from all processes."""
         here, done = runtime.ranks(), 0
         mine = np.arange(here.rank, len(split.chosen), here.world)
-        tables = {name: np.zeros((len(split.chosen), len(self.sigmas))) for name in models}
+        shape = (len(split.chosen), len(self.sigmas))
+        tables = {(name, what): np.zeros(shape) for name, model in models.items() for what in model.task.measures}
         broken_off = False
         try:
             for rows in of_one_size(mine, split.reader.bucket_numbers[split.chosen[mine]], most=self.batch_size):
-                for name, losses in self._batch(split, rows, models, stop=stop):
-                    tables[name][rows] = losses
+                for key, values in self._batch(split, rows, models, stop=stop):
+                    tables[key][rows] = values
                 done += len(rows)
                 tell(min(done * here.world, len(split.chosen)))
         except BrokenOff:
@@ -175,28 +183,29 @@ class Validator:
         parts = runtime.gather(None if broken_off else tables)
         if any(part is None for part in parts):
             raise BrokenOff
-        return {name: sum((part[name] for part in parts), start=np.zeros_like(tables[name])) for name in models}
+        return {key: sum((part[key] for part in parts), start=np.zeros_like(tables[key])) for key in tables}
 
     @torch.no_grad()
     def _batch(
         self, split: Split, rows: np.ndarray, models: Mapping[str, Model], *, stop: Stop | None
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, float64 (N, levels)) of each model."""
+    ) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
+        """((name, what), float64 (N, levels)) of each model and each thing that its task measures."""
         chosen = split.chosen[rows]
-        found: dict[str, list[Tensor]] = {name: [] for name in models}
+        found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in models}
         first = next(iter(models.values()))
         x0 = self._x0(split, chosen, first)
         conditions = self._conditions(split, chosen, classes=first.network.classes, like=x0)
         for level, sigma in enumerate(self.sigmas.tolist()):
             check(stop)
             index = rows * len(self.sigmas) + level
-            noise = runtime.normal(self.seed, "validation", index, x0.shape[1:], like=x0)
-            at = torch.full((len(rows),), sigma, dtype=x0.dtype, device=x0.device)
+            noise = first.task.noise(self.seed, "validation", index, like=x0)
+            at = torch.full((len(rows),), sigma, dtype=first.dtype, device=x0.device)
             for name, model in models.items():
                 with self.accelerator.autocast():
-                    found[name].append(model.task.loss_at(x0, noise, at, conditions))
-        for name, losses in found.items():
-            yield name, torch.stack(losses, 1).cpu().double().numpy()
+                    found[name].append(model.task.measured(x0, noise, at, conditions))
+        for name, measured in found.items():
+            for what in measured[0]:
+                yield (name, what), torch.stack([each[what] for each in measured], 1).cpu().double().numpy()
 
     def _x0(self, split: Split, chosen: np.ndarray, model: Model) -> Tensor:
         """What the network sees of pictures; of latents that are stored without their pictures, the mean."""

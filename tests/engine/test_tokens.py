@@ -1,0 +1,189 @@
+"""Paella on a codec of tokens through the whole engine: train, go on, validate, sample, score, export; and what is refused."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from tokens_run import K, token_codec, token_recipe
+
+import hdit_cli
+from hdit_cli import cli
+from hdit_cli.engine.run import checkpoint, events
+from hdit_cli.engine.sharing.export import to_safetensors, to_torch_export
+from hdit_cli.engine.training.loop import train
+from hdit_cli.errors import UsageError
+
+
+def typed(capsys, *words, code=0):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*map(str, words)])
+    printed = capsys.readouterr()
+    assert stop.value.code == code, printed.err
+    return printed
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_data):
+    """A codec, another one, and a run on the first."""
+    folder = tmp_path_factory.mktemp("tokens")
+    for name, seed in (("codec", 0), ("other", 1)):
+        token_codec(folder / f"{name}.safetensors", seed)
+    validated = {"every": 4, "images": 6, "levels": 3, "path": str(held_out(folder))}
+    recipe = token_recipe(folder / "codec.safetensors", validation=validated)
+    train(folder / "run", recipe, data=tiny_data, watch=lambda event: None)
+    return folder
+
+
+def held_out(folder):
+    from hdit_cli.data.prepare import PrepareOptions, prepare
+
+    generator = torch.Generator().manual_seed(1)
+    for name in ("red", "blue"):
+        (folder / "others" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8, generator=generator).numpy()
+            Image.fromarray(pixels).save(folder / "others" / name / f"{i}.png")
+    prepare(folder / "others", out=folder / "held-out", options=PrepareOptions(size=(16, 16)), workers=1)
+    return folder / "held-out"
+
+
+def digests(folder):
+    newest = checkpoint.step_name(checkpoint.list_steps(folder)[-1])
+    files = [folder / "metrics.jsonl", *sorted((folder / "samples").iterdir())]
+    files += sorted((folder / "checkpoints" / newest).glob("*.safetensors"))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture
+def afresh():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("afresh")
+def test_resumed_is_unbroken(place, tiny_data, tmp_path):
+    recipe = token_recipe(place / "codec.safetensors", validation={"every": 0}, train__accumulate=2)
+
+    class Cut(Exception):
+        pass
+
+    def stop(event):
+        if isinstance(event, events.Stepped) and event.step == 6:
+            raise Cut
+
+    train(tmp_path / "whole", recipe, data=tiny_data, watch=lambda event: None)
+    with pytest.raises(Cut):
+        train(tmp_path / "cut", recipe, data=tiny_data, watch=stop)
+    train(tmp_path / "cut", recipe, data=tiny_data, watch=lambda event: None)
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def test_validation_tells_loss_and_accuracy_by_level(place):
+    lines = [json.loads(line) for line in (place / "run" / "validation.jsonl").read_text().splitlines()]
+    assert {line["split"] for line in lines} == {"held-out", "training"} and lines[-1]["step"] == 8
+    for line in lines:
+        assert len(line["loss"]) == len(line["accuracy"]) == len(line["sigmas"]) == 3
+        assert all(0 <= share <= 1 for share in line["accuracy"])
+        assert line["sigmas"] == pytest.approx([0.2, 1, 5])  # t / (1 - t) of 1/6, 1/2, 5/6
+    assert lines[0]["loss"] == pytest.approx([torch.tensor(float(K)).log().item()] * 3)
+
+
+def test_samples_and_the_same_again(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ("sample", place / "run", "-n", 4, "--class", "all", "--cfg", "8,4", "--temperature", "1.0,0.5")
+    record = json.loads(typed(capsys, *words, "--out", "a", "--json").out)
+    told = record["sampling"]
+    assert (told["sampler"], told["cfg"], told["temperature"], told["steps"]) == ("paella", [8, 4], [1, 0.5], 3)
+    assert not {"eta", "schedule", "typical"} & set(told)
+    typed(capsys, "sample", "--from", "a/samples.json", "--out", "b")
+    typed(capsys, *words, "--batch-size", 1, "--out", "c")
+    for i in range(4):
+        one, again, alone = ((tmp_path / name / f"{i:05d}.png").read_bytes() for name in "abc")
+        assert one == again == alone
+    assert len({(tmp_path / "a" / f"{i:05d}.png").read_bytes() for i in range(4)}) == 4
+    words = ("--sampler", "paella-v1", "--typical", 0.4, "--renoise", "rand", "--renoise-steps", 1)
+    told = json.loads(typed(capsys, "sample", place / "run", "-n", 2, *words, "--out", "d", "--json").out)["sampling"]
+    assert (told["typical"], told["renoise"], told["renoise_steps"], told["temperature"]) == (0.4, "rand", 1, [1, 1])
+    typed(capsys, "sample", "--from", "d/samples.json", "--out", "e")
+    assert (tmp_path / "d/00001.png").read_bytes() == (tmp_path / "e/00001.png").read_bytes()
+    typed(capsys, "sample", place / "run", "-n", 1, "--size", "24x8", "--out", "f")
+    assert Image.open(tmp_path / "f/00000.png").size == (8, 24)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--eta", "0.5"], "--eta is for models that make numbers of noise, and paella draws tokens"),
+        (["--schedule", "karras"], "--schedule is for models"),
+        (["--cfg-interval", "1:2"], "--cfg-interval is for models"),
+        (["--sampler", "euler"], "euler makes numbers of noise, and this model makes tokens"),
+        (["--typical", "0.1"], "--typical is of paella-v1, and this is paella"),
+        (["--temperature", "0,1"], "--temperature '0' is out of range"),
+        (["--cfg", "1,2,3"], "--cfg '1,2,3' is not a number"),
+        (["--interpolate-seeds", "0:1"], "between two seeds of tokens lies nothing"),
+        (["--size", "18"], "18 is no multiple of 4"),
+        (["--size", "20"], "sides must be multiples of 2"),
+    ],
+)
+def test_what_means_nothing_is_refused(place, words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    printed = typed(capsys, "sample", place / "run", *words, code=2)
+    assert said in printed.err and not any(tmp_path.iterdir())
+
+
+def test_settings_of_tokens_are_refused_elsewhere():
+    from tiny_run import tiny_recipe
+
+    for change, said in (
+        ({"sample__temperature": [1.0, 0.5]}, "sample.temperature: is read by paella or paella-v1 alone"),
+        ({"sample__cfg": [4.0, 2.0]}, "sample.cfg: must be one number for dpmpp-3m-sde"),
+        ({"sample__sampler": "paella"}, 'is for task.type = "tokens"'),
+        ({"task__type": "tokens"}, 'for a network of tokens: model.type = "paella"'),
+    ):
+        with pytest.raises(UsageError) as error:
+            tiny_recipe(**change)
+        assert said in error.value.message.replace("which ", "")
+    assert "temperature" not in tiny_recipe().to_dict()["sample"]
+
+
+def test_a_codec_of_other_tokens_is_refused(place, tiny_data, tmp_path):
+    with pytest.raises(UsageError, match="tokens below 32"):
+        recipe = token_recipe(place / "codec.safetensors", model__vocabulary=32)
+        train(tmp_path / "run", recipe, data=tiny_data, watch=lambda event: None)
+
+
+def test_scores_and_facts(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ("eval-fid", place / "run", "-n", 4, "--metrics", "swd", "--allow-small", "--json")
+    told = json.loads(typed(capsys, *words).out)
+    assert told["scores"][0]["value"] > 0 and told["sampling"]["sampler"] == "paella"
+    facts = json.loads(typed(capsys, "info", place / "run", "--json").out)
+    assert (facts["network"], facts["task"], facts["vocabulary"]) == ("paella", "tokens", K)
+
+
+def test_python(place):
+    model = hdit_cli.load(place / "run", device="cpu")
+    images = hdit_cli.generate(model, n=3, seed=1, cfg=(4.0, 2.0))
+    assert images.shape == (3, 16, 16, 3)
+    assert torch.equal(images[1:2], hdit_cli.generate(model, n=2, seed=1, cfg=(4.0, 2.0), steps=12)[1:2])
+    with pytest.raises(UsageError, match="eta is for models"):
+        hdit_cli.generate(model, n=1, eta=0.3)
+
+
+def test_exports(place, tmp_path):
+    model = hdit_cli.load(place / "run", device="cpu")
+    assert to_safetensors(model, tmp_path / "a.safetensors", dtype="fp32").error == 0
+
+
+@pytest.mark.slow
+def test_exported_program(place, tmp_path):
+    model = hdit_cli.load(place / "run", device="cpu")
+    assert to_torch_export(model, tmp_path / "a.pt2", dtype="fp32").error < 1e-4
+    network = torch.export.load(tmp_path / "a.pt2").module()
+    x, t, label = torch.randint(K, (5, 4, 4)), torch.rand(5), torch.zeros(5, dtype=torch.int64)
+    assert torch.allclose(network(x, t, label), model.network(x, t, label), atol=1e-4)
