@@ -59,7 +59,7 @@ def test_the_cases_are_all_of_the_catalog():
     assert {section["type"] for section in NETWORKS.values()} | {"paella"} == set(catalog.names("model"))
     assert {*TASKS, "autoencode", "tokens"} == set(
         catalog.names("task")
-    )  # whose laws are in test_autoencode and test_tokens
+    )  # whose laws are in test_autoencode and test_token_laws
 
 
 def recipe_of(case, **changes):

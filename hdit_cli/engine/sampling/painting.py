@@ -29,7 +29,7 @@ class Paint:
     sha256: str = ""
 
     def on(self, tokens: Tensor, *, factor: int) -> tuple[Tensor, Tensor]:
-        """Tokens (1, h, w) of the picture on the whole canvas, and where there a token is made anew: each that any paint touches."""
+        """Tokens (1, h, w) of the picture on the whole canvas, and which are made anew: each that any paint touches."""
         place = torch.zeros_like(tokens, dtype=torch.bool)
         if self.mask is not None:
             place = F.max_pool2d(self.mask[:, None].float(), factor)[:, 0].bool().to(tokens.device)
