@@ -106,7 +106,7 @@ def _as_perceptual_loss(source: Path, heads: Path | None, path: Path, *, config:
         _tell(f"--config {config} was not needed: VGG16 is always the same network")
     kind = "LPIPS" if with_heads else "VGG16 without heads"
     told = {"path": str(path), "perceptual": "vgg16", "heads": with_heads}
-    say(json.dumps(told) if json_ else f'{path}: {kind}, a perceptual loss for `[task] type = "autoencode"`')
+    say(json.dumps(told) if json_ else f"{path}: {kind}, for task.perceptual of a recipe that trains a codec")
     return True
 
 

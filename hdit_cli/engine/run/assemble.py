@@ -21,7 +21,8 @@ def check_is_ours(tensors: header.Table, metadata: Mapping[str, str], *, where: 
         )
     if metadata.get("hdit.format") == header.LPIPS_FORMAT:
         raise CheckpointError(
-            f"{where} holds weights of LPIPS, not a model", hint="a recipe that trains a codec takes it as a loss"
+            f"{where} holds weights of LPIPS, not a model",
+            hint="task.perceptual of a recipe that trains a codec names it",
         )
     if metadata.get("hdit.format") != header.FORMAT:
         raise not_ours(where, names=tensors, has_config="config" in metadata)
