@@ -114,7 +114,7 @@ def codec(kind, latents, run, arguments, session):
             files.write_bytes(folder / f"{number:05d}.png", picture_png(other))
     features = str(arguments.features)
     record = scores(folder, session=session, features=features, reference=arguments.data / "held-out")
-    encode, decode = latents.network.macs(*held_out.size)
+    encode, decode = latents.network.macs_each(*held_out.size)
     trained = load(run, device="cpu") if run else None
     return {
         "name": CODECS[kind], "codec": latents.kind, "sha256": latents.fingerprint(), "factor": latents.factor,
@@ -132,7 +132,7 @@ def text(value, form):
 
 
 HEAD = (
-    "", "network", "parameters", "GMAC", "images seen", "training, s", "sampled by", "SWD", "FD", "codec's SWD", "codec's FD",
+    "", "network", "parameters", "GMAC a call", "images seen", "training, s", "sampled by", "SWD", "FD", "codec's SWD", "codec's FD",
 )  # fmt: skip
 HEAD_OF_CODECS = (
     "codec", "a picture is", "parameters", "GMAC to encode / decode", "images seen", "training, s", "held out", "PSNR, dB",

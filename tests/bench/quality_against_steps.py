@@ -177,7 +177,9 @@ def column(rows, x_of, *, x_name):
             curves.setdefault(row["series"], [None] * len(x))[place] = row["scores"][name]["mean"]
             bars.setdefault(row["series"], [None] * len(x))[place] = (max(each) - min(each)) / 2
             if row["of_the_codec"]:
-                curves[f"codec of the {row['kind']}"] = [row["of_the_codec"][name]] * len(x)
+                ends = (0, len(x) - 1)  # a level line over the whole panel
+                floor = [row["of_the_codec"][name] if place in ends else None for place in range(len(x))]
+                curves[f"codec of {row['kind']}"] = floor
         panels.append(Panel(name.upper(), dict(sorted(curves.items(), key=lambda each: "codec" in each[0])), bars))
     return curves_png(panels, x=x, x_name=x_name)
 
