@@ -95,7 +95,7 @@ def generator(kind, run, arguments, session):
     return model, {
         "name": kind, "run": str(run), "network": model.recipe["model"]["type"], **counted,
         "step": model.step, "images": model.images_seen, "training_seconds": training_seconds(run),
-        "sampling": {name: how[name] for name in ("sampler", "steps", "cfg", "seed")},
+        "sampling": {name: how[name] for name in ("sampler", "steps", "cfg", "seed") if name in how},
         "scores": values_of(record), "of_the_codec": codec_of(record), "evaluation": record,
     }  # fmt: skip
 
@@ -132,7 +132,8 @@ def text(value, form):
 
 
 HEAD = (
-    "", "network", "parameters", "GMAC a call", "images seen", "training, s", "sampled by", "SWD", "FD", "codec's SWD", "codec's FD",
+    "", "network", "parameters", "GMAC a call", "images seen", "training, s", "sampled by", "SWD", "FD", "codec's SWD",
+    "codec's FD",
 )  # fmt: skip
 HEAD_OF_CODECS = (
     "codec", "a picture is", "parameters", "GMAC to encode / decode", "images seen", "training, s", "held out", "PSNR, dB",
@@ -147,7 +148,7 @@ def tables(generators, codecs):
         how, of_codec = row["sampling"], row["of_the_codec"]
         lines.append((
             row["name"], row["network"], f"{row['params'] / 1e6:.3g} M", f"{row['gmacs']:.3g}", f"{row['images']:,}",
-            text(row["training_seconds"], ",.0f"), f"{how['sampler']}, {how['steps']} steps, cfg {how['cfg']:g}",
+            text(row["training_seconds"], ",.0f"), f"{how['sampler']}, {how['steps']} steps, cfg {how.get('cfg', 1):g}",
             *(text(row["scores"].get(name), ".3g") for name in ("swd", "fd")),
             *(text(of_codec.get(name), ".3g") for name in ("swd", "fd")),
         ))  # fmt: skip

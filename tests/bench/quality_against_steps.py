@@ -6,7 +6,8 @@
 
 RUN is a run folder or a checkpoint; --latents RUN is drawn like the pixels. All are scored as `hdit eval-fid` does: SWD and FD of
 n samples of each seed, averaged weights, against the same pictures. Then all of them make batches in turns, in this process: the
-seconds of an image are the median of the rounds after the first, with decoding. Each line of --sampler is a curve of its own.
+seconds of an image are the median of the rounds after the first, with decoding. Each --sampler, and each --token-sampler,
+is a curve of its own.
 
 FOLDER/quality.json holds all numbers, FOLDER/quality.png is the figure: over steps on the left, over seconds on the right. What
 was scored already, of the same weights and settings, is not scored again; the seconds are always taken anew, all together.
@@ -66,7 +67,7 @@ def points_of(arguments):
     for kind in KINDS:
         source = getattr(arguments, kind)
         steps = arguments.token_steps if kind == "tokens" else arguments.pixel_steps
-        samplers = [None] if kind == "tokens" or not arguments.sampler else arguments.sampler
+        samplers = (arguments.token_sampler if kind == "tokens" else arguments.sampler) or [None]
         found += [Point(kind, source, sampler, each) for sampler in samplers if source for each in steps]
     return found
 
@@ -227,6 +228,7 @@ def arguments_of():
     parser.add_argument("--pixel-steps", type=steps, default=[8, 12, 25, 50])
     parser.add_argument("--token-steps", type=steps, default=[4, 8, 12, 24])
     parser.add_argument("--sampler", action="append", help="of pixels and latents; the recipe's where none is named")
+    parser.add_argument("--token-sampler", action="append", help="of tokens; the recipe's where none is named")
     parser.add_argument("-n", type=int, default=500)
     parser.add_argument("--seeds", type=steps, default=[0])
     parser.add_argument("--batch", type=int, default=16)
