@@ -415,3 +415,20 @@ def test_keys_that_would_act_on_nothing_are_told(kind, task, told):
     assert told in f"{error.value.message} {error.value.hint}"
     with pytest.raises(UsageError):
         Recipe.from_dict({"model": KINDS[kind]})  # an autoencoder under the task of another network
+
+
+@pytest.mark.long
+@every_kind
+def test_compiled_losses_are_the_eager_ones(kind):
+    """By the compiler that runs use: forward and backward, while no critic judges."""
+    torch._dynamo.reset()
+    task = made(kind, dtype=torch.float32)
+    batch = drawn(task, dtype=torch.float32)
+    task(batch).loss.mean().backward()
+    wanted = {name: parameter.grad.clone() for name, parameter in task.named_parameters() if parameter.grad is not None}
+    task.zero_grad()
+    task.losses = torch.compile(task.losses, fullgraph=True)
+    task(batch).loss.mean().backward()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(dict(task.named_parameters())[name].grad, gradient, rtol=1e-3, atol=1e-4)
+    torch._dynamo.reset()

@@ -27,12 +27,23 @@ def layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x.movedim(1, -1), x.shape[1:2], eps=_EPS).movedim(-1, 1)
 
 
+class Edges(nn.Module):
+    """Repeats the outermost values of a map once around it.
+
+    As `nn.ReplicationPad2d(1)`, whose gradient has another layout than torch's compiler is told, so that compiled code stops.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x[..., :1], x, x[..., -1:]], dim=3)
+        return torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2)
+
+
 class ResBlock(nn.Module):
     """Depthwise convolution and a perceptron per pixel, each beside x and scaled by learned numbers that are 0 at the start."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.depthwise = nn.Sequential(nn.ReplicationPad2d(1), nn.Conv2d(width, width, 3, groups=width))
+        self.depthwise = nn.Sequential(Edges(), nn.Conv2d(width, width, 3, groups=width))
         self.channelwise = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.gammas = nn.Parameter(torch.zeros(6))
         for layer in (self.depthwise[1], self.channelwise[0], self.channelwise[2]):
