@@ -32,6 +32,7 @@ CATALOG: dict[str, dict[str, str]] = {
     "foreign": {  # checkpoints of other programs, which `hdit convert` takes
         "k-diffusion": "hdit_cli.models.hdit_names",
         "dit": "hdit_cli.models.dit_names",
+        "paella": "hdit_cli.models.paella_names",
     },
     "attention": {  # in the order of preference; "reference" is the judge, chosen only by name
         "natten": "hdit_cli.models.attention.natten",

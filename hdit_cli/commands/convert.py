@@ -15,7 +15,7 @@ def convert(
         Path,
         typer.Argument(
             metavar="SRC",
-            help="A checkpoint of k-diffusion's HDiT or of DiT (.safetensors, .pt, .pth, or a diffusers folder), "
+            help="A checkpoint of k-diffusion's HDiT, of DiT or of Paella (.safetensors, .pt, .pth, or a diffusers folder), "
             "an AutoencoderKL (a diffusers folder, or a file of latent diffusion), Paella's VQ model (the authors' .pt, or a "
             "diffusers folder), an AutoencoderDC (a diffusers folder), pytorch-fid's weights, or torchvision's VGG16 for a "
             "perceptual loss.",

@@ -86,7 +86,7 @@ class Model:
 
     @property
     def channels(self) -> int:
-        return self.network.channels
+        return self.recipe["model"]["channels"] if not self.vocabulary else 1
 
     @property
     def vocabulary(self) -> int:

@@ -1,6 +1,7 @@
 """Files of tokenizers: written, read, told of, and refused where they lie."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hdit_cli.engine.run.codec_file import codec_section, found_for, keep_beside
 from hdit_cli.errors import CheckpointError
 from hdit_cli.models.codecs.latents import Absent
 from hdit_cli.models.codecs.vq_vae import VQVAE as Network
+from hdit_cli.recipe import Recipe
 from hdit_cli.recipe.codec import kept
 from hdit_cli.recipe.vq_vae import VQVAE
 
@@ -141,3 +143,17 @@ def test_info_tells_of_it(file, capsys):
     network.decode_indices(network.encode(torch.zeros(1, 3, 128, 128)).indices)
     counted["encode"] += 32 * 32 * 16 * 4  # the search
     assert told["gmacs_at_128"] == {name: round(value / 1e9, 9) for name, value in counted.items()}
+
+
+def test_a_tokenizer_in_training_sees_pictures():
+    """Its vocabulary is that of what it makes: the network itself needs no codec."""
+    recipe = Recipe.from_dict(
+        {
+            "model": {"type": "vq-vae", "size": [16, 16], "c_hidden": 8, "codebook_size": 16},
+            "task": {"type": "autoencode"},
+        }
+    )
+    with torch.device("meta"):
+        network = build_network(recipe, classes=0)
+    model = Model(SimpleNamespace(network=network), recipe.to_dict())
+    assert (model.channels, model.vocabulary, model.codec.pictures(), model.image_size) == (3, 0, "", (16, 16))
