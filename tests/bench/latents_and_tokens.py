@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from quality_against_steps import codec_of, scores, values_of
 
 from hdit_cli import files, load, runtime
@@ -71,16 +71,15 @@ def grid(model, *, columns, seed):
 
 
 def small(png):
-    """The same picture below MOST bytes: packed harder, else in fewer colours, of which the file then says so on stdout."""
+    """The same picture below MOST bytes: packed harder, else with fewer bits a channel, which is then said on stdout."""
     picture = Image.open(io.BytesIO(png), formats=("PNG",)).convert("RGB")
-    for colours in (None, 256, 128, 64):
+    for bits in (8, 7, 6, 5, 4):
         if len(png) < MOST:
-            return png
+            break
         buffer = io.BytesIO()
-        (picture if colours is None else picture.quantize(colours)).save(buffer, format="PNG", optimize=True)
+        ImageOps.posterize(picture, bits).save(buffer, format="PNG", optimize=True)
         png = buffer.getvalue()
-        if colours is not None:
-            print(f"note: a grid in {colours} colours, to stay below {MOST:,} bytes")
+        print(f"note: a grid of {len(png):,} bytes at {bits} bits a channel")
     return png
 
 
