@@ -7,7 +7,7 @@ where there is one). Weights that are stored in another dtype are computed with 
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ WORDS = (AUTO, "tf32", *OF_DTYPE.values())
 # torch keeps the switches for a process and not for a thread, while pictures of one batch are scored in a thread as the next
 # are made. What is launched keeps what was set when it was, so only launches must not meet.
 _switches = threading.RLock()
+_lent = threading.local()
 
 
 def has_tf32(device: torch.device) -> bool:
@@ -93,9 +94,20 @@ def within(precision: str, device: torch.device, call: Callable[..., Any]) -> Ca
 
 
 @contextmanager
+def lent() -> Iterator[None]:
+    """Inside, this thread works for one that is inside `computing` and waits for it: it does not wait for that one in turn."""
+    before = getattr(_lent, "on", False)
+    _lent.on = True
+    try:
+        yield
+    finally:
+        _lent.on = before
+
+
+@contextmanager
 def _switched(*, tf32: bool) -> Iterator[None]:
     """Matrix products and convolutions of float32 in TF32 inside, or not; then as before."""
-    with _switches:
+    with nullcontext() if getattr(_lent, "on", False) else _switches:
         before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32

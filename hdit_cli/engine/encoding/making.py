@@ -27,7 +27,7 @@ from hdit_cli.engine.encoding.sums import Sums
 from hdit_cli.engine.encoding.work import Record, Task, write_record
 from hdit_cli.errors import DataError, NonFiniteError
 from hdit_cli.models.codecs.frozen import Frozen
-from hdit_cli.precision import computing
+from hdit_cli.precision import computing, lent
 
 _CHUNK = 1 << 22
 _LARGEST = float(np.finfo(np.float16).max)
@@ -124,7 +124,7 @@ class Maker(AbstractContextManager["Maker"]):
 
     def _made(self, numbers: np.ndarray, pixels: "Future[Tensor]") -> _Made:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.facts.precision == "bf16")
-        with torch.no_grad(), autocast:
+        with lent(), torch.no_grad(), autocast:
             x = to_x0(pixels.result().to(self.device))
             views = [self.codec.moments(view) for view in (x, x.flip(3))]
         plain, mirrored = (self._checked(view, numbers) for view in views)
