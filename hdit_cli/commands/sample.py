@@ -1,5 +1,6 @@
 """`hdit sample CKPT`."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +65,24 @@ def sample(
         typer.Option(
             help="How far --init-image is left behind: (0, 1], the share of steps run.",
             parser=real("--strength", least=0, most=1, above=True),
-            show_default="0.6",
+            show_default="0.6; 1 with --mask or --outpaint",
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of models of tokens: a picture of the size of --init-image; what is white there is made anew. The rest stays "
+            "as the codec reconstructs it.",
+            show_default=False,
+        ),
+    ] = None,
+    outpaint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="L,T,R,B",
+            help="Of models of tokens: pixels to make on the left, top, right and bottom of --init-image.",
+            show_default=False,
         ),
     ] = None,
     interpolate_seeds: Annotated[
@@ -126,6 +144,7 @@ def sample(
     ends = {"seeds": _seeds(interpolate_seeds), "classes": _classes(interpolate_classes)}
     label = shared.classes(class_)
     named = {"n": n, "label": label, "weights": weights, "init_image": init_image and str(init_image), **ends}
+    named |= {"mask": mask and str(mask), "outpaint": _margins(outpaint)}
     named["codec"] = codec and str(codec)
     _check_together({**wanted, **named}, redo=from_ is not None)
     folder = _folder(checkpoint, from_, out=out, force=force)
@@ -143,7 +162,7 @@ def sample(
 
     model, sha256 = load_for(asked.order, sha256=asked.sha256, device=on)
     order = _again(asked.order, model) if from_ is not None else _sampled(asked.order, model, wanted)
-    content = prepare(model, order, init_sha256=asked.init_sha256)
+    content = prepare(model, order, init_sha256=asked.init_sha256, mask_sha256=asked.mask_sha256)
     main = runtime.ranks().is_main
     if main:
         shared.tell_origin(weights=model.weights, origin=model.origin)
@@ -230,6 +249,28 @@ def _seeds(text: str | None) -> tuple[int, ...]:
     return seeds
 
 
+def _margins(text: str | None) -> tuple[int, int, int, int]:
+    """The pixels of L,T,R,B.
+
+    Raises:
+        UsageError: not four whole numbers, or nothing to make.
+    """
+    from hdit_cli.errors import UsageError
+
+    if text is None:
+        return 0, 0, 0, 0
+    words = text.split(",")
+    found = tuple(int(word) if re.fullmatch(r"[0-9]{1,5}", word.strip()) else -1 for word in words)
+    if len(found) != 4 or min(found) < 0:
+        raise UsageError(
+            f"--outpaint {text[:40]!r} is not L,T,R,B",
+            hint="pixels on the left, top, right and bottom: for example 32,0,32,0",
+        )
+    if not any(found):
+        raise UsageError(f"--outpaint {text[:40]!r} adds nothing", hint="leave it out, or 32,0,32,0")
+    return found
+
+
 def _classes(text: str | None) -> tuple[str, ...]:
     """The names of A:B[:C…].
 
@@ -256,6 +297,8 @@ def _check_together(given: dict[str, Any], *, redo: bool) -> None:
         plain = {
             "weights": "ema",
             "init_image": given["init_image"],
+            "mask": given["mask"],
+            "outpaint": (0, 0, 0, 0),
             "codec": given["codec"],
             "seeds": (),
             "classes": (),
@@ -267,6 +310,9 @@ def _check_together(given: dict[str, Any], *, redo: bool) -> None:
         return
     if given["strength"] is not None and given["init_image"] is None:
         raise UsageError("--strength needs a picture to start from", hint="--init-image FILE")
+    for name, unset in (("mask", None), ("outpaint", (0, 0, 0, 0))):
+        if given[name] != unset and given["init_image"] is None:
+            raise UsageError(f"--{name} needs a picture to start from", hint="--init-image FILE")
     if given["seeds"] and given["seed"] is not None:
         raise UsageError("--interpolate-seeds names the seeds", hint="leave --seed out")
 
@@ -287,7 +333,10 @@ def _recorded(checkpoint: str | None, from_: Path | None, named: dict[str, Any])
     order = recorded.order
     if named["init_image"] and not order.init_image:
         raise UsageError(f"the samples of {from_} were started from no picture", hint="leave --init-image out")
+    if named["mask"] and not order.mask:
+        raise UsageError(f"the samples of {from_} were made under no mask", hint="leave --mask out")
     moved = {"checkpoint": checkpoint or order.checkpoint, "init_image": named["init_image"] or order.init_image}
+    moved["mask"] = named["mask"] or order.mask
     moved["codec"] = named["codec"] or _still_there(order.codec)
     return replace(recorded, order=replace(order, **moved))
 
@@ -316,10 +365,14 @@ def _sampled(order: "Order", model: "Model", wanted: dict[str, Any]) -> "Order":
 
     from hdit_cli.engine.sampling.collect import image_count, sampling_of
     from hdit_cli.engine.sampling.pace import PACE, paced
+    from hdit_cli.engine.sampling.painting import canvas_size, check_paint
     from hdit_cli.engine.sampling.settings import check_asked
 
-    if order.init_image and wanted["strength"] is None:
+    check_paint(model, mask=order.mask is not None, margins=order.outpaint)
+    if order.init_image and wanted["strength"] is None and not (order.mask or any(order.outpaint)):
         wanted = {**wanted, "strength": STRENGTH}
+    if any(order.outpaint):
+        wanted = {**wanted, "size": canvas_size(wanted["size"] or model.image_size, order.outpaint)}
     fast = {name: wanted[name] for name in PACE}
     sampling = sampling_of(model, **wanted)
     check_asked([sampling], wanted)
@@ -338,4 +391,10 @@ def _sentence(record: dict[str, Any], folder: Path) -> str:
         words.append(shared.classes_told(record["label"]))
     if record["init_image"]:
         words.append(f"from {record['init_image']['path']} at strength {record['sampling']['strength']:g}")
+    if record.get("mask"):
+        words.append(f"painted where {record['mask']['path']} is white")
+    if record.get("outpaint"):
+        words.append(
+            "painted around by {} on the left, {} above, {} on the right, {} below".format(*record["outpaint"])
+        )
     return f"{', '.join(words)}; {record['overview']} and samples.json in {folder}"

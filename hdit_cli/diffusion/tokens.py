@@ -118,6 +118,7 @@ def sample(
     uniform: Callable[[str, int], Tensor],
     unconditional: Predict | None = None,
     start: Tensor | None = None,
+    mask: Tensor | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Tokens from noise: every place is drawn at every step, and a share of them becomes the first noise again.
@@ -127,9 +128,10 @@ def sample(
         uniform: (what, step) to (N, h, w) in [0, 1); what is "token" or "renoise".
         unconditional: the network without condition; None: no guidance.
         start: tokens to begin with, at the noise of `t_start`; None: `noise`.
+        mask: (N, h, w), true where tokens are drawn; the others stay those of `start`.
         on_step: told the number of each step done, from 1.
     """
-    x = noise if start is None else start
+    first = x = noise if start is None else start
     levels = torch.linspace(plan.t_start, plan.t_end, plan.steps + 1).tolist()
     temperatures = torch.linspace(*plan.temperature, plan.steps).tolist()
     scales = torch.linspace(*plan.cfg, plan.steps).tolist()
@@ -143,6 +145,8 @@ def sample(
         x = drawn(torch.softmax(logits.to(_finest(logits)) / temperatures[i], dim=1), uniform("token", i))
         if i < renoised:
             x = noised(x, noise, uniform("renoise", i) <= levels[i + 1])
+        if mask is not None:
+            x = noised(first, x, mask)
         if on_step:
             on_step(i + 1)
     return x

@@ -41,6 +41,7 @@ class DDPM(Plain, nn.Module):
         class_dropout: share of labels that training replaces by "no class".
     """
 
+    paints: ClassVar[bool] = False
     usual: ClassVar[Sampling] = Sampling()
     measures: ClassVar[tuple[str, ...]] = ("loss",)
 

@@ -126,6 +126,7 @@ class Task(Protocol):
     """What is learnt, and how pictures come of it; an `nn.Module` around the network.
 
     Attributes:
+        paints: whether `sample` takes a `mask`, where a picture is drawn anew, and what is `negative`.
         usual: how it is sampled where nobody says.
         measures: names of what `measured` gives.
         called: what a step of sampling calls: a denoiser of noise levels, (x, sigma (N,), **conditions) => x0, which is the
@@ -133,6 +134,7 @@ class Task(Protocol):
     """
 
     network: Any
+    paints: ClassVar[bool]
     usual: ClassVar[Sampling]
     measures: ClassVar[tuple[str, ...]]
 

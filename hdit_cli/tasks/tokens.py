@@ -31,6 +31,7 @@ class Tokens(Plain, nn.Module):
         class_dropout: share of labels that training replaces by "no class".
     """
 
+    paints: ClassVar[bool] = True
     usual: ClassVar[Sampling] = Sampling(sampler="paella", steps=12)
     measures: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
 
@@ -168,21 +169,28 @@ class Tokens(Plain, nn.Module):
         x0: Tensor | None,
         on_step: Callable[[int], None] | None,
         wrap: Wrap,
+        mask: Tensor | None = None,
+        negative: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Tokens int64 (N, h, w) from random ones, or from those of a picture (1, h, w) of which the strength's share is replaced.
+
+        Args:
+            mask: bool (1, h, w), true where a picture's tokens are drawn anew; the others stay. None: all are.
+            negative: conditions that guidance goes away from; None: that nothing is told.
 
         Raises:
             NonFiniteError: the network returned NaN or infinity.
         """
         start = self._token(noise.uniform("sample/start"))
-        predict, unconditional, finite = self._predictors(sampling, conditions, wrap)
+        predict, unconditional, finite = self._predictors(sampling, conditions, negative, wrap)
         run = sampling.steps_run
         first = sampling.steps - run
         if x0 is not None:
             share = run / sampling.steps if sampling.sampler == "paella" else self._edit(sampling).level(first)
             x0 = x0.to(start.device).expand_as(start)
-            x0 = tokens.noised(x0, start, noise.uniform("sample/strength") <= share)
-        how: dict[str, Any] = {"unconditional": unconditional, "on_step": on_step}
+            replaced = noise.uniform("sample/strength") <= share
+            x0 = tokens.noised(x0, start, replaced if mask is None else replaced & mask)
+        how: dict[str, Any] = {"unconditional": unconditional, "mask": mask, "on_step": on_step}
         if sampling.sampler == "paella":
             x = tokens.sample(
                 predict,
@@ -210,7 +218,7 @@ class Tokens(Plain, nn.Module):
         return x
 
     def _predictors(
-        self, sampling: Sampling, conditions: Mapping[str, Tensor], wrap: Wrap
+        self, sampling: Sampling, conditions: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None, wrap: Wrap
     ) -> tuple[tokens.Predict, tokens.Predict | None, list[Tensor]]:
         """The network with its conditions, the same without, None where nothing is guided, and whether answers were finite."""
         call, dtype = wrap(self.network), next(self.parameters()).dtype
@@ -227,11 +235,11 @@ class Tokens(Plain, nn.Module):
 
             return predict
 
-        if not sampling.guides or not conditions:
+        if not sampling.guides or not (conditions or negative):
             return told(conditions), None, finite
         wants = self.network.wants()
         none = {name: wants[name].none_like(value) for name, value in conditions.items()}
-        return told(conditions), told(none), finite
+        return told(conditions), told(none if negative is None else {**none, **negative}), finite
 
     def _plan(self, sampling: Sampling) -> tokens.Steps:
         """The last steps of the sampling that are run, all of them where images start from noise."""

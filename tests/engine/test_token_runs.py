@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -11,7 +12,9 @@ from tokens_run import K, token_codec, token_recipe
 
 import hdit_cli
 from hdit_cli import cli
+from hdit_cli.engine.model import Model, build_network, build_task
 from hdit_cli.engine.run import checkpoint, events
+from hdit_cli.engine.sampling.generate import to_uint8
 from hdit_cli.engine.sharing.export import to_safetensors, to_torch_export
 from hdit_cli.engine.training.loop import train
 from hdit_cli.errors import UsageError
@@ -173,6 +176,127 @@ def test_python(place):
     assert torch.equal(images[1:2], hdit_cli.generate(model, n=2, seed=1, cfg=(4.0, 2.0), steps=12)[1:2])
     with pytest.raises(UsageError, match="eta is for models"):
         hdit_cli.generate(model, n=1, eta=0.3)
+
+
+# Edits
+
+
+@pytest.fixture(scope="module")
+def pictures(place):
+    """A picture of 64x64, a mask that is white in its upper left quarter, and masks that cannot be laid on it."""
+    folder = place / "pictures"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / "picture.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 16, 16))
+    mask.save(folder / "mask.png")
+    Image.new("L", (64, 64)).save(folder / "black.png")
+    Image.new("L", (32, 64), 255).save(folder / "small.png")
+    (folder / "text.png").write_text("no picture")
+    return folder
+
+
+def reconstructed(place, picture):
+    codec = hdit_cli.load_codec(place / "codec.safetensors")
+    x = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)[None] / 127.5 - 1
+    return to_uint8(codec.decode(codec.encode(x)))[0].numpy()
+
+
+REACH = 4 * 5  # pixels: as far as a token changes what is decoded around it
+
+
+def test_painting_inside_a_picture(place, pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--init-image", pictures / "picture.png", "--mask", pictures / "mask.png", "--size", 64, "-n", 2]
+    record = json.loads(typed(capsys, "sample", place / "run", *words, "--out", "a", "--json").out)
+    assert record["sampling"]["strength"] == 1 and record["mask"]["path"].endswith("mask.png")
+    kept, wanted = np.array(Image.open("a/00001.png")), reconstructed(place, pictures / "picture.png")
+    assert (kept[16 + REACH :] == wanted[16 + REACH :]).all() and (
+        kept[:, 16 + REACH :] == wanted[:, 16 + REACH :]
+    ).all()
+    assert (kept[:16, :16] != wanted[:16, :16]).any()
+    typed(capsys, "sample", "--from", "a/samples.json", "--out", "b")
+    assert (tmp_path / "a/00001.png").read_bytes() == (tmp_path / "b/00001.png").read_bytes()
+    printed = typed(
+        capsys, "sample", "--from", "a/samples.json", "--mask", pictures / "small.png", "--out", "c", code=2
+    )
+    assert "is 64x32, and the picture 64x64" in printed.err
+
+
+def test_painting_around_a_picture(place, pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--init-image", pictures / "picture.png", "--outpaint", "16,0,8,24", "--size", 64, "-n", 1]
+    record = json.loads(typed(capsys, "sample", place / "run", *words, "--out", "a", "--json").out)
+    assert (record["outpaint"], record["sampling"]["size"]) == ([16, 0, 8, 24], [88, 88])
+    found, wanted = np.array(Image.open("a/00000.png")), reconstructed(place, pictures / "picture.png")
+    inner = found[:64, 16 : 16 + 64]
+    assert (inner[: 64 - REACH, REACH : 64 - REACH] == wanted[: 64 - REACH, REACH : 64 - REACH]).all()
+    typed(capsys, "sample", "--from", "a/samples.json", "--out", "b")
+    assert (tmp_path / "a/00000.png").read_bytes() == (tmp_path / "b/00000.png").read_bytes()
+    model = hdit_cli.load(place / "run", device="cpu")
+    how = {"init_image": pictures / "picture.png", "outpaint": (16, 0, 8, 24), "size": (64, 64), "cfg": 2.0, "steps": 3}
+    assert np.array_equal(hdit_cli.generate(model, n=1, label=record["images"][0]["class"], **how)[0].numpy(), found)
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "code"),
+    [
+        (["--mask", "mask.png"], "--mask needs a picture to start from", 2),
+        (["--outpaint", "8,8,8,8"], "--outpaint needs a picture to start from", 2),
+        (["--init-image", "picture.png", "--mask", "black.png"], "is black: there is nothing to paint", 2),
+        (["--init-image", "picture.png", "--mask", "small.png"], "is 64x32, and the picture 64x64", 2),
+        (["--init-image", "picture.png", "--mask", "text.png"], "cannot be used: not-a-picture", 3),
+        (["--init-image", "picture.png", "--mask", "none.png"], "none.png", 3),
+        (["--init-image", "picture.png", "--outpaint", "8,8,8"], "is not L,T,R,B", 2),
+        (["--init-image", "picture.png", "--outpaint", "0,0,0,0"], "adds nothing", 2),
+        (["--init-image", "picture.png", "--outpaint", "0,12,0,0"], "12 pixels on the top are no multiple of 8", 2),
+    ],
+)
+def test_paint_that_cannot_be_laid_on(place, pictures, words, said, code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(pictures)
+    printed = typed(capsys, "sample", place / "run", *words, "--out", tmp_path / "out", code=code)
+    assert said in printed.err and "hint:" in printed.err and not (tmp_path / "out").exists()
+
+
+def test_models_of_numbers_are_not_painted_in(pictures):
+    from tiny_run import tiny_recipe
+
+    recipe = tiny_recipe(model__classes=2)
+    model = Model(build_task(build_network(recipe, classes=2), recipe).eval(), recipe.to_dict(), ["a", "b"])
+    for how in ({"mask": pictures / "mask.png"}, {"outpaint": (8, 0, 0, 0)}):
+        with pytest.raises(UsageError, match="is for models of tokens"):
+            hdit_cli.generate(model, n=1, init_image=pictures / "picture.png", **how)
+
+
+def test_between_classes(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    typed(capsys, "sample", place / "run", "--interpolate-classes", "red:blue", "-n", 3, "--out", "a")
+    for frame, name in ((0, "red"), (2, "blue")):
+        typed(capsys, "sample", place / "run", "--class", name, "-n", 1, "--out", name)
+        assert (tmp_path / f"a/{frame:05d}.png").read_bytes() == (tmp_path / name / "00000.png").read_bytes()
+    typed(capsys, "sample", "--from", "a/samples.json", "--out", "b")
+    assert (tmp_path / "a/00001.png").read_bytes() == (tmp_path / "b/00001.png").read_bytes()
+
+
+def test_texts_in_python(place):
+    recipe = token_recipe(place / "codec.safetensors", model__classes=0, model__text_width=6)
+    torch.manual_seed(0)
+    network = build_network(recipe, classes=0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model = Model(
+        build_task(network, recipe).eval(), recipe.to_dict(), latents=hdit_cli.load_codec(place / "codec.safetensors")
+    )
+    texts, how = torch.randn(3, 2, 6), {"n": 3, "steps": 3, "cfg": 4.0, "same_numbers": True}
+    found = hdit_cli.generate(model, conditions={"byt5": texts}, **how)
+    alone = [hdit_cli.generate(model, conditions={"byt5": texts[i : i + 1]}, **{**how, "n": 1})[0] for i in range(3)]
+    assert torch.equal(found, torch.stack(alone)) and len({image.numpy().tobytes() for image in alone}) > 1
+    other = hdit_cli.generate(model, conditions={"byt5": texts}, negative={"byt5": texts[:1]}, **how)
+    assert not torch.equal(found, other)
+    for wrong, said in (({"clip": texts[:, 0]}, "is not told 'clip'"), ({"byt5": texts[:2]}, "2 rows for 3 images")):
+        with pytest.raises(UsageError, match=said):
+            hdit_cli.generate(model, conditions=wrong, **how)
 
 
 def test_exports(place, tmp_path):

@@ -43,13 +43,14 @@ def drawn(task, index=range(8)):
     return task.draw(pictures(index), label, Place(seed=3, index=index, first=0, batch=8), told={})
 
 
-def sampled(task, index, sampling, *, label=None, x0=None, **conditions):
+def sampled(task, index, sampling, *, label=None, x0=None, paint=None, **conditions):
     task.eval()
     label = torch.tensor([0, 1, 0, 1, 0, 1])[list(index)] if label is None else label
     told = {"label": label, **conditions} if task.network.classes else conditions
     noise = Numbers(lambda *a, **k: of_seed(sampling.seed, *a, **k), list(index), (1, 4, 4), torch.empty(0))
     with torch.inference_mode():
-        return task.sample(sampling, noise=noise, conditions=told, x0=x0, on_step=None, wrap=lambda module: module)
+        how = {"noise": noise, "conditions": told, "x0": x0, "on_step": None, "wrap": lambda module: module}
+        return task.sample(sampling, **how, **({} if paint is None else {"mask": paint}))
 
 
 # Training
@@ -209,6 +210,21 @@ def test_from_a_picture():
         )
         assert not torch.equal(near, far)
         assert task.steps(Sampling(sampler=sampler, steps=8, strength=0.25)) == 2
+
+
+@pytest.mark.parametrize("sampler", ["paella", "paella-v1"])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_under_a_mask_the_rest_stays(sampler, strength):
+    task, x0 = made(), torch.arange(16).view(1, 4, 4)
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[:, :2, 1:] = True
+    sampling = Sampling(sampler=sampler, steps=4, strength=strength, cfg=3.0)
+    found = sampled(task, range(4), sampling, x0=x0, paint=mask)
+    outside, inside = ~mask.expand_as(found), mask.expand_as(found)
+    assert torch.equal(found[outside], x0.expand_as(found)[outside])
+    assert not torch.equal(found[inside], x0.expand_as(found)[inside])
+    whole = sampled(task, range(4), sampling, x0=x0, paint=torch.ones_like(mask))
+    assert torch.equal(whole, sampled(task, range(4), sampling, x0=x0))
 
 
 def test_texts_and_pictures_are_conditions():

@@ -14,8 +14,9 @@ from hdit_cli.engine.load import InFile, find, open_source, with_codec
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.sampling.blend import Blend, way
 from hdit_cli.engine.sampling.classes import Wanted, class_index, class_indices, class_name, label_name
-from hdit_cli.engine.sampling.generate import Draw, check, choose_labels, stream
+from hdit_cli.engine.sampling.generate import Draw, Told, check, choose_labels, stream
 from hdit_cli.engine.sampling.grid import grid_png, picture_png
+from hdit_cli.engine.sampling.painting import Margins, Paint, check_paint, picture_size, read_paint
 from hdit_cli.engine.sampling.picture import read_picture_for
 from hdit_cli.engine.sampling.sample_folder import FORMAT, GRID, RECORD, STRIP, clear
 from hdit_cli.errors import CheckpointError, DataError
@@ -34,6 +35,7 @@ class Order:
         n: number of images; None is 16, 8 of each class for "all" and for several classes, or 9 frames.
         label: class name or number, several of them, "all", or None for the proportions of the data.
         init_image: a picture that every image starts from.
+        mask, outpaint: where it is made anew: what is white there, and how many pixels around it.
         seeds, classes: ends of an interpolation; see `blend.way`.
         codec: file of the codec; None looks for it beside the checkpoint.
         codec_sha256: of the codec as recorded; "" where nothing is.
@@ -45,6 +47,8 @@ class Order:
     label: Wanted = None
     weights: str = "ema"
     init_image: str | None = None
+    mask: str | None = None
+    outpaint: Margins = (0, 0, 0, 0)
     seeds: tuple[int, ...] = ()
     classes: tuple[str, ...] = ()
     codec: str | None = None
@@ -141,6 +145,7 @@ class Content:
         blend: the way that the frames lie on.
         x0: the picture that the images start from, (1, C, H, W).
         init_sha256: of its file.
+        paint: where it is made anew; None: everywhere.
     """
 
     n: int
@@ -149,6 +154,7 @@ class Content:
     blend: Blend | None = None
     x0: Tensor | None = None
     init_sha256: str = ""
+    paint: Paint | None = None
 
     @property
     def draw(self) -> Draw | None:
@@ -171,11 +177,11 @@ def _end(model: Model, seed: int, label: int | None) -> dict[str, Any]:
     return {"seed": seed, **({} if label is None else {"class": class_name(model, label)})}
 
 
-def prepare(model: Model, order: Order, *, init_sha256: str = "") -> Content:
+def prepare(model: Model, order: Order, *, init_sha256: str = "", mask_sha256: str = "") -> Content:
     """Checks an order against the model and reads what it needs, before anything is sampled.
 
     Args:
-        init_sha256: of the picture to start from, as recorded; "" where nothing is.
+        init_sha256, mask_sha256: of the picture to start from, and of its mask, as recorded; "" where nothing is.
 
     Raises:
         UsageError: the order does not fit the model.
@@ -183,24 +189,32 @@ def prepare(model: Model, order: Order, *, init_sha256: str = "") -> Content:
     """
     check(model, order.sampling)
     n = image_count(model, order)
-    x0, found = None, ""
+    x0, found, paint = None, "", None
     if order.init_image is not None:
-        size = order.sampling.size or model.image_size
+        check_paint(model, mask=order.mask is not None, margins=order.outpaint)
+        size = picture_size(order.sampling.size or model.image_size, order.outpaint)
         picture = read_picture_for(Path(order.init_image), size=size, channels=model.picture_channels)
         x0, found = picture.x0, picture.sha256
-        if init_sha256 and found != init_sha256:
-            raise DataError(
-                f"{order.init_image} is not the picture these samples were started from: it has changed",
-                hint="restore it, or name the unchanged file with --init-image",
-            )
+        paint = read_paint(order.mask and Path(order.mask), margins=order.outpaint, picture=picture, size=size)
+        _unchanged(order.init_image, found, init_sha256, option="--init-image")
+        _unchanged(order.mask or "", paint.sha256 if paint else "", mask_sha256, option="--mask")
     if order.interpolates:
         blend = way(
             model, seeds=order.seeds, classes=order.classes, label=order.label, sampling=order.sampling, frames=n
         )
-        return Content(n, blend.labels(model.network.classes), _frame_names(model, blend), blend, x0, found)
+        return Content(n, blend.labels(model.network.classes), _frame_names(model, blend), blend, x0, found, paint)
     labels = choose_labels(model, n=n, wanted=order.label, seed=order.sampling.seed)
     names = None if labels is None else [class_name(model, int(label)) for label in labels]
-    return Content(n, labels, names, None, x0, found)
+    return Content(n, labels, names, None, x0, found, paint)
+
+
+def _unchanged(path: str, found: str, recorded: str, *, option: str) -> None:
+    """Raises DataError where a picture is another one than the one recorded."""
+    if recorded and found != recorded:
+        raise DataError(
+            f"{path} is not the picture these samples were started from: it has changed",
+            hint=f"restore it, or name the unchanged file with {option}",
+        )
 
 
 def _frame_names(model: Model, blend: Blend) -> list[str]:
@@ -260,6 +274,7 @@ def collect(
             sampling=order.sampling,
             draw=content.draw,
             x0=content.x0,
+            told=Told(content.paint),
             on_step=on_step,
         ):
             for i, image in zip(batch, images.numpy(), strict=True):
@@ -300,6 +315,8 @@ def _record(model: Model, order: Order, content: Content, *, sha256: str) -> dic
         "n": content.n,
         "label": label_name(model, order.label),
         "init_image": start if order.init_image is not None else None,
+        **({"mask": {"path": order.mask, "sha256": content.paint.sha256}} if order.mask and content.paint else {}),
+        **({"outpaint": list(order.outpaint)} if any(order.outpaint) else {}),
         "interpolate": ends if order.interpolates else None,
         **({"codec": {"path": order.codec, "sha256": model.codec.fingerprint()}} if model.latents is not None else {}),
         "sampling": plain(order.sampling.told()),

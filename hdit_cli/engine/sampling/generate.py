@@ -1,7 +1,7 @@
 """Images from noise. The noise of image i is a function of (seed, i) alone, whatever the batch or the number of processes."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from hdit_cli import catalog, precision, runtime
-from hdit_cli.engine.memory.out_of_memory import in_sampling, told
+from hdit_cli.engine.memory.out_of_memory import in_sampling
+from hdit_cli.engine.memory.out_of_memory import told as memory_told
 from hdit_cli.engine.model import Model
 from hdit_cli.engine.sampling.classes import Wanted, class_indices
 from hdit_cli.engine.sampling.compiled import CompiledDenoiser
+from hdit_cli.engine.sampling.painting import Margins, Paint, canvas_size, check_paint, read_paint
 from hdit_cli.engine.sampling.picture import read_picture_for
 from hdit_cli.engine.sampling.settings import check_acting
 from hdit_cli.errors import NonFiniteError, OutOfMemory, UsageError
@@ -33,11 +35,40 @@ class Draw(Protocol):
     ) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Told:
+    """What images are told besides a class.
+
+    Attributes:
+        paint: where a picture that they start from is made anew; None: everywhere.
+        conditions: by keyword of the network, a row for each image by its number, or one for all.
+        negative: in the same way, what guidance goes away from, in place of nothing.
+    """
+
+    paint: Paint | None = None
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    negative: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(named: Mapping[str, Tensor], index: Sequence[int], *, device: torch.device) -> dict[str, Tensor]:
+        """The rows of these images, on the device."""
+        rows = {name: value.expand(len(index), *value.shape[1:]) for name, value in named.items() if len(value) == 1}
+        rows |= {name: value[list(index)] for name, value in named.items() if len(value) != 1}
+        return {name: value.to(device) for name, value in rows.items()}
+
+
 def of_seed(
     seed: int, stream: str, index: Sequence[int], shape: Sequence[int], *, like: Tensor, kind: str = "normal"
 ) -> Tensor:
     """A `Draw` of a seed."""
     return (runtime.normal if kind == "normal" else uniforms)(seed, stream, index, shape, like=like)
+
+
+def _of_first(
+    seed: int, stream: str, index: Sequence[int], shape: Sequence[int], *, like: Tensor, kind: str = "normal"
+) -> Tensor:
+    """A `Draw` that gives every image the numbers of image 0."""
+    return of_seed(seed, stream, [0] * len(index), shape, like=like, kind=kind)
 
 
 @dataclass(frozen=True)
@@ -86,8 +117,12 @@ def choose_labels(model: Model, *, n: int, wanted: Wanted, seed: int) -> Tensor 
     return torch.searchsorted(edges, u).clamp(max=classes - 1)
 
 
-def check(model: Model, sampling: Sampling) -> None:
-    """Raises UsageError for settings that this model cannot be sampled with."""
+def check(model: Model, sampling: Sampling, *, told: bool = False) -> None:
+    """Raises UsageError for settings that this model cannot be sampled with.
+
+    Args:
+        told: whether images are told something besides a class.
+    """
     catalog.check("sampler", sampling.sampler)
     catalog.check("schedule", sampling.schedule)
     if model.reconstructs:
@@ -100,15 +135,15 @@ def check(model: Model, sampling: Sampling) -> None:
     model.task.check(sampling)
     if sampling.size is not None:
         _check_size(model, sampling.size)
-    if sampling.guides and not model.network.classes:
+    if sampling.guides and not model.network.classes and not told:
         raise UsageError("--cfg needs a model with classes", hint="leave --cfg out")
     if not 0 < sampling.strength <= 1:
         raise UsageError(f"--strength {sampling.strength:g} is not in (0, 1]", hint="0.3 keeps much, 0.8 little")
     if not 0 <= sampling.cfg_channels <= model.channels:
         raise UsageError(f"--cfg-channels {sampling.cfg_channels}: the model has {model.channels}", hint="0 guides all")
     precision.resolved(sampling.precision, dtype=model.dtype, device=model.device)
-    if needed := needed_of(model):
-        raise UsageError(f"this model needs {needed}", hint="sample it through the Python API")
+    if (needed := needed_of(model)) and not told:
+        raise UsageError(f"this model needs {needed}", hint="in Python: hdit_cli.generate(model, conditions={...})")
 
 
 def needed_of(model: Model) -> str:
@@ -139,6 +174,7 @@ def denoise_batch(
     x0: Tensor | None,
     on_step: Callable[[int], None] | None,
     wrap: Callable[[nn.Module], Callable[..., Tensor]],
+    told: "Told | None" = None,
 ) -> Tensor:  # => (n, C, H, W) in [-1, 1] and a little beyond
     """Makes the images of these numbers; from a picture x0 (1, C, H, W) where there is one."""
     codec, shape = model.codec, model.shape(sampling.size)
@@ -147,14 +183,23 @@ def denoise_batch(
     encode, decode = (
         precision.within(precision.of_codec(chosen), model.device, call) for call in (codec.encode, codec.decode)
     )
+    told = told or Told()
+    start = None if x0 is None else encode(x0.to(model.device))
+    how: dict[str, Any] = {}
+    if told.paint is not None and start is not None:
+        start, how["mask"] = told.paint.on(start, factor=codec.factor)
+    if told.negative:
+        how["negative"] = told.of(told.negative, indices, device=model.device)
+    conditions = told.of(told.conditions, indices, device=model.device)
     return decode(
         model.task.sample(
             sampling,
             noise=Numbers(draw, indices, shape, like),
-            conditions={} if label is None else {"label": label.to(model.device)},
-            x0=None if x0 is None else encode(x0.to(model.device)),
+            conditions=conditions if label is None else {"label": label.to(model.device), **conditions},
+            x0=start,
             on_step=on_step,
             wrap=wrap,
+            **how,
         )
     )
 
@@ -172,6 +217,7 @@ def stream(
     sampling: Sampling,
     draw: Draw | None = None,
     x0: Tensor | None = None,
+    told: Told | None = None,
     on_step: Callable[[int], None] | None = None,
     through: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda call: call,
 ) -> Iterator[tuple[list[int], Tensor]]:
@@ -183,6 +229,7 @@ def stream(
             None for an unconditional model.
         draw: source of random numbers; None is a function of (seed, image number).
         x0: a picture (1, C, H, W) in [-1, 1] that every image starts from.
+        told: what else the images are told.
         on_step: called after each sampler step with its number.
         through: what calls of the denoiser, or of a network of timesteps, go through: to be watched.
 
@@ -197,7 +244,7 @@ def stream(
     for start in range(0, len(indices), sampling.batch_size):
         batch = [int(i) for i in indices[start : start + sampling.batch_size]]
         label = None if labels is None else labels[torch.tensor(batch)]
-        with torch.inference_mode(), told(partial(_too_much, model, sampling, count=len(batch))):
+        with torch.inference_mode(), memory_told(partial(_too_much, model, sampling, count=len(batch))):
             x = denoise_batch(
                 model,
                 batch,
@@ -207,6 +254,7 @@ def stream(
                 x0=x0,
                 on_step=on_step,
                 wrap=wrap,
+                told=told,
             )
         if not torch.isfinite(x).all():
             raise NonFiniteError(
@@ -247,6 +295,11 @@ def generate(
     steps: int | None = None,
     label: Wanted = None,
     init_image: str | Path | None = None,
+    mask: str | Path | None = None,
+    outpaint: Margins = (0, 0, 0, 0),
+    conditions: Mapping[str, Tensor] | None = None,
+    negative: Mapping[str, Tensor] | None = None,
+    same_numbers: bool = False,
     **options: Any,
 ) -> Tensor:
     """n images of a model.
@@ -257,6 +310,11 @@ def generate(
         steps: of the sampler; None is 50, or 12 of a model of tokens.
         label: a class name, a number as text, a list of them, or "all"; None draws in the proportions of the data.
         init_image: a picture that every image starts from; `strength` says how far it is left behind.
+        mask: a picture of the size of `init_image`, white where that is made anew; for models of tokens.
+        outpaint: pixels (left, top, right, bottom) that are made around `init_image`; for models of tokens.
+        conditions: what the images are told besides a class, by keyword of the network: a row for each image, or one for all.
+        negative: in the same way, what guidance of tokens goes away from; None: that nothing is told.
+        same_numbers: every image is drawn by the random numbers of image 0, so that what it is told alone makes it another.
         options: the other fields of `Sampling`: sampler, schedule, eta, rho, cfg, cfg_interval, cfg_channels, size,
             batch_size, strength, compile, precision; of tokens temperature, typical, renoise, renoise_steps.
 
@@ -268,18 +326,43 @@ def generate(
         DataError: the picture cannot be read.
     """
     usual = model.task.usual
+    draw = partial(_of_first, seed) if same_numbers else None
     options.setdefault("sampler", usual.sampler)
     check_acting([options["sampler"]], options, word=str)
     options.setdefault("eta", usual_eta(options["sampler"]))
     options.setdefault("temperature", usual_temperature(options["sampler"]))
     sampling = Sampling(seed=seed, steps=usual.steps if steps is None else steps, **options)
-    check(model, sampling)
-    labels = choose_labels(model, n=n, wanted=label, seed=seed)
+    check_told(model, conditions or {}, negative or {}, n=n)
+    check_paint(model, mask=mask is not None, margins=outpaint)
     size = sampling.size or model.image_size
-    x0 = None
+    sampling = replace(sampling, size=canvas_size(size, outpaint)) if any(outpaint) else sampling
+    check(model, sampling, told=bool(conditions))
+    labels = choose_labels(model, n=n, wanted=label, seed=seed)
+    x0, paint = None, None
     if init_image is not None:
-        x0 = read_picture_for(Path(init_image), size=size, channels=model.picture_channels).x0
-    elif sampling.strength != 1:
-        raise UsageError("strength needs a picture to start from", hint="give init_image")
-    batches = stream(model, indices=range(n), labels=labels, sampling=sampling, x0=x0)
+        picture = read_picture_for(Path(init_image), size=size, channels=model.picture_channels)
+        x0 = picture.x0
+        paint = read_paint(mask and Path(mask), margins=outpaint, picture=picture, size=size)
+    elif sampling.strength != 1 or mask is not None or any(outpaint):
+        what = "strength" if sampling.strength != 1 else "mask" if mask is not None else "outpaint"
+        raise UsageError(f"{what} needs a picture to start from", hint="give init_image")
+    told = Told(paint, conditions or {}, negative or {})
+    batches = stream(model, indices=range(n), labels=labels, sampling=sampling, x0=x0, told=told, draw=draw)
     return torch.cat([images for _, images in batches])
+
+
+def check_told(model: Model, conditions: Mapping[str, Tensor], negative: Mapping[str, Tensor], *, n: int) -> None:
+    """Refuses conditions that a model is not told, or that are not one row for all images or a row for each.
+
+    Raises:
+        UsageError: for the first of them.
+    """
+    wants = model.network.wants()
+    if negative and not model.task.paints:
+        raise UsageError("negative is for models of tokens", hint="leave negative out")
+    for name, value in (*conditions.items(), *negative.items()):
+        if name not in wants or name == "label":
+            known = ", ".join(each for each in wants if each != "label") or "nothing but a class"
+            raise UsageError(f"this model is not told {name!r}", hint=f"it is told {known}")
+        if value.ndim < 2 or len(value) not in (1, n):
+            raise UsageError(f"{name} has {len(value) if value.ndim else 0} rows for {n} images", hint=f"give 1 or {n}")

@@ -77,20 +77,22 @@ def canvas_size(picture: tuple[int, int], margins: Margins) -> tuple[int, int]:
     return picture[0] + top + bottom, picture[1] + left + right
 
 
-def read_paint(mask: Path | None, *, margins: Margins, picture: StartPicture, size: tuple[int, int]) -> Paint:
-    """The paint for a start picture.
+def read_paint(
+    mask: Path | str | None, *, margins: Margins, picture: StartPicture, size: tuple[int, int]
+) -> Paint | None:
+    """The paint for a start picture; None where all of it is made anew.
 
     Args:
-        mask: a picture; what is nearer to white than to black is painted.
+        mask: file of a picture, or nothing; what is nearer to white than to black is painted.
         size: (height, width) in pixels of the start picture as the model sees it.
 
     Raises:
         DataError: the mask cannot be read.
         UsageError: it is of another size than the picture's file, or nothing in it is white.
     """
-    if mask is None:
-        return Paint(margins=margins)
-    found = read_picture_for(mask, size=size, channels=1, option="--mask")
+    if not mask:
+        return Paint(margins=margins) if any(margins) else None
+    found = read_picture_for(Path(mask), size=size, channels=1, option="--mask")
     if found.size != picture.size:
         (h, w), (height, width) = found.size, picture.size
         raise UsageError(

@@ -12,6 +12,7 @@ from hdit_cli.precision import WORDS
 from hdit_cli.tasks.sampling import Sampling
 
 _LARGEST = {"seed": 2**63 - 1, "n": 100_000_000, "steps": 100_000}  # as on the command line
+_LARGEST_SIDE = 65536
 _ANY_LARGEST = 1_000_000_000  # of the other numbers
 
 
@@ -22,6 +23,7 @@ class Recorded:
     order: Order
     sha256: str
     init_sha256: str = ""
+    mask_sha256: str = ""
     device: str = ""  # the kind that they were made on: noise is the same on devices of one kind
 
 
@@ -33,7 +35,8 @@ def read_order(path: Path) -> Recorded:
     """
     try:
         record = read_record(path)
-        start, ends, codec = (_table(record, name) for name in ("init_image", "interpolate", "codec"))
+        names = ("init_image", "mask", "interpolate", "codec")
+        start, mask, ends, codec = (_table(record, name) for name in names)
         order = Order(
             _typed(record, "checkpoint", str),
             _recorded_sampling(_typed(record, "sampling", dict)),
@@ -41,6 +44,8 @@ def read_order(path: Path) -> Recorded:
             _label(record["label"]),
             _typed(record, "weights", str),
             init_image=_typed(start, "path", str) if start else None,
+            mask=_typed(mask, "path", str) if mask else None,
+            outpaint=_margins(record.get("outpaint", [0, 0, 0, 0])),
             seeds=tuple(_each(ends.get("seeds", []), int)),
             classes=tuple(_each(ends.get("classes", []), str)),
             codec=_typed(codec, "path", str) if codec.get("path") is not None else None,
@@ -49,9 +54,8 @@ def read_order(path: Path) -> Recorded:
         device = _typed(_table(record, "environment"), "device", str, default="")
         if order.n is not None and order.n < 1:
             raise ValueError(f"n is {order.n}")
-        return Recorded(
-            order, _typed(record, "checkpoint_sha256", str), _typed(start, "sha256", str, default=""), device
-        )
+        sums = [_typed(table, "sha256", str, default="") for table in (start, mask)]
+        return Recorded(order, _typed(record, "checkpoint_sha256", str), *sums, device)
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}", hint="give the samples.json of an earlier sampling"
@@ -94,6 +98,13 @@ def _each(values: Any, kind: type) -> list[Any]:
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
         raise ValueError(f"ends {values!r:.100}")
     return values
+
+
+def _margins(value: Any) -> tuple[int, int, int, int]:
+    sides = _each(value, int)
+    if len(sides) != 4 or not all(0 <= side <= _LARGEST_SIDE for side in sides):
+        raise ValueError(f"outpaint is {value!r:.100}")
+    return sides[0], sides[1], sides[2], sides[3]
 
 
 def _is_number(value: Any) -> bool:
