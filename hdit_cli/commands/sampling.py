@@ -117,7 +117,7 @@ def _two(option: str, **bounds: Any) -> Callable[[Any], tuple[float, float]]:
 
 
 Cfg = Annotated[
-    Any,
+    float | None,  # or a pair, as its parser gives it
     typer.Option(
         help="Classifier-free guidance; 1 is off. Of tokens also 8,4: at the first step and at the last.",
         parser=_numbers_or_one("--cfg", least=0, most=MOST_CFG),
@@ -125,7 +125,7 @@ Cfg = Annotated[
     ),
 ]
 Temperature = Annotated[
-    Any,
+    float | None,  # a pair, as its parser gives it
     typer.Option(
         metavar="A,B",
         help="Of tokens: how evenly they are drawn, at the first step and at the last; lower is safer and more alike.",

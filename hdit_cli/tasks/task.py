@@ -264,7 +264,7 @@ def guided(
     none = {name: wants[name].none_like(value) for name, value in conditions.items()}
     channels = sampling.cfg_channels or None
     return classifier_free(
-        call, conditions=conditions, none=none, scale=sampling.cfg, interval=interval, channels=channels
+        call, conditions=conditions, none=none, scale=sampling.strongest, interval=interval, channels=channels
     )
 
 

@@ -26,6 +26,8 @@ KINDS = [
     "N,...",
     "X,...",
     "NAME,...",
+    "A,B",
+    "L,T,R,B",
 ]
 VALUE = re.compile(rf"{'|'.join(map(re.escape, KINDS))}|[a-z0-9-]+(?:\|[a-z0-9-]+)+")
 OPTION = re.compile(r"(?:-[a-z], )?-{1,2}[a-z-]+(?: / --[a-z-]+)?(?: (\S+))?")
