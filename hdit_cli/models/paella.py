@@ -374,7 +374,8 @@ class _Through:
 def _weights(module: nn.Module) -> int:
     """Of its linears and convolutions: multiply-accumulates for each place."""
     kinds = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
-    return sum(each.weight.numel() for each in module.modules() if isinstance(each, kinds))
+    found: list[Any] = [each for each in module.modules() if isinstance(each, kinds)]
+    return sum(each.weight.numel() for each in found)
 
 
 def _macs(module: nn.Module, places: int, length: int) -> int:

@@ -54,8 +54,8 @@ def read_order(path: Path) -> Recorded:
         device = _typed(_table(record, "environment"), "device", str, default="")
         if order.n is not None and order.n < 1:
             raise ValueError(f"n is {order.n}")
-        sums = [_typed(table, "sha256", str, default="") for table in (start, mask)]
-        return Recorded(order, _typed(record, "checkpoint_sha256", str), *sums, device)
+        of_picture, of_mask = (_typed(table, "sha256", str, default="") for table in (start, mask))
+        return Recorded(order, _typed(record, "checkpoint_sha256", str), of_picture, of_mask, device)
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}", hint="give the samples.json of an earlier sampling"
