@@ -12,6 +12,7 @@ from hdit_cli.data.stored import StoredReader
 from hdit_cli.engine.encoding.encode import Asked, encode
 from hdit_cli.engine.run.codec_file import load_codec, write
 from hdit_cli.engine.training.loop import train
+from hdit_cli.errors import UsageError
 from hdit_cli.recipe.dc_ae import DCAE
 
 
@@ -21,7 +22,10 @@ def weights(run):
 
 def test_tokens_that_were_stored_train_the_same_network(tiny_data, tmp_path):
     codec = token_codec(tmp_path / "codec.safetensors")
+    with pytest.raises(UsageError, match="which are computed in fp32 and not in bf16"):
+        encode(Asked(tiny_data, codec, tmp_path / "set", precision="bf16"))
     encode(Asked(tiny_data, codec, tmp_path / "set"))
+    assert ShardReader(tmp_path / "set").encoded.codec.precision == "fp32"
     for name, place, data in (("fly", codec, tiny_data), ("stored", tmp_path / "set" / CODEC_FILE, tmp_path / "set")):
         recipe = token_recipe(place, train__sample_every=0)
         train(tmp_path / name, recipe, data=data, watch=lambda event: None)

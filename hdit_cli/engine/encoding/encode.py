@@ -165,13 +165,19 @@ def _unfit(asked: Asked, reader: ShardReader, why: str) -> UsageError:
 
 def _plan(asked: Asked, sides: dict[str, ShardReader], *, device: torch.device) -> dict[str, Any]:
     """What the bytes are a function of."""
+    tokens = bool(codec_section(asked.codec).vocabulary)
+    if tokens and asked.precision not in (None, AUTO, "fp32"):
+        raise UsageError(
+            f"{asked.codec} makes tokens, which are computed in fp32 and not in {asked.precision}: rounding chooses others",
+            hint="leave --precision out",
+        )
     return {
         "data": sides[""].fingerprint,
         "held_out": sides[HELD_OUT].fingerprint if HELD_OUT in sides else "",
         "codec": files.sha256(asked.codec),
         "pictures": asked.pictures,
         "batch_size": asked.batch_size,
-        "precision": resolved(asked.precision or AUTO, dtype=torch.float32, device=device),
+        "precision": "fp32" if tokens else resolved(asked.precision or AUTO, dtype=torch.float32, device=device),
         "device": device.type,
     }
 
