@@ -81,6 +81,15 @@ class Recipe(Section):
             stop_at(
                 [(("data", "augment"), f"is for a network that is told of it, and {self.model.type} is not; 0 is off")]
             )
+        if self.train.shard and self.model.told == "nothing":
+            stop_at(
+                [
+                    (
+                        ("train", "shard"),
+                        "divides the layers of a network among processes, and an autoencoder is not divided",
+                    )
+                ]
+            )
         complete = self.diffusion.resolved(image_size=max(self.model.size))
         sample = self.sample.of_tokens() if self.task.type == "tokens" else self.sample
         stop_at([*self.task.problems(model=self.model, diffusion=complete, sample=sample), *sample.problems()])

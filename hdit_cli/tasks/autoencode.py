@@ -107,7 +107,7 @@ class Autoencode(nn.Module):
                     like.dtype
                 )
             quantised = isinstance(network, VQVAE)
-            self.upkeep = Codebook(*network.codebook.shape) if quantised else None
+            self.upkeep = Codebook(*network.codebook.shape).to(like.dtype) if quantised else None
         self.follows = quantised and codebook == "ema"
         if self.follows:
             network.codebook.requires_grad_(False)

@@ -188,12 +188,13 @@ def test_codes_that_are_hardly_used_are_put_elsewhere():
     assert keeper.count[2] == pytest.approx(0.7525) and torch.allclose(keeper.sums[2], rows[2] * 0.7525)
 
 
-def test_a_refused_step_leaves_no_trace():
-    task = made("vq-vae", dtype=torch.float32)
-    task(drawn(task, dtype=torch.float32))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_refused_step_leaves_no_trace(dtype):
+    task = made("vq-vae", dtype=dtype)
+    task(drawn(task, dtype=dtype))
     task.after(torch.ones(()))
     before = {name: value.clone() for name, value in task.state_dict().items()}
-    task(drawn(task, first=8, dtype=torch.float32)._replace(x0=torch.full((8, 3, 16, 16), torch.nan)))
+    task(drawn(task, first=8, dtype=dtype)._replace(x0=torch.full((8, 3, 16, 16), torch.nan, dtype=dtype)))
     task.after(torch.zeros(()))
     assert all(torch.equal(before[name], value) for name, value in task.state_dict().items())
 
@@ -413,6 +414,8 @@ def test_keys_that_would_act_on_nothing_are_told(kind, task, told):
     with pytest.raises(UsageError) as error:
         Recipe.from_dict({"model": KINDS[kind], "task": {"type": "autoencode", **task}})
     assert told in f"{error.value.message} {error.value.hint}"
+    with pytest.raises(UsageError):
+        Recipe.from_dict({"model": KINDS[kind], "task": {"type": "autoencode"}, "train": {"shard": True}})
     with pytest.raises(UsageError):
         Recipe.from_dict({"model": KINDS[kind]})  # an autoencoder under the task of another network
 
