@@ -6,7 +6,7 @@ reconstructions that pass none on.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
@@ -66,6 +66,10 @@ class Autoencode(nn.Module):
         perceptual_weight: of a perceptual loss, the module `perceptual` of (x, y) to (N,), once it is set.
         critic: one that is there already.
     """
+
+    paints: ClassVar[bool] = False
+    usual: ClassVar[Sampling] = Sampling()  # nothing is sampled, which `check` says
+    measures: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

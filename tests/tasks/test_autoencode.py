@@ -298,7 +298,9 @@ def test_resumed_is_unbroken_with_a_critic(kind, changes, data, tmp_path):  # no
 def test_two_processes_come_to_the_weights_of_one(kind, data, tmp_path):  # noqa: F811
     from safetensors.torch import load_file
 
-    recipe = recipe_of(kind)
+    recipe = recipe_of(
+        kind, precision="fp64"
+    )  # a bias of keys has no gradient but rounding, of which AdamW makes whole steps
     (tmp_path / "codec.toml").write_text(recipe.to_toml())
     train(tmp_path / "one", recipe, data=data, watch=lambda event: None)
     words = ["train", "codec.toml", "--data", str(data), "--run", "two", "--processes", "2", "--oversubscribe"]
@@ -313,7 +315,7 @@ def test_two_processes_come_to_the_weights_of_one(kind, data, tmp_path):  # noqa
     ]
     for part in parts:
         one, two = (load_file(tmp_path / name / part) for name in ("one", "two"))
-        assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-5) for name in one), part
+        assert all(torch.allclose(one[name], two[name], rtol=1e-6, atol=1e-8) for name in one), part
 
 
 @pytest.fixture(scope="module")
