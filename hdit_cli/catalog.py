@@ -20,6 +20,7 @@ CATALOG: dict[str, dict[str, str]] = {
     "growth": {  # what `train --init` asks a network of that type
         "hdit": "hdit_cli.models.hdit_growth:HDiTGrowth",
         "dit": "hdit_cli.models.dit_growth:DiTGrowth",
+        "paella": "hdit_cli.models.paella_growth:PaellaGrowth",
         "kl-vae": "hdit_cli.models.codecs.growth:AutoencoderGrowth",
         "vq-vae": "hdit_cli.models.codecs.growth:AutoencoderGrowth",
     },

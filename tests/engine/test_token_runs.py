@@ -178,6 +178,21 @@ def test_python(place):
         hdit_cli.generate(model, n=1, eta=0.3)
 
 
+def test_a_run_starts_from_another(place, tiny_data, tmp_path, capsys):
+    """The same weights of blocks; of other widths nothing is taken."""
+    from safetensors.torch import load_file
+
+    recipe = token_recipe(place / "codec.safetensors", train__steps=1, train__sample_every=0, optimizer__lr=1e-9)
+    (tmp_path / "next.toml").write_text(recipe.to_toml())
+    words = ("train", tmp_path / "next.toml", "--data", tiny_data, "--run", tmp_path / "run", "--init", place / "run")
+    more = ("--set", "optimizer.warmup=0", "--set", "validation.every=0")
+    typed(capsys, *words, *more)
+    old, new = (load_file(path / "ckpt.safetensors") for path in (place / "run", tmp_path / "run"))
+    assert all(torch.allclose(old[name], new[name], atol=1e-6) for name in old)
+    printed = typed(capsys, *words, *more, "--fresh", "--set", "model.blocks=[1,2]", code=2)
+    assert "model.blocks is [1, 1] there, [1, 2] here" in printed.err
+
+
 # Edits
 
 

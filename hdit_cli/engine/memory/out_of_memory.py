@@ -69,7 +69,7 @@ def in_training(recipe: Recipe) -> OutOfMemory:
             break
         needed = needs(changed(recipe, switch))
         if needed < now:
-            words = " ".join(f"--set {key}={str(value).lower()}" for key, value in switch.items())
+            words = " ".join(f"--set {key}={str(value).lower().replace(' ', '')}" for key, value in switch.items())
             found.append(f"{words} (about {runtime.readable(needed)})")
     what = f"batch {section.batch_size}, accumulate {section.accumulate}, precision {section.precision}"
     return OutOfMemory(
