@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -84,6 +87,27 @@ def test_resumed_is_unbroken(place, tiny_data, tmp_path):
         train(tmp_path / "cut", recipe, data=tiny_data, watch=stop)
     train(tmp_path / "cut", recipe, data=tiny_data, watch=lambda event: None)
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_weights_of_one(place, tiny_data, tmp_path):
+    from safetensors.torch import load_file
+
+    recipe = token_recipe(place / "codec.safetensors", validation={"every": 0}, train__sample_every=0)
+    (tmp_path / "law.toml").write_text(recipe.to_toml())
+    train(tmp_path / "one", recipe, data=tiny_data, watch=lambda event: None)
+    words = ["train", "law.toml", "--data", str(tiny_data), "--run", "two", "--processes", "2", "--oversubscribe"]
+    found = subprocess.run(
+        [sys.executable, "-m", "hdit_cli", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    one, two = (load_file(tmp_path / name / "ckpt.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-5) for name in one)
 
 
 def test_validation_tells_loss_and_accuracy_by_level(place):
@@ -182,10 +206,11 @@ def test_a_run_starts_from_another(place, tiny_data, tmp_path, capsys):
     """The same weights of blocks; of other widths nothing is taken."""
     from safetensors.torch import load_file
 
-    recipe = token_recipe(place / "codec.safetensors", train__steps=1, train__sample_every=0, optimizer__lr=1e-9)
+    little = {"train__steps": 1, "train__sample_every": 0, "optimizer": {"lr": 1e-9}}
+    recipe = token_recipe(place / "codec.safetensors", **little)
     (tmp_path / "next.toml").write_text(recipe.to_toml())
     words = ("train", tmp_path / "next.toml", "--data", tiny_data, "--run", tmp_path / "run", "--init", place / "run")
-    more = ("--set", "optimizer.warmup=0", "--set", "validation.every=0")
+    more = ("--set", "validation.every=0")
     typed(capsys, *words, *more)
     old, new = (load_file(path / "ckpt.safetensors") for path in (place / "run", tmp_path / "run"))
     assert all(torch.allclose(old[name], new[name], atol=1e-6) for name in old)

@@ -156,6 +156,17 @@ def test_it_overfits_eight_pictures():
     assert float(nearest.mean()) > 0.9
 
 
+@pytest.mark.slow
+def test_compiled_losses_are_the_eager_ones():
+    torch._dynamo.reset()
+    task = made()
+    batch = drawn(task)
+    wanted = task(batch).loss
+    task.losses = torch.compile(task.losses, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(task(batch).loss, wanted, rtol=1e-9, atol=1e-12)
+    torch._dynamo.reset()
+
+
 # Validation
 
 
