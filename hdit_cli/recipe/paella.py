@@ -68,6 +68,15 @@ class Paella(Section):
             elif "A" in kinds and width % heads:
                 near = nearest_multiple(width, heads)
                 yield ("widths", i), f"must be a multiple of its {heads} heads, is {width}; the nearest is {near}"
+        there = set("".join(self.kinds))
+        if not there & {"T", "A"} and self.classes:
+            yield ("classes",), "reach nothing: no level has blocks of kind T or A"
+        for name in ("text_width", "clip_width"):
+            if "A" not in there and getattr(self, name):
+                yield (
+                    (name,),
+                    f"is {getattr(self, name)}, and reaches nothing: no level has blocks of kind A; 0 is none",
+                )
         if self.kernel % 2 == 0:
             yield ("kernel",), f"must be odd, is {self.kernel}; the nearest is {self.kernel + 1}"
         if not self.self_attention and not (self.text_width or self.clip_width or self.classes):
@@ -101,7 +110,7 @@ class Paella(Section):
 
     def least_tensors(self) -> int:
         """A number of tensors that the network has at least, known without building it."""
-        return 4 * sum(self.blocks)
+        return 4 * sum(repeats * len(kinds) for repeats, kinds in zip(self.blocks, self.kinds, strict=True))
 
     def lighter(self) -> Iterator[dict[str, Any]]:
         """Switches, as `--set` takes them, with which training takes less memory: computing the blocks' insides a second time, then
