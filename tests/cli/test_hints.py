@@ -85,6 +85,8 @@ TYPED = {
     "hdit recipe NAME": "recipe flowers256",
     "hdit doctor": "doctor",
     "hdit encode": f"{LATER} encode data/set --codec plain.safetensors",
+    "hdit encode DATA --codec {shlex.quote(str(path))}": f"{LATER} encode data/set --codec plain.safetensors",
+    "hdit convert {VGG16} --heads vgg.pth --out {path}": f"{LATER} convert vgg16.pth --heads vgg.pth --out lpips.safetensors",
     "hdit prepare SRC --buckets --bucket-step {factor}": (
         "prepare flowers --size 32x32 --buckets --bucket-step 8 --out data/buckets"
     ),
