@@ -86,6 +86,10 @@ TYPED = {
     "hdit doctor": "doctor",
     "hdit encode": f"{LATER} encode data/set --codec plain.safetensors",
     "hdit encode DATA --codec {shlex.quote(str(path))}": f"{LATER} encode data/set --codec plain.safetensors",
+    "hdit prepare SRC --size {height}x{width} --buckets --bucket-step {self.factor}": (
+        "prepare flowers --size 32x32 --buckets --bucket-step 8 --out data/buckets"
+    ),
+    "hdit convert {names.VGG16} --heads {source}": f"{LATER} convert vgg16.pth --heads vgg.pth --out lpips.safetensors",
     "hdit convert {VGG16} --heads vgg.pth --out {path}": f"{LATER} convert vgg16.pth --heads vgg.pth --out lpips.safetensors",
     "hdit prepare SRC --buckets --bucket-step {factor}": (
         "prepare flowers --size 32x32 --buckets --bucket-step 8 --out data/buckets"
