@@ -1,7 +1,7 @@
 """Random access to what a codec made of the pictures of an encoded set: one view is one read, checked by its CRC-32."""
 
-import os
 import zlib
+from io import BufferedReader
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from hdit_cli.data.encoded import CODEC_FILE, DTYPES, MADE_BY, VIEWS, CodecFacts
 from hdit_cli.data.reader import ShardReader
 from hdit_cli.errors import DataError, UsageError
 
+_OPEN = 64  # files kept open: far below the usual limit
 _MEND = f"copy the file again from where it came from, or {MADE_BY}"
 
 
@@ -29,6 +30,7 @@ class StoredReader:
         self.facts: CodecFacts = reader.encoded.codec
         self._dtype = np.dtype(DTYPES[self.facts.dtype])
         self._places: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # shard => offsets, checksums
+        self._open: dict[int, BufferedReader] = {}
         if why := misfit(reader, self.facts.factor):
             raise DataError(f"{self.folder} tells of a codec that cannot have made it: {why}", hint=MADE_BY)
         for shard, told in enumerate(self.facts.shards):
@@ -52,9 +54,9 @@ class StoredReader:
         size = int(places[number + 1] - places[number]) // len(VIEWS)
         path = self.folder / self.facts.shards[shard].name
         try:
-            with files.open_regular(path) as handle:
-                handle.seek(int(places[number]) + mirrored * size)
-                data = handle.read(size)
+            handle = self._handle(shard)
+            handle.seek(int(places[number]) + mirrored * size)
+            data = handle.read(size)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}", hint="check the disk") from error
         if zlib.crc32(data) != table[number, int(mirrored)]:
@@ -93,15 +95,31 @@ class StoredReader:
         whole = found.min() >= 0 and found.max() < self.facts.vocabulary
         return "" if whole else f"a token beyond the {self.facts.vocabulary:,} of the codec"
 
+    def close(self) -> None:
+        """Closes the files; the next read opens them again."""
+        for handle in self._open.values():
+            handle.close()
+        self._open.clear()
+
+    def _handle(self, shard: int) -> BufferedReader:
+        """The longest unused of many is closed."""
+        handle = self._open.pop(shard, None)
+        if handle is None:
+            if len(self._open) >= _OPEN:
+                self._open.pop(next(iter(self._open))).close()
+            handle = files.open_regular(self.folder / self.facts.shards[shard].name)
+        self._open[shard] = handle
+        return handle
+
     def _table(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         if shard not in self._places:
             told, sizes = self.facts.shards[shard], self.reader.sizes_in(shard)
             places = offsets(self.facts, sizes)
             path = self.folder / told.name
             try:
-                with files.open_regular(path) as handle:
-                    handle.seek(int(places[-1]), os.SEEK_SET)
-                    raw = handle.read(4 * len(VIEWS) * len(sizes))
+                handle = self._handle(shard)
+                handle.seek(int(places[-1]))
+                raw = handle.read(4 * len(VIEWS) * len(sizes))
             except OSError as error:
                 raise DataError(f"cannot read {path}: {error.strerror}", hint="check the disk") from error
             if zlib.crc32(raw) != told.table_crc32:

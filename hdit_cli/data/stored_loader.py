@@ -65,9 +65,10 @@ class StoredLoader:
             yield [next(batches) for _ in self._slots]
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread, and closes the files."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+        self._stored.close()
 
     def _batches(self) -> Iterator[Batch]:
         numbers = (first + micro for first in self._firsts for micro in self._slots)

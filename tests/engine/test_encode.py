@@ -207,6 +207,102 @@ def test_broken_off_and_gone_on_are_the_same_bytes(source, place, tmp_path, monk
     assert digests(tmp_path / "set") == digests(place / "set")
 
 
+def test_the_bytes_do_not_hang_on_the_number_of_threads(source, place, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        encode(Asked(source, place / "vae.safetensors", tmp_path / "set"))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert digests(tmp_path / "set") == digests(place / "set")
+
+
+def test_a_set_in_work_is_left_alone(source, place, tmp_path):
+    from hdit_cli import files
+    from hdit_cli.engine.encoding.work import WORK
+
+    (tmp_path / "set" / WORK).mkdir(parents=True)
+    with (
+        files.lock(tmp_path / "set" / WORK / "lock", what="it"),
+        pytest.raises(UsageError, match=r"the encoded set .* is in use by"),
+    ):
+        encode(Asked(source, place / "vae.safetensors", tmp_path / "set"))
+
+
+def test_in_bfloat16(source, place, tmp_path):
+    encode(Asked(source, place / "vae.safetensors", tmp_path / "set", precision="bf16"))
+    ours, theirs = (StoredReader(ShardReader(folder / "set")) for folder in (tmp_path, place))
+    assert (ours.facts.precision, theirs.facts.precision) == ("bf16", "fp32")
+    one, other = (each.view(3, mirrored=True).astype(np.float32) for each in (ours, theirs))
+    assert 0 < np.abs(one - other).max() < 0.1
+
+
+def test_a_codec_that_was_trained_here(source, tmp_path):
+    """Its run or checkpoint: a file of its own comes to lie in the set, with the measured statistics where it has Gaussians."""
+    from hdit_cli.engine.encoding.encode import codec_file_of
+    from hdit_cli.recipe import Recipe
+
+    kinds = {
+        "kl-vae": {"widths": [8, 16], "latent_channels": 3, "layers": 1, "groups": 4},
+        "vq-vae": {"levels": 1, "bottleneck_blocks": 1, "c_hidden": 12, "codebook_size": 24},
+    }
+    for kind, shape in kinds.items():
+        recipe = Recipe.from_dict(
+            {
+                "data": {"workers": 0}, "model": {"type": kind, "size": [16, 16], **shape}, "task": {"type": "autoencode"},
+                "train": {"steps": 2, "batch_size": 8, "precision": "fp32", "save_every": 2, "sample_every": 0},
+                "validation": {"every": 0},
+            }
+        )  # fmt: skip
+        run = tmp_path / kind
+        train(run, recipe, data=source, watch=lambda event: None)
+        file = codec_file_of(run)
+        assert file == run / "ckpt.safetensors" and default_out(source, file).name == f"set16-{kind}"
+        encode(Asked(source, file, tmp_path / f"set-{kind}"))
+        reader, own = (
+            ShardReader(tmp_path / f"set-{kind}"),
+            codec_file.load_codec(tmp_path / f"set-{kind}" / CODEC_FILE),
+        )
+        assert own.fingerprint() == reader.encoded.codec.sha256 != reader.encoded.codec.of
+        x = torch.tensor(reader.picture(0)).permute(2, 0, 1)[None] / 127.5 - 1
+        stored = torch.from_numpy(StoredReader(reader).view(0, mirrored=False).astype(np.float32))[None]
+        before = codec_file.load_codec(file).moments(x)
+        assert torch.allclose(own.moments(x).float(), before.float())
+        if kind == "kl-vae":
+            assert torch.allclose(stored, before, atol=2e-3)
+            assert torch.allclose(own.statistics[1], torch.tensor(reader.encoded.codec.statistics["std"]), rtol=1e-5)
+        else:
+            assert torch.equal(stored[:, 0].long(), before)
+        assert encode(Asked(source, file, tmp_path / f"set-{kind}")).before
+
+
+def test_latents_that_are_not_drawn(source, place, tmp_path, monkeypatch):
+    """As those of DC-AE: one number for each channel; the deviation of the set is that of the numbers alone."""
+    from hdit_cli.engine.encoding import encode as module
+    from hdit_cli.models.codecs.dc_ae import Compressed
+
+    class Network(torch.nn.Module):
+        factor, channels = 2, 4
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.encoder = torch.nn.Conv2d(3, 4, 2, stride=2)
+
+    codec = Compressed(Network(), scale=0.5, sha256="0" * 64)
+    monkeypatch.setattr(module, "load_codec", lambda path, device: codec)
+    encode(Asked(source, write_codec(tmp_path / "vae.safetensors", scale=(0.5,)), tmp_path / "set"))
+    reader = ShardReader(tmp_path / "set")
+    stored, facts = StoredReader(reader), reader.encoded.codec
+    assert (facts.kind, facts.planes, facts.channels) == ("dc-ae", 4, 4)
+    views = np.stack([stored.view(n, mirrored=m) for n in range(len(reader)) for m in (False, True)]).astype(np.float64)
+    assert np.allclose(facts.statistics["std"], views.std((0, 2, 3)))
+    x = torch.tensor(reader.picture(2)).permute(2, 0, 1)[None] / 127.5 - 1
+    found = torch.from_numpy(stored.view(2, mirrored=False).astype(np.float32))[None]
+    assert torch.allclose(codec.latent(found, None), codec.encode(x), atol=1e-3)
+
+
 def test_a_codec_that_makes_no_numbers_is_refused(source, tmp_path):
     def large(tensors):
         tensors["quant_conv.bias"][:4] = 1e6
@@ -421,5 +517,6 @@ def test_what_cannot_be_trained_on_stored_latents_is_refused(place, tmp_path):
     ):
         with pytest.raises(UsageError, match=words) as caught:
             train(tmp_path / "run", recipe, data=place / "set", watch=lambda event: None)
+        assert not (tmp_path / "run").exists()
         assert hint in caught.value.hint
     train(tmp_path / "pixels", tiny_recipe(), data=place / "set", watch=lambda event: None)  # its pictures are there

@@ -201,7 +201,7 @@ def _facts(codec: Frozen, plan: dict[str, Any]) -> CodecFacts:
         of=plan["codec"],
         config={},
         factor=codec.factor,
-        planes=1 if vocabulary else 2 * codec.channels,
+        planes=2 * codec.channels if codec.draws else codec.channels,  # a token is one channel
         channels=codec.channels,
         vocabulary=vocabulary,
         dtype=next(name for most, name in kinds.items() if vocabulary <= most) if vocabulary else "float16",
