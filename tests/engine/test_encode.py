@@ -144,6 +144,7 @@ def test_a_codec_with_statistics_of_its_own_keeps_them(source, tmp_path):
 
 def test_the_whole_set_verifies_and_a_flipped_bit_is_found(place, tmp_path):
     assert [checked for checked in verify_data(place / "set") if checked.problem] == []
+    assert [checked for checked in verify_data(place / "set" / "held-out") if checked.problem] == []
     assert {"00000.codec", CODEC_FILE, "held-out/00000.codec"} <= {each.name for each in verify_data(place / "set")}
 
     def flipped(data):
@@ -424,6 +425,19 @@ def test_a_set_that_lies_is_refused(place, tmp_path):
     folder = rewritten(place, tmp_path / "factor", lambda told: section(told).update(factor=4))
     with pytest.raises(DataError, match=r"00000\.codec is damaged"):
         StoredReader(ShardReader(folder))
+
+
+def test_a_set_that_lies_about_its_codec_is_refused(place, tmp_path):
+    """The planes of four channels, told as those of eight that are not drawn: the files are as long, and the codec is another."""
+    folder = rewritten(
+        place, tmp_path / "set", lambda told: (each := told["sections"]["codec"]).update(
+            channels=8, statistics={name: 2 * each["statistics"][name] for name in ("mean", "std")}
+        ),
+    )  # fmt: skip
+    with pytest.raises(
+        DataError, match="tells of latents of 8 channels at 1/2 of the size, and its codec makes latents of 4"
+    ):
+        train(tmp_path / "run", recipe_of(folder / CODEC_FILE), data=folder, watch=lambda event: None)
 
 
 # Training from it

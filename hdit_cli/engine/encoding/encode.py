@@ -22,6 +22,7 @@ from hdit_cli.engine.encoding.making import Maker
 from hdit_cli.engine.encoding.sums import statistics
 from hdit_cli.engine.encoding.work import WORK, Record, Task, begin, check_same, finished, read_record, tasks_of
 from hdit_cli.engine.load import InFile, find
+from hdit_cli.engine.memory.estimate import codec_bytes
 from hdit_cli.engine.run.checkpoint import read_announced
 from hdit_cli.engine.run.codec_file import codec_section, is_codec, load_codec, write
 from hdit_cli.errors import Interrupted, UsageError
@@ -222,12 +223,27 @@ class _Watch:
 
 def _make(asked: Asked, tasks: list[Task], *, codec: Frozen, facts: CodecFacts, watch: _Watch) -> None:
     """This process's shards; those that are whole are kept."""
-    with Maker(asked.out, codec=codec, facts=facts, pictures=asked.pictures, tell=watch.add) as maker:
+    threads = _threads(asked, [task.reader for task in tasks], device=codec.device)
+    how: dict[str, Any] = {"pictures": asked.pictures, "threads": threads, "tell": watch.add}
+    with Maker(asked.out, codec=codec, facts=facts, **how) as maker:
         for task in tasks:
             if finished(asked.out, task, pictures=asked.pictures) is None:
                 maker.make(task)
             else:
                 watch.add(task.count)
+
+
+def _threads(asked: Asked, readers: list[ShardReader], *, device: torch.device) -> int:
+    """How many batches are computed at once: on a CPU as many as there are threads, and as half of the free memory takes."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads == 1 or not readers:
+        return 1
+    factor = codec_section(asked.codec).factor
+    height, width = max((size for reader in readers for size in reader.sizes), key=lambda size: size[0] * size[1])
+    size = (height // factor, width // factor)
+    _, each = codec_bytes(str(asked.codec), size, images=asked.batch_size, device=device.type)
+    room = runtime.free_memory(device) // (2 * runtime.ranks().world)
+    return max(1, min(threads, room // max(1, each)))
 
 
 def _finish(asked: Asked, sides: dict[str, ShardReader], *, facts: CodecFacts, codec: Frozen) -> None:
@@ -291,9 +307,11 @@ def _complete(asked: Asked, plan: dict[str, Any]) -> Outcome:
     if asked.precision is not None:
         before["precision"] = facts.precision
     check_same(asked.out, before, {name: plan[name] for name in before}, what="made")
-    if runtime.ranks().is_main and (asked.out / WORK).is_dir():  # killed after the manifest
-        with suppress(UsageError), files.lock(asked.out / WORK / "lock", what=str(asked.out)):
-            files.remove_folder(asked.out / WORK)
+    if runtime.ranks().is_main:  # killed after the manifest
+        if (asked.out / WORK).is_dir():
+            with suppress(UsageError), files.lock(asked.out / WORK / "lock", what=str(asked.out)):
+                files.remove_folder(asked.out / WORK)
+        files.reap(asked.out)
     return found
 
 

@@ -49,25 +49,33 @@ class Maker(AbstractContextManager["Maker"]):
         codec: on its device.
         facts: of the section; its shards and statistics come later.
         pictures: the tars come along.
+        threads: how many batches are computed at once.
         tell: hears of pictures that are done.
     """
 
     def __init__(
-        self, out: Path, *, codec: Frozen, facts: CodecFacts, pictures: bool, tell: Callable[[int], None]
+        self,
+        out: Path,
+        *,
+        codec: Frozen,
+        facts: CodecFacts,
+        pictures: bool,
+        threads: int,
+        tell: Callable[[int], None],
     ) -> None:
         self.out, self.codec, self.facts, self.pictures, self.tell = out, codec, facts, pictures, tell
-        self.device: torch.device = codec.device
+        self.device, self.threads = codec.device, threads
         self._stack = ExitStack()
 
     def __enter__(self) -> "Maker":
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        self._ahead = threads + 1
+        one = (
+            torch.set_num_threads if self.device.type == "cpu" else int
+        )  # each thread of Python's has a number of its own
         if self.device.type == "cpu":
-            self._stack.callback(torch.set_num_threads, threads)
-            torch.set_num_threads(1)
+            self._stack.callback(torch.set_num_threads, torch.get_num_threads())
+            one(1)
         self._stack.enter_context(computing(self.facts.precision, self.device))
-        begin = torch.set_num_threads if self.device.type == "cpu" else int
-        self._pool = self._stack.enter_context(ThreadPoolExecutor(threads, initializer=begin, initargs=(1,)))
+        self._pool = self._stack.enter_context(ThreadPoolExecutor(self.threads, initializer=one, initargs=(1,)))
         self._reading = self._stack.enter_context(ThreadPoolExecutor(1))
         return self
 
@@ -117,7 +125,7 @@ class Maker(AbstractContextManager["Maker"]):
         for numbers in coming:
             pixels = self._reading.submit(pictures, task.reader, numbers)
             waiting.append(self._pool.submit(self._made, numbers, pixels))
-            if len(waiting) >= self._ahead:
+            if len(waiting) > self.threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -139,7 +147,11 @@ class Maker(AbstractContextManager["Maker"]):
         worst = found.abs().amax(dim=(1, 2, 3))
         for number, value in zip(numbers.tolist(), worst.tolist(), strict=True):
             if not value <= _LARGEST:
-                what = f"latents up to {value:,.0f}, and float16 ends at {_LARGEST:,.0f}" if value < np.inf else "NaN"
+                what = (
+                    f"latents up to {value:,.0f}, and float16 ends at {_LARGEST:,.0f}"
+                    if value < np.inf
+                    else "NaN or infinity"
+                )
                 raise NonFiniteError(
                     f"the codec makes {what} of picture {number}",
                     hint="its weights are damaged, or it expects other pictures: look at a few of its own decoded ones",

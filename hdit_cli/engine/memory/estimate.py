@@ -53,14 +53,18 @@ def estimate(recipe: Recipe, *, images: int, device: str, processes: int = 1, cl
         parts["gradients"] = -(-step.trained // processes) + 2 * max(step.largest, step.outside)
         parts["activations"] = max(step.histories(images).without_gradients().peak, -(-step.weights // processes))
     if recipe.codec.path:
-        held, encoding = _codec(recipe.codec.path, recipe.model.size, images=images, device=device)
+        held, encoding = codec_bytes(recipe.codec.path, recipe.model.size, images=images, device=device)
         parts["codec"] = held + max(0, encoding - parts["gradients"] - parts["activations"])
     return {**parts, "total": sum(parts.values())}
 
 
 @lru_cache(maxsize=8)
-def _codec(path: str, size: tuple[int, int], *, images: int, device: str) -> tuple[int, int]:
-    """Bytes of a codec's weights, and of what encoding pictures takes at its fullest moment."""
+def codec_bytes(path: str, size: tuple[int, int], *, images: int, device: str) -> tuple[int, int]:
+    """Bytes of a codec's weights, and of what encoding pictures takes at its fullest moment.
+
+    Args:
+        size: (h, w) of the latents.
+    """
     codec = outline(codec_section(Path(path)))
     pixels = [side * codec.factor for side in size]
 

@@ -171,10 +171,14 @@ def _verify_stored(reader: ShardReader, *, prefix: str) -> Iterator[Checked]:
     """The codec of an encoded set, and what it made of each shard; of one without pictures also what is left of the shard."""
     assert reader.encoded is not None, "it is an encoded set"
     facts, data = reader.encoded.codec, reader.folder
-    if not prefix:
+    inside = data.name == shards.HELD_OUT and is_encoded(data.parent)
+    if not inside:
         yield _verify_codec(data / CODEC_FILE, facts.sha256)
     elif (outer := _outer_codec(data)) != facts.sha256:
-        yield Checked(prefix + ENCODED, 0, "was made with another codec than the training pictures" if outer else "")
+        told = (
+            "was made with another codec than the training pictures" if outer else "lies in a set that cannot be read"
+        )
+        yield Checked(prefix + ENCODED, 0, told)
     try:
         stored = StoredReader(reader)
     except DataError as error:

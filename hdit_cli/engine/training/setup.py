@@ -251,6 +251,15 @@ def stored_latents(recipe: Recipe, reader: ShardReader) -> StoredReader | None:
     stored = stored_of(reader, sha256=codec_sha256(Path(recipe.codec.path)), codec=recipe.codec.path)
     if stored is None:
         return None
+    facts, section = stored.facts, codec_section(Path(recipe.codec.path))
+    planes = section.channels * (2 if section.type == "kl-vae" else 1)
+    told = (facts.channels, facts.factor, facts.vocabulary, facts.planes)
+    if told != (section.channels, section.factor, section.vocabulary, planes):
+        raise DataError(
+            f"{reader.folder} tells of {made(facts.channels, facts.vocabulary)} at 1/{facts.factor} of the size, and its codec "
+            f"makes {made(section.channels, section.vocabulary)} at 1/{section.factor}",
+            hint="get the set again, or make it again with `hdit encode`",
+        )
     for key, value, off in (("crop", recipe.data.crop, "none"), ("augment", recipe.data.augment, 0)):
         if value != off:
             raise UsageError(
