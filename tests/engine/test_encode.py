@@ -1,5 +1,6 @@
 """`hdit encode` and what trains from it: bytes, statistics, draws, and what is refused."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -20,7 +21,7 @@ from hdit_cli.engine.run.verify import verify_data
 from hdit_cli.engine.training.loop import train
 from hdit_cli.engine.training.setup import batches_of, new_accelerator, new_model
 from hdit_cli.engine.training.step import Stepper
-from hdit_cli.errors import CheckpointError, DataError, NonFiniteError, UsageError
+from hdit_cli.errors import CheckpointError, DataError, NonFiniteError, StorageError, UsageError
 from hdit_cli.models.codecs.kl_vae import KLVAE
 from hdit_cli.recipe.kl_vae import KLVAE as Section
 
@@ -204,6 +205,30 @@ def test_broken_off_and_gone_on_are_the_same_bytes(source, place, tmp_path, monk
     data[7] ^= 1
     (tmp_path / "set" / "00000.codec").write_bytes(data)
     assert (tmp_path / "set" / WORK / "training-00000.json").is_file()
+    encode(asked)
+    assert digests(tmp_path / "set") == digests(place / "set")
+
+
+def test_a_full_disk_is_told_and_the_same_call_goes_on(source, place, tmp_path, monkeypatch):
+    from hdit_cli import files
+
+    seen = []
+
+    def full(operation, path):
+        seen.append(path)
+        if operation == "fsync" and "00001.codec" in path:
+            raise OSError(errno.ENOSPC, "no space")
+
+    asked = Asked(source, place / "vae.safetensors", tmp_path / "set")
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "observer", full)
+        with pytest.raises(StorageError, match="No space left"):
+            encode(asked)
+    assert seen and not (tmp_path / "set" / "manifest.json").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
+        with pytest.raises(StorageError, match="MB are free"):
+            encode(asked)
     encode(asked)
     assert digests(tmp_path / "set") == digests(place / "set")
 
