@@ -58,8 +58,7 @@ class CodecFacts:
         of: SHA-256 of the file or checkpoint that the codec was read from; the same where it had statistics of its own.
         config: of the codec, as its file tells it.
         factor: pixels on a side of one place.
-        planes: stored numbers of one place: of each channel mean and standard deviation, or, where nothing is drawn, one number;
-            1, a token.
+        planes: stored numbers of one place: mean and standard deviation of each channel, or 1, a token.
         channels: of what a network sees.
         vocabulary: of tokens; 0 for latents.
         dtype: of the stored numbers.
@@ -193,8 +192,7 @@ def _validated_codec(value: Any) -> CodecFacts:
         _expect(isinstance(told[name], str) and _KIND.fullmatch(told[name]) is not None, f"{name} is not a word")
     is_latents = dtype == "float16"
     _expect(is_latents == (told["vocabulary"] == 0), "it tells neither latents nor tokens")
-    fitting = (told["channels"], 2 * told["channels"]) if is_latents else (1,)
-    _expect(told["planes"] in fitting, "planes are not those of its channels")
+    _expect(told["planes"] == (2 * told["channels"] if is_latents else 1), "planes are not those of its channels")
     if is_latents:
         _check_statistics(told["statistics"], channels=told["channels"])
     _expect(isinstance(told["shards"], list), "shards is not a list")

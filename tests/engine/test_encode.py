@@ -303,32 +303,6 @@ def test_a_codec_that_was_trained_here(source, tmp_path):
         assert encode(Asked(source, file, tmp_path / f"set-{kind}")).before
 
 
-def test_latents_that_are_not_drawn(source, place, tmp_path, monkeypatch):
-    """As those of DC-AE: one number for each channel; the deviation of the set is that of the numbers alone."""
-    from hdit_cli.engine.encoding import encode as module
-    from hdit_cli.models.codecs.dc_ae import Compressed
-
-    class Network(torch.nn.Module):
-        factor, channels = 2, 4
-
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(1)
-            self.encoder = torch.nn.Conv2d(3, 4, 2, stride=2)
-
-    codec = Compressed(Network(), scale=0.5, sha256="0" * 64)
-    monkeypatch.setattr(module, "load_codec", lambda path, device: codec)
-    encode(Asked(source, write_codec(tmp_path / "vae.safetensors", scale=(0.5,)), tmp_path / "set"))
-    reader = ShardReader(tmp_path / "set")
-    stored, facts = StoredReader(reader), reader.encoded.codec
-    assert (facts.kind, facts.planes, facts.channels) == ("dc-ae", 4, 4)
-    views = np.stack([stored.view(n, mirrored=m) for n in range(len(reader)) for m in (False, True)]).astype(np.float64)
-    assert np.allclose(facts.statistics["std"], views.std((0, 2, 3)))
-    x = torch.tensor(reader.picture(2)).permute(2, 0, 1)[None] / 127.5 - 1
-    found = torch.from_numpy(stored.view(2, mirrored=False).astype(np.float32))[None]
-    assert torch.allclose(codec.latent(found, None), codec.encode(x), atol=1e-3)
-
-
 def test_a_codec_that_makes_no_numbers_is_refused(source, tmp_path):
     def large(tensors):
         tensors["quant_conv.bias"][:4] = 1e6
@@ -453,14 +427,16 @@ def test_a_set_that_lies_is_refused(place, tmp_path):
 
 
 def test_a_set_that_lies_about_its_codec_is_refused(place, tmp_path):
-    """The planes of four channels, told as those of eight that are not drawn: the files are as long, and the codec is another."""
-    folder = rewritten(
-        place, tmp_path / "set", lambda told: (each := told["sections"]["codec"]).update(
-            channels=8, statistics={name: 2 * each["statistics"][name] for name in ("mean", "std")}
-        ),
-    )  # fmt: skip
+    """The same numbers as those of 16 channels at a quarter of the size: the files are as long, and the codec is another."""
+
+    def change(told):
+        section = told["sections"]["codec"]
+        twice = {name: 4 * section["statistics"][name] for name in ("mean", "std")}
+        section.update(channels=16, planes=32, factor=4, statistics=twice)
+
+    folder = rewritten(place, tmp_path / "set", change)
     with pytest.raises(
-        DataError, match="tells of latents of 8 channels at 1/2 of the size, and its codec makes latents of 4"
+        DataError, match="tells of latents of 16 channels at 1/4 of the size, and its codec makes latents of 4"
     ):
         train(tmp_path / "run", recipe_of(folder / CODEC_FILE), data=folder, watch=lambda event: None)
 

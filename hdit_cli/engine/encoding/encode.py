@@ -202,7 +202,7 @@ def _facts(codec: Frozen, plan: dict[str, Any]) -> CodecFacts:
         of=plan["codec"],
         config={},
         factor=codec.factor,
-        planes=2 * codec.channels if codec.draws else codec.channels,  # a token is one channel
+        planes=1 if vocabulary else 2 * codec.channels,
         channels=codec.channels,
         vocabulary=vocabulary,
         dtype=next(name for most, name in kinds.items() if vocabulary <= most) if vocabulary else "float16",

@@ -106,7 +106,7 @@ class Maker(AbstractContextManager["Maker"]):
                     writer.add(number - first, views)
                     if not self.facts.vocabulary:
                         for view in views:
-                            sums.add(view, channels=self.facts.channels)
+                            sums.add(view)
                 self.tell(len(made.numbers))
             table = writer.close()
         told = SectionShard(path.name, path.stat().st_size, files.sha256(path), table)

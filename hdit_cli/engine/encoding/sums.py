@@ -22,11 +22,9 @@ class Sums:
     second: list[float] = field(default_factory=list)
     variance: list[float] = field(default_factory=list)
 
-    def add(self, stored: np.ndarray, *, channels: int) -> None:
-        """Adds one view of one picture as it is stored: mean and standard deviation, (2 C, h, w); of latents that are not drawn
-        the first alone."""
-        mean = stored[:channels].astype(np.float64)
-        std = stored[channels:].astype(np.float64) if len(stored) > channels else np.zeros_like(mean)
+    def add(self, stored: np.ndarray) -> None:
+        """Adds one view of one picture as it is stored: mean and standard deviation, (2 C, h, w)."""
+        mean, std = np.split(stored.astype(np.float64), 2)
         self.count += mean[0].size
         for name, values in (("first", mean), ("second", mean**2), ("variance", std**2)):
             here = values.sum(axis=(1, 2)).tolist()

@@ -252,9 +252,7 @@ def stored_latents(recipe: Recipe, reader: ShardReader) -> StoredReader | None:
     if stored is None:
         return None
     facts, section = stored.facts, codec_section(Path(recipe.codec.path))
-    planes = section.channels * (2 if section.type == "kl-vae" else 1)
-    told = (facts.channels, facts.factor, facts.vocabulary, facts.planes)
-    if told != (section.channels, section.factor, section.vocabulary, planes):
+    if (facts.channels, facts.factor, facts.vocabulary) != (section.channels, section.factor, section.vocabulary):
         raise DataError(
             f"{reader.folder} tells of {made(facts.channels, facts.vocabulary)} at 1/{facts.factor} of the size, and its codec "
             f"makes {made(section.channels, section.vocabulary)} at 1/{section.factor}",
