@@ -139,6 +139,7 @@ def test_multiplications_are_counted():
     assert counted == pytest.approx(task.network.macs(4, 4))
 
 
+@pytest.mark.slow
 def test_it_overfits_eight_pictures():
     task = made(shaken=False, dtype=torch.float32, dropout=0.0, embedding=32, widths=[32, 64], task={"smoothing": 0.0})
     optimizer = torch.optim.AdamW(task.parameters(), lr=4e-3)
