@@ -82,7 +82,7 @@ class Besides:
         module = self.parts[name].module
         yield from ((f"{_WEIGHTS}{key}", value) for key, value in module.state_dict().items())
         if name in self.optimizers:
-            names = {parameter: key for key, parameter in module.named_parameters()}
+            names: dict[Tensor, str] = {parameter: key for key, parameter in module.named_parameters()}
             for parameter, state in self.optimizers[name].state.items():
                 yield from ((f"{kind}/{names[parameter]}", value) for kind, value in state.items())
 
