@@ -211,6 +211,7 @@ def _check_statistics(value: Any, *, channels: int) -> None:
             all(isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) < 1e30 for n in numbers or ()),
             f"a {name} in its statistics is no number",
         )
+    _expect(all(n >= 0 for n in value["std"]), "a std in its statistics is negative")
 
 
 def _validated_shard(value: Any) -> SectionShard:

@@ -2,6 +2,7 @@
 
 import zlib
 from io import BufferedReader
+from pathlib import Path
 
 import numpy as np
 
@@ -146,13 +147,19 @@ def stored_of(reader: ShardReader, *, sha256: str, codec: str) -> StoredReader |
 
     Raises:
         UsageError: it is of another codec.
-        DataError: a file is missing or damaged.
+        DataError: a file is missing or damaged, or the codec in the set is not its own.
     """
     if reader.encoded is None:
         return None
     section = reader.encoded.codec
     if section.sha256 != sha256:
         own = reader.folder / CODEC_FILE
+        if files.real_path(Path(codec)) == files.real_path(own):
+            raise DataError(
+                f"{codec} is not the codec that {reader.folder} was encoded with: its SHA-256 begins with {sha256[:8]}, "
+                f"not {section.sha256[:8]}",
+                hint="copy it there again, or make the encoded set again with `hdit encode`",
+            )
         raise UsageError(
             f"{reader.folder} was encoded with another codec than {codec}: that of SHA-256 {section.sha256[:8]}, not {sha256[:8]}",
             hint=f"--set codec.path={own}; with another codec, give the data set that it was made from: its pictures are "

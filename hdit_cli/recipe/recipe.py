@@ -90,6 +90,9 @@ class Recipe(Section):
                     )
                 ]
             )
+        if self.model.told == "nothing":
+            why = "is for a network of latents or tokens; an autoencoder learns pictures, so leave it out"
+            stop_at([(("codec", key), why) for key, value in Codec() if getattr(self.codec, key) != value])
         complete = self.diffusion.resolved(image_size=max(self.model.size))
         sample = self.sample.of_tokens() if self.task.type == "tokens" else self.sample
         stop_at([*self.task.problems(model=self.model, diffusion=complete, sample=sample), *sample.problems()])

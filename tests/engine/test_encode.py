@@ -522,6 +522,20 @@ def test_a_set_without_pictures_trains_and_validates(source, place, tmp_path):
         train(tmp_path / "pixels", tiny_recipe(), data=tmp_path / "set", watch=lambda event: None)
 
 
+def test_a_codec_that_was_put_in_the_place_of_the_own_one_is_told(place, tmp_path):
+    shutil.copytree(place / "set", tmp_path / "set")
+    own = write_codec(tmp_path / "set" / CODEC_FILE, seed=1)
+    with pytest.raises(DataError, match="is not the codec that .* was encoded with") as caught:
+        train(tmp_path / "run", recipe_of(own), data=tmp_path / "set", watch=lambda event: None)
+    assert "copy it there again" in str(caught.value.hint)
+
+
+def test_a_folder_as_a_codec_leads_on_to_the_file_in_it(place, tmp_path):
+    with pytest.raises(CheckpointError, match="a codec is a file") as caught:
+        train(tmp_path / "run", recipe_of(place / "set"), data=place / "set", watch=lambda event: None)
+    assert str(place / "set" / CODEC_FILE) in str(caught.value.hint)
+
+
 def test_what_cannot_be_trained_on_stored_latents_is_refused(place, tmp_path):
     other = write_codec(tmp_path / "other.safetensors", seed=1)
     own = place / "set" / CODEC_FILE

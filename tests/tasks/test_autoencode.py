@@ -16,6 +16,7 @@ from torch import nn
 from hdit_cli.engine.model import build_network, build_task
 from hdit_cli.engine.run import events
 from hdit_cli.engine.training.loop import train
+from hdit_cli.errors import UsageError
 from hdit_cli.models.codebook import Codebook
 from hdit_cli.models.codecs.vq_vae import Norm
 from hdit_cli.models.critic import PatchCritic
@@ -225,7 +226,6 @@ def test_nearest_codes_are_found_in_full_precision():
 
 def test_a_perceptual_loss_is_charged_and_its_file_is_asked_for(tmp_path, data):  # noqa: F811
     from hdit_cli.engine.run import lpips_file
-    from hdit_cli.errors import UsageError
     from hdit_cli.models.lpips import LPIPS
     from hdit_cli.recipe import load_recipe
 
@@ -362,7 +362,6 @@ def test_a_trained_codec_is_a_codec_and_makes_no_pictures(trained, data, tmp_pat
     import hdit_cli
     from hdit_cli.engine.scoring.evaluate import evaluate
     from hdit_cli.engine.scoring.request import Request
-    from hdit_cli.errors import UsageError
     from hdit_cli.tasks.sampling import Sampling
 
     codec, model = hdit_cli.load_codec(trained / "ckpt.safetensors"), hdit_cli.load(trained)
@@ -384,7 +383,6 @@ def test_a_trained_codec_is_a_codec_and_makes_no_pictures(trained, data, tmp_pat
 def test_latents_that_nobody_measured_train_no_network(data, tmp_path):  # noqa: F811
     from hdit_cli.data.reader import ShardReader
     from hdit_cli.engine.training.setup import check_fit
-    from hdit_cli.errors import UsageError
 
     AcceleratorState._reset_state(reset_partial_state=True)
     train(tmp_path / "run", recipe_of("kl-vae", steps=1), data=data, watch=lambda event: None)
@@ -411,8 +409,6 @@ def test_latents_that_nobody_measured_train_no_network(data, tmp_path):  # noqa:
     ],
 )
 def test_keys_that_would_act_on_nothing_are_told(kind, task, told):
-    from hdit_cli.errors import UsageError
-
     with pytest.raises(UsageError) as error:
         Recipe.from_dict({"model": KINDS[kind], "task": {"type": "autoencode", **task}})
     assert told in f"{error.value.message} {error.value.hint}"
@@ -420,6 +416,12 @@ def test_keys_that_would_act_on_nothing_are_told(kind, task, told):
         Recipe.from_dict({"model": KINDS[kind], "task": {"type": "autoencode"}, "train": {"shard": True}})
     with pytest.raises(UsageError):
         Recipe.from_dict({"model": KINDS[kind]})  # an autoencoder under the task of another network
+
+
+@pytest.mark.parametrize("codec", [{"path": "codec.safetensors"}, {"sample": False}])
+def test_an_autoencoder_learns_pictures_and_not_what_a_codec_made_of_them(codec):
+    with pytest.raises(UsageError, match="an autoencoder learns pictures"):
+        Recipe.from_dict({**recipe_of("kl-vae").to_dict(), "codec": codec})
 
 
 @pytest.mark.long

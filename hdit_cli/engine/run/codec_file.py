@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from hdit_cli import catalog, files
+from hdit_cli.data.encoded import CODEC_FILE
 from hdit_cli.engine.run import header
 from hdit_cli.engine.run.assemble import check_tensors
 from hdit_cli.engine.run.checkpoint import needs_of, read_announced, read_tensors, serialise
@@ -43,6 +44,15 @@ def write(path: Path, tensors: dict[str, Tensor], section: CodecSection) -> None
     }
     files.make_folder(path.parent)
     files.write_bytes(path, serialise(tensors, metadata))
+
+
+def _none_at(path: Path) -> CheckpointError:
+    """Of a path that is no file; of a folder, which may be a run or an encoded set, with the file in it that may be meant."""
+    inside = [name for name in (CODEC_FILE, "ckpt.safetensors") if (path / name).is_file()]
+    if not path.is_dir():
+        return CheckpointError(f"no codec {path}", hint=_HINT)
+    hint = f"name the file in it: {path / inside[0]}" if inside else _HINT
+    return CheckpointError(f"{path} is a folder, and a codec is a file", hint=hint)
 
 
 def is_codec(metadata: dict[str, str]) -> bool:
@@ -117,7 +127,7 @@ def codec_section(path: Path) -> CodecSection:
         CheckpointError: no file, or no codec.
     """
     if not path.is_file():
-        raise CheckpointError(f"no codec {path}", hint=_HINT)
+        raise _none_at(path)
     status = path.stat()
     return _section_at(path, status.st_mtime_ns, status.st_size)
 
@@ -137,7 +147,7 @@ def codec_sha256(path: Path) -> str:
         CheckpointError: no file.
     """
     if not path.is_file():
-        raise CheckpointError(f"no codec {path}", hint=_HINT)
+        raise _none_at(path)
     status = path.stat()
     return _sha256_at(path, status.st_mtime_ns, status.st_size)
 
@@ -198,7 +208,7 @@ def found_for(wanted: Absent, *, named: Path | None, beside: Path) -> Frozen | A
     """
     if named is not None:
         if not named.is_file():
-            raise CheckpointError(f"no codec {named}", hint=_HINT)
+            raise _none_at(named)
         if (sha256 := files.sha256(named)) != wanted.sha256:
             raise UsageError(
                 f"{named} is another codec than the one this model was trained with: its SHA-256 begins with {sha256[:8]}, "

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hdit_cli.engine.run.assemble import check_tensors
 from hdit_cli.engine.run.checkpoint import BESIDE
+from hdit_cli.engine.training.moments import moments_of
 from hdit_cli.errors import CheckpointError
 from hdit_cli.tasks.task import Beside
 
@@ -103,13 +104,8 @@ class Besides:
             weights = {key.removeprefix(_WEIGHTS): value for key, value in tensors.items() if key.startswith(_WEIGHTS)}
             check_tensors(part.module.state_dict(), weights, where=where)
             parameters: dict[str, Tensor] = dict(part.module.named_parameters())
-            for key in tensors.keys() - {f"{_WEIGHTS}{key}" for key in weights}:
-                kind, _, of = key.partition("/")
-                if name not in self.optimizers or of not in parameters:
-                    raise CheckpointError(f"{where} has an unknown tensor {key[:200]}", hint="use an older checkpoint")
-                if tensors[key].shape not in ((), parameters[of].shape):
-                    raise CheckpointError(
-                        f"{where}: {key[:200]} has another shape than its weight", hint="use an older checkpoint"
-                    )
-                self.optimizers[name].state[parameters[of]][kind] = tensors[key].to(parameters[of].device)
+            rest = {key: value for key, value in tensors.items() if not key.startswith(_WEIGHTS)}
+            moments = moments_of(rest, parameters if name in self.optimizers else {}, where=where)
+            if moments:
+                self.optimizers[name].state.update(moments)
             part.module.load_state_dict(weights)

@@ -18,8 +18,8 @@ from hdit_cli.engine.run.weights import file_name, name_of
 from hdit_cli.engine.training.arithmetic import FIRST
 from hdit_cli.engine.training.beside import Besides
 from hdit_cli.engine.training.ema import EMA, PowerAverages
+from hdit_cli.engine.training.moments import moments_of
 from hdit_cli.engine.training.shard import Shards
-from hdit_cli.errors import CheckpointError
 from hdit_cli.recipe import Recipe
 
 
@@ -230,22 +230,7 @@ class TrainState:
 
     def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         parameters: dict[str, Tensor] = dict(self.held.named_parameters())
-        states: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
-        for key, value in tensors.items():
-            kind, _, name = key.partition("/")
-            if name not in states:
-                raise CheckpointError(
-                    f"optimizer.safetensors has an unknown tensor {key}", hint="use an older checkpoint"
-                )
-            if value.shape not in ((), parameters[name].shape):
-                raise CheckpointError(
-                    f"optimizer.safetensors: {key} has shape {list(value.shape)}, and {name} {list(parameters[name].shape)}",
-                    hint="use an older checkpoint",
-                )
-            states[name][kind] = value.to(parameters[name].device)
-        for name, state in states.items():
-            if state:
-                self.optimizer.state[parameters[name]] = state
+        self.optimizer.state.update(moments_of(tensors, parameters, where="optimizer.safetensors"))
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
