@@ -525,7 +525,7 @@ def test_a_set_without_pictures_trains_and_validates(source, place, tmp_path):
 def test_a_codec_that_was_put_in_the_place_of_the_own_one_is_told(place, tmp_path):
     shutil.copytree(place / "set", tmp_path / "set")
     own = write_codec(tmp_path / "set" / CODEC_FILE, seed=1)
-    with pytest.raises(DataError, match="is not the codec that .* was encoded with") as caught:
+    with pytest.raises(DataError, match=r"is not the codec that .* was encoded with") as caught:
         train(tmp_path / "run", recipe_of(own), data=tmp_path / "set", watch=lambda event: None)
     assert "copy it there again" in str(caught.value.hint)
 
