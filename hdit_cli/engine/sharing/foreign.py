@@ -176,8 +176,8 @@ def _open_shards(folder: Path, index: Mapping[str, str]) -> Foreign:
 
 
 def is_pickled(path: Path) -> bool:
-    """Whether it is a file of torch.save, of today or, before torch 1.6, without a zip around it."""
-    return zipfile.is_zipfile(path) or path.suffix in (".pth", ".pt", ".ckpt", ".bin")
+    """Whether it is a file of torch.save, of today or, before torch 1.6, without a zip around it. A pipe is none: nothing waits."""
+    return path.is_file() and (zipfile.is_zipfile(path) or path.suffix in (".pth", ".pt", ".ckpt", ".bin"))
 
 
 def read_pickled(path: Path) -> Any:
