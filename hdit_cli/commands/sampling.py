@@ -163,9 +163,9 @@ RenoiseSteps = Annotated[
     int | None,
     typer.Option(
         "--renoise-steps",
-        help="Of tokens: after how many of the draws noise is put back; -1 is all but the last.",
-        parser=whole("--renoise-steps", least=-1, most=MOST_STEPS),
-        show_default="the recipe's, else -1",
+        help="Of tokens: after how many of the draws noise is put back.",
+        parser=whole("--renoise-steps", least=0, most=MOST_STEPS),
+        show_default="the recipe's, else all but the last",
     ),
 ]
 CfgInterval = Annotated[
