@@ -98,7 +98,11 @@ def _numbers_or_one(option: str, **bounds: Any) -> Callable[[Any], Any]:
 
     def read(text: Any) -> Any:
         parts = str(text).split(",")
-        return one(text) if len(parts) != 2 else (one(parts[0]), one(parts[1]))
+        if len(parts) > 2 or (len(parts) == 2 and not all(map(str.strip, parts))):
+            raise UsageError(
+                f"{option} {str(text)[:40]!r} is not a number, nor two", hint=f"{option} 4, or {option} 8,4"
+            )
+        return one(text) if len(parts) == 1 else (one(parts[0]), one(parts[1]))
 
     read.__name__ = "float"  # what `--help` shows
     return read

@@ -18,6 +18,7 @@ from hdit_cli import cli
 from hdit_cli.engine.model import Model, build_network, build_task
 from hdit_cli.engine.run import checkpoint, events
 from hdit_cli.engine.sampling.generate import to_uint8
+from hdit_cli.engine.sampling.painting import Paint
 from hdit_cli.engine.sharing.export import to_safetensors, to_torch_export
 from hdit_cli.engine.training.loop import train
 from hdit_cli.errors import UsageError
@@ -279,6 +280,12 @@ def test_painting_around_a_picture(place, pictures, tmp_path, monkeypatch, capsy
     assert np.array_equal(hdit_cli.generate(model, n=1, label=record["images"][0]["class"], **how)[0].numpy(), found)
 
 
+def test_margins_begin_with_the_border_of_the_picture():
+    tokens, place = Paint(margins=(8, 4, 4, 0)).on(torch.tensor([[[1, 2], [3, 4]]]), factor=4)
+    assert tokens.tolist() == [[[1, 1, 1, 2, 2], [1, 1, 1, 2, 2], [3, 3, 3, 4, 4]]]
+    assert place.tolist() == [[[True] * 5, *[[True, True, False, False, True]] * 2]]
+
+
 @pytest.mark.parametrize(
     ("words", "said", "code"),
     [
@@ -291,6 +298,11 @@ def test_painting_around_a_picture(place, pictures, tmp_path, monkeypatch, capsy
         (["--init-image", "picture.png", "--outpaint", "8,8,8"], "is not L,T,R,B", 2),
         (["--init-image", "picture.png", "--outpaint", "0,0,0,0"], "adds nothing", 2),
         (["--init-image", "picture.png", "--outpaint", "0,12,0,0"], "12 pixels on the top are no multiple of 8", 2),
+        (["--init-image", "picture.png", "--outpaint", "3,0,0,0"], "the nearest is 8", 2),
+        (["--size", "27"], "the nearest is --size 24x24", 2),
+        (["--size", "4x68"], "the nearest is --size 8x64", 2),
+        (["--temperature", "1,2,3"], "is not a number, nor two", 2),
+        (["--cfg", "8,"], "is not a number, nor two", 2),
     ],
 )
 def test_paint_that_cannot_be_laid_on(place, pictures, words, said, code, tmp_path, monkeypatch, capsys):

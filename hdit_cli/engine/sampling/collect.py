@@ -211,8 +211,13 @@ def prepare(model: Model, order: Order, *, init_sha256: str = "", mask_sha256: s
 def _unchanged(path: str, found: str, recorded: str, *, option: str) -> None:
     """Raises DataError where a picture is another one than the one recorded."""
     if recorded and found != recorded:
+        what = (
+            "the mask these samples were made under"
+            if option == "--mask"
+            else "the picture these samples were started from"
+        )
         raise DataError(
-            f"{path} is not the picture these samples were started from: it has changed",
+            f"{path} is not {what}: it has changed",
             hint=f"restore it, or name the unchanged file with {option}",
         )
 

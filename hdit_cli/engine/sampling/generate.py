@@ -152,16 +152,21 @@ def needed_of(model: Model) -> str:
 
 
 def _check_size(model: Model, size: tuple[int, int]) -> None:
+    """Raises UsageError for a size in pixels that the codec or the network cannot be given, with the nearest that can."""
     factor = model.codec.factor
-    if beside := [side for side in size if side % factor]:
-        near = max(factor, round(beside[0] / factor) * factor)
-        raise UsageError(
-            f"--size: {beside[0]} is no multiple of {factor}, the codec's factor", hint=f"the nearest is {near}"
-        )
-    if reason := model.network.fits(*model.shape(size)[1:]):
-        raise UsageError(
-            f"--size: {reason}" + (f" (in latents: pixels are {factor} times as many)" if factor > 1 else "")
-        )
+    beside = [side for side in size if side % factor]
+    reason = "" if beside else model.network.fits(*model.shape(size)[1:])
+    if not beside and not reason:
+        return
+    units = [factor * unit for unit in model.network.unit]
+    near = [max(1, round(side / unit)) * unit for side, unit in zip(size, units, strict=True)]
+    fits = not model.network.fits(*model.shape((near[0], near[1]))[1:])
+    hint = f"the nearest is --size {near[0]}x{near[1]}" if fits else "leave --size out: as trained"
+    if beside:
+        raise UsageError(f"--size: {beside[0]} is no multiple of {factor}, the codec's factor", hint=hint)
+    if factor == 1:
+        raise UsageError(f"--size: {reason}")
+    raise UsageError(f"--size: {reason} (in pixels {factor} times as many)", hint=hint)
 
 
 def denoise_batch(

@@ -29,13 +29,21 @@ class Paint:
     sha256: str = ""
 
     def on(self, tokens: Tensor, *, factor: int) -> tuple[Tensor, Tensor]:
-        """Tokens (1, h, w) of the picture on the whole canvas, and which are made anew: each that any paint touches."""
+        """Tokens (1, h, w) of the picture on the whole canvas, and which are made anew: each that any paint touches.
+
+        The margins repeat the picture's border: a strength below 1 begins with a share of the tokens that lie there.
+        """
         place = torch.zeros_like(tokens, dtype=torch.bool)
         if self.mask is not None:
             place = F.max_pool2d(self.mask[:, None].float(), factor)[:, 0].bool().to(tokens.device)
         left, top, right, bottom = (side // factor for side in self.margins)
         around = (left, right, top, bottom)  # as torch counts: the last axis first
-        return F.pad(tokens, around), F.pad(place, around, value=True)
+        height, width = tokens.shape[1:]
+        rows, columns = (
+            torch.arange(-before, side + after, device=tokens.device).clamp(0, side - 1)
+            for before, side, after in ((top, height, bottom), (left, width, right))
+        )
+        return tokens[:, rows][:, :, columns], F.pad(place, around, value=True)
 
 
 def check_paint(model: Model, *, mask: bool, margins: Margins) -> None:
@@ -58,7 +66,7 @@ def check_paint(model: Model, *, mask: bool, margins: Margins) -> None:
     units = [side * model.codec.factor for side in model.network.unit]
     for side, name, unit in zip(margins, ("left", "top", "right", "bottom"), (units[1], units[0]) * 2, strict=True):
         if side % unit:
-            near = max(0, round(side / unit)) * unit
+            near = max(1, round(side / unit)) * unit  # never none: that adds nothing
             raise UsageError(
                 f"--outpaint: {side} pixels on the {name} are no multiple of {unit}, the size of the model's pieces",
                 hint=f"the nearest is {near}",
