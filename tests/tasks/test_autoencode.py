@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+from test_task_laws import afresh, data, digests  # noqa: F401  (fixtures)
 from torch import nn
 
 from hdit_cli.engine.model import build_network, build_task
@@ -23,7 +24,6 @@ from hdit_cli.models.critic import PatchCritic
 from hdit_cli.recipe import Recipe
 from hdit_cli.tasks.reconstruction import bands, hinge, l1, multiscale, psnr
 from hdit_cli.tasks.task import Place
-from tests.tasks.test_task_laws import afresh, data, digests  # noqa: F401  (fixtures)
 
 KINDS = {
     "kl-vae": {"type": "kl-vae", "size": [16, 16], "widths": [8, 16], "latent_channels": 3, "layers": 1, "groups": 4},
