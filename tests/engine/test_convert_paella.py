@@ -92,6 +92,7 @@ def test_it_draws_pictures_with_a_codec_of_its_vocabulary_alone(tmp_path, capsys
     )
 
 
+@pytest.mark.slow
 def test_what_no_tensor_tells_is_taken_or_asked_for(tmp_path, capsys):
     out = tmp_path / "paella.safetensors"
     torch.save(official().state_dict(), tmp_path / "paella.pt")

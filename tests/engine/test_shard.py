@@ -89,6 +89,7 @@ def runs(tiny_data, tmp_path_factory):
     return root, found
 
 
+@pytest.mark.slow
 def test_the_losses_and_weights_of_undivided_ones(runs):
     root, losses = runs
     assert len(losses["whole"]) == 20
@@ -111,6 +112,7 @@ def shortened(root, name, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_with_the_same_bytes(runs, tiny_data, tmp_path):
     root, losses = runs
     folder = shortened(root, "divided", tmp_path / "run")

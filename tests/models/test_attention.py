@@ -117,6 +117,7 @@ def test_the_blocks_that_flex_visits_are_those_that_it_must(shape):
     assert torch.equal(visited, needed)
 
 
+@pytest.mark.slow
 def test_flex_is_fused_for_any_number_of_shapes(monkeypatch):
     """Dynamo compiles a function for few shapes, and FlexAttention without a compiler holds the scores of all tokens."""
     import torch.nn.attention.flex_attention as torchs

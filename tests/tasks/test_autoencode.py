@@ -224,6 +224,7 @@ def test_nearest_codes_are_found_in_full_precision():
 # Runs
 
 
+@pytest.mark.slow
 def test_a_perceptual_loss_is_charged_and_its_file_is_asked_for(tmp_path, data):  # noqa: F811
     from hdit_cli.engine.run import lpips_file
     from hdit_cli.models.lpips import LPIPS
