@@ -440,3 +440,16 @@ def test_compiled_losses_are_the_eager_ones(kind):
     for name, gradient in wanted.items():
         torch.testing.assert_close(dict(task.named_parameters())[name].grad, gradient, rtol=1e-3, atol=1e-4)
     torch._dynamo.reset()
+
+
+def test_what_three_processes_do_before_their_first_step_leaves_no_trace():
+    """They take one backward pass of a grey picture, which is to count in no codebook, statistics or critic."""
+    from hdit_cli.engine.checking.steps import Step
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    stepper = Step(recipe_of("vq-vae", task={**CRITIC, "gan_start": 0}), precision="fp32", device=None).stepper
+    task = stepper.state.model.task
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    stepper._settle()
+    assert not task._seen and all(torch.equal(before[name], value) for name, value in task.state_dict().items())
+    assert all(parameter.grad is None for parameter in task.parameters())

@@ -18,14 +18,13 @@ def ema_decay(step: int, *, power: float = 0.75, max_value: float = 0.9999) -> f
 
 
 class EMA:
-    """A second copy of a network that follows the first; kept in the parameters' own dtype, buffers copied."""
+    """A second copy of a network that follows the first; kept in the parameters' own dtype; running statistics are copied."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        known = {name for name, _ in network.named_parameters()}
-        saved = network.state_dict(keep_vars=True)
-        own = self.network.state_dict(keep_vars=True)
-        self._buffers = [(own[name], saved[name]) for name in saved if name not in known]  # running statistics
+        both = zip(self.network.modules(), network.modules(), strict=True)
+        norms = [(mine, now) for mine, now in both if isinstance(now, nn.modules.batchnorm._BatchNorm)]
+        self._running = [pair for mine, now in norms for pair in zip(mine.buffers(), now.buffers(), strict=True)]
 
     @torch.no_grad()
     def update(
@@ -38,10 +37,7 @@ class EMA:
             keep: 0-d tensor, 1 or 0, on the device: a refused step is masked without asking the host.
             one_pass: read and write each weight once, in one launch; rounded otherwise.
         """
-        for (
-            mine,
-            now,
-        ) in self._buffers:  # a mean of what is a mean already says nothing more; a refused step did not move it
+        for mine, now in self._running:  # running statistics are means already, and a refused step did not move them
             mine.copy_(now)
         average: list[Tensor] = [*self.network.parameters()]
         current: list[Tensor] = [*parameters]

@@ -249,7 +249,7 @@ class Trainer:
         how: dict[str, Any] = {"step": self.state.step, "stop": stop, "tell": self.tell}
         if self.state.model.reconstructs:  # what no training saw, where there is such
             seen = self.validator.splits[0].reader if self.validator else centred(self.recipe, self.reader)
-            draw = partial(draw_reconstructions, reader=seen)
+            draw = partial(draw_reconstructions, reader=seen, n=n)
         else:
             draw = partial(draw_grids, n=n)
         with self.state.models() as models:

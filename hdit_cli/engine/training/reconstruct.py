@@ -179,6 +179,7 @@ def draw_reconstructions(
     reader: ShardReader,
     folder: Path,
     step: int,
+    n: int,
     stop: Stop | None = None,
     tell: Callable[[Working], None] = lambda working: None,
 ) -> Iterator[Drawn]:
@@ -186,13 +187,14 @@ def draw_reconstructions(
 
     Args:
         reader: the pictures; those of the first one's size are shown.
+        n: pictures of the grid, every other one a reconstruction.
         stop: asked between batches.
 
     Raises:
         BrokenOff: on every process, where one was asked to stop.
     """
     alike = np.flatnonzero(reader.bucket_numbers == reader.bucket_numbers[0])
-    shown = max(1, min(recipe.sample.n // 2, len(alike)))
+    shown = max(1, min(n // 2, len(alike)))
     split, here = Split("shown", reader, alike[some_of(len(alike), shown)]), runtime.ranks()
     for name, model in models.items():
         training = model.task.training

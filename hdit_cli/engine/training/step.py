@@ -100,6 +100,10 @@ class Stepper:
         """
         self.losses_of(self.blank(1)).loss.mean().backward()
         self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.besides.clear()
+        self.state.model.task.after(
+            torch.zeros((), device=self.device)
+        )  # it has seen grey, of which nothing is to stay
 
     def compile(self, *, sizes: int, fall_back: bool, **options: Any) -> None:
         """From now on forward and backward run as one graph for each size of pictures.
