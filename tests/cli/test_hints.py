@@ -84,6 +84,7 @@ TYPED = {
     "hdit convert FILE.pth --out FILE.safetensors": f"{LATER} convert FILE.pth --out FILE.safetensors",
     "hdit recipe NAME": "recipe flowers256",
     "hdit doctor": "doctor",
+    "hdit encode data/flowers64 --codec CKPT": f"{LATER} encode data/set --codec plain.safetensors",
     "hdit encode": f"{LATER} encode data/set --codec plain.safetensors",
     "hdit encode DATA --codec {shlex.quote(str(path))}": f"{LATER} encode data/set --codec plain.safetensors",
     "hdit prepare SRC --size {height}x{width} --buckets --bucket-step {self.factor}": (

@@ -34,6 +34,11 @@ _HINT = (
     "Paella's VQ model, or of an AutoencoderDC (a folder of the diffusers library)"
 )
 
+_OF_A_SET = (
+    "`hdit encode data/flowers64 --codec CKPT` makes an encoded set with it inside; CKPT is a codec that a run trained "
+    "(flowers64-kl and flowers64-vq are such recipes) or that `hdit convert` made"
+)
+
 
 def write(path: Path, tensors: dict[str, Tensor], section: CodecSection) -> None:
     """Writes a codec's file: the same bytes, and so the same SHA-256, by every version that knows the format."""
@@ -50,7 +55,7 @@ def _none_at(path: Path) -> CheckpointError:
     """Of a path that is no file; of a folder, which may be a run or an encoded set, with the file in it that may be meant."""
     inside = [name for name in (CODEC_FILE, "ckpt.safetensors") if (path / name).is_file()]
     if not path.is_dir():
-        return CheckpointError(f"no codec {path}", hint=_HINT)
+        return CheckpointError(f"no codec {path}", hint=_OF_A_SET if path.name == CODEC_FILE else _HINT)
     hint = f"name the file in it: {path / inside[0]}" if inside else _HINT
     return CheckpointError(f"{path} is a folder, and a codec is a file", hint=hint)
 
