@@ -17,7 +17,6 @@ from hdit_cli.data.reader import ShardReader
 from hdit_cli.data.stored import StoredReader
 from hdit_cli.engine.encoding.encode import Asked, default_out, encode
 from hdit_cli.engine.run import codec_file
-from hdit_cli.engine.run.codec_file import load_codec
 from hdit_cli.engine.run.verify import verify_data
 from hdit_cli.engine.training.loop import train
 from hdit_cli.engine.training.setup import batches_of, new_accelerator, new_model
@@ -534,7 +533,7 @@ def test_a_codec_that_was_put_in_the_place_of_the_own_one_is_told(place, tmp_pat
 def test_a_codec_of_a_set_that_is_not_there_leads_on_to_encode(tmp_path):
     for name, command in (("codec.safetensors", "hdit encode"), ("vae.safetensors", "hdit convert SRC")):
         with pytest.raises(CheckpointError) as error:
-            load_codec(tmp_path / name)
+            codec_file.load_codec(tmp_path / name)
         assert command in error.value.hint
 
 

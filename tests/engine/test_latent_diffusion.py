@@ -169,7 +169,7 @@ def test_a_file_that_is_damaged_or_lies_is_refused(place, tmp_path):
         )
     refused("is not JSON", **{"hdit.codec": "{"})
     refused("is no codec", **{"hdit.format": "other"})
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="no codec"):
         load_codec(tmp_path / "absent.safetensors")
 
 

@@ -175,7 +175,9 @@ def load_codec(path: str | Path, *, device: str | torch.device | None = None) ->
         CheckpointError: no file, no codec, damaged, or with NaN in it.
     """
     path = Path(path)
-    sha256 = files.sha256(path) if path.is_file() else ""
+    if not path.is_file():
+        raise _none_at(path)
+    sha256 = files.sha256(path)
     tensors, metadata = read_tensors(
         path, check=lambda table, told: _check(table, section_of(told, where=str(path)), where=str(path))
     )
